@@ -1,0 +1,122 @@
+"""Every field of a run, once, with its unit, legal values and source.
+
+The defaults are the paper's: ResNet-12, 84x84 images, 5-way 1-shot. A config
+file calls `get_config` of this one and changes a few lines; a command line
+changes single fields: `--config.metatrain.lr=0.001`. Fields are locked: a name
+that is not here is an error.
+
+"Official" is github.com/icoz69/DeepEMD.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The paper's settings on the embedded data set."""
+  if arg:
+    raise ValueError(f"this config takes no argument; got {arg!r}")
+  config = ConfigDict()
+  # Every random draw of the run follows from it: any integer >= 0.
+  config.seed = 0
+  # What to run, in this order, from: pretrain, metatrain, evaluate. A finished
+  # stage is not run again; evaluate always is.
+  config.stages = ("pretrain", "metatrain", "evaluate")
+
+  data = config.data = ConfigDict()
+  # glyph_clutter (made on the spot) or folder (your images).
+  data.name = "glyph_clutter"
+  # Where prepared data sets are kept; "" is $TFDS_DATA_DIR, or
+  # ~/tensorflow_datasets.
+  data.directory = ""
+  # folder: the root, holding one directory per class, or train/, val/, test/.
+  data.folder = ""
+  # folder: a CSV with columns filename,label,split or label,split; "" for none.
+  data.csv = ""
+  # folder without a CSV: share of classes for training, validation and test.
+  data.fractions = (0.64, 0.16, 0.2)
+
+  image = config.image = ConfigDict()
+  # Side in pixels of what the network sees.
+  image.size = 84
+  # Evaluation view: "center" resizes to size * 92 / 84 and crops the centre
+  # (official), "whole" keeps everything.
+  image.crop = "center"
+  # Pre-training view: area share and aspect ratio of the random resized crop
+  # (official: torchvision's defaults).
+  image.crop_scale = (0.08, 1.0)
+  image.crop_ratio = (0.75, 4 / 3)
+  # Mirror half of the pre-training images. Not for letters.
+  image.flip = True
+  # Grey levels (0..255) subtracted and divided by, red, green, blue (official).
+  image.mean = (125.3, 123.0, 113.9)
+  image.std = (63.0, 62.1, 66.7)
+
+  model = config.model = ConfigDict()
+  # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
+  model.width = 1.0
+
+  layer = config.emd = ConfigDict()
+  # auto (network_simplex on CPU, else interior_point), interior_point,
+  # network_simplex.
+  layer.solver = "auto"
+  # exact (duality, both sides and the weights), or flow (the official OpenCV
+  # path: flow constant, nothing to the weights).
+  layer.gradient = "exact"
+  # The logit's scale (paper: 12.5).
+  layer.temperature = 12.5
+
+  # Episodes of meta-training, validation and evaluation.
+  episode = config.episode = ConfigDict()
+  episode.way = 5
+  episode.shot = 1
+  # Query images per class.
+  episode.query = 15
+
+  pretrain = config.pretrain = ConfigDict()
+  pretrain.epochs = 120
+  # Images a step.
+  pretrain.batch_size = 128
+  # sgd (official: Nesterov momentum 0.9, L2 decay), or adamw, which leaves the
+  # starting plateau of a short schedule in a fraction of the steps.
+  pretrain.optimizer = "sgd"
+  pretrain.lr = 0.1
+  # "step": lr * decay_rate ** (epoch // decay_every); "cosine": to 0 at the
+  # end.
+  pretrain.schedule = "step"
+  pretrain.decay_every = 30
+  pretrain.decay_rate = 0.2
+  # Linear warm-up from 0, in epochs.
+  pretrain.warmup_epochs = 0
+  pretrain.weight_decay = 5e-4
+  # Validate (and save) every so many epochs, on this many episodes.
+  pretrain.validate_every = 1
+  pretrain.validation_episodes = 100
+
+  metatrain = config.metatrain = ConfigDict()
+  metatrain.epochs = 100
+  # Steps an epoch, and episodes a step (official: 50 and 1).
+  metatrain.steps = 50
+  metatrain.batch_size = 1
+  metatrain.optimizer = "sgd"
+  metatrain.lr = 5e-4
+  metatrain.schedule = "step"
+  metatrain.decay_every = 10
+  metatrain.decay_rate = 0.5
+  metatrain.warmup_epochs = 0
+  metatrain.weight_decay = 5e-4
+  metatrain.validate_every = 1
+  metatrain.validation_episodes = 1000
+
+  evaluate = config.evaluate = ConfigDict()
+  # Test episodes (paper: 5000 for 1-shot, 600 for more shots).
+  evaluate.episodes = 5000
+  # Episodes and images in one device call; results do not depend on them.
+  evaluate.batch_size = 10
+  evaluate.encode_batch_size = 128
+  # Also test on these variants of the data set (glyph_clutter: d0_plain ..
+  # d3_busy), with this many episodes each.
+  evaluate.variants = ()
+  evaluate.variant_episodes = 200
+  # Query images shown in figures/matched_regions.png.
+  evaluate.pictures = 4
+  return config

@@ -1,0 +1,32 @@
+"""DeepEMD on your own images: one directory per class.
+
+    python -m deepemd_jax.main --config=configs/folder.py \
+        --config.data.folder=/path/to/images --workdir=runs/mine
+
+A quarter-width ResNet-12 on 84x84 images with a schedule for a few thousand
+images; classes are split 64/16/20 into training, validation and test, or by
+`--config.data.csv`.
+"""
+
+from configs import default
+
+
+def get_config(arg: str = ""):
+  """Settings for a folder of a few thousand images; see the docstring."""
+  config = default.get_config(arg)
+  config.data.name = "folder"
+  config.model.width = 0.25
+  config.image.crop_scale = (0.4, 1.0)
+
+  config.pretrain.epochs = 40
+  config.pretrain.batch_size = 32
+  config.pretrain.lr = 0.05
+  config.pretrain.schedule = "cosine"
+  config.pretrain.warmup_epochs = 1
+  config.pretrain.validate_every = 4
+
+  config.metatrain.epochs = 10
+  config.metatrain.schedule = "cosine"
+  config.metatrain.validation_episodes = 200
+  config.evaluate.episodes = 600
+  return config

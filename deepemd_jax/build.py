@@ -1,0 +1,239 @@
+"""From a config to things: the one file that maps names to objects."""
+
+import numpy as np
+
+from deepemd_jax.errors import InputError
+
+SPLITS = ("train", "val", "test")
+SOLVERS = ("auto", "interior_point", "network_simplex")
+
+
+def source(config, variant: str = "default"):
+  """The data source of `config.data`: `.counts(split)` and `.load(split)`."""
+  from deepemd_jax.data import datasets
+
+  if config.data.name == "glyph_clutter":
+    directory = config.data.directory or datasets.default_directory()
+    return datasets.GlyphClutterSource(directory, variant=variant)
+  if variant != "default":
+    raise InputError(
+      f"data set {config.data.name!r} has no variant {variant!r}; set "
+      "config.evaluate.variants to ()"
+    )
+  return datasets.FolderSource(
+    config.data.folder,
+    # Stored a little larger than needed: the centre view keeps 84 of 92.
+    size=_stored_side(config),
+    fractions=tuple(config.data.fractions),
+    csv=config.data.csv or None,
+    seed=config.seed,
+  )
+
+
+def _stored_side(config) -> int:
+  """Side of the square copy of a user's image: large enough that random crops
+  of it are close to crops of the original (128 for 84, data sheets say 2.5 grey
+  levels on average)."""
+  return -(-config.image.size * 3 // 2)
+
+
+def solver(config):
+  """The EMD solver of `config.emd`; None lets `emd` choose."""
+  from deepemd_jax import emd
+
+  if config.emd.solver == "interior_point":
+    return emd.InteriorPoint()
+  if config.emd.solver == "network_simplex":
+    return emd.NetworkSimplex()
+  return None
+
+
+def schedule(stage, steps_per_epoch: int):
+  """Learning rate by step, from a stage's config (pretrain or metatrain)."""
+  import optax
+
+  total = stage.epochs * steps_per_epoch
+  warmup = stage.warmup_epochs * steps_per_epoch
+  if stage.schedule == "cosine":
+    after = optax.cosine_decay_schedule(stage.lr, max(total - warmup, 1))
+  else:
+    after = optax.exponential_decay(
+      stage.lr,
+      stage.decay_every * steps_per_epoch,
+      stage.decay_rate,
+      staircase=True,
+    )
+  if not warmup:
+    return after
+  rise = optax.linear_schedule(0.0, stage.lr, warmup)
+  return optax.join_schedules([rise, after], [warmup])
+
+
+def optimiser(stage, steps_per_epoch: int):
+  """A stage's optimiser. "sgd" has Nesterov momentum 0.9 and L2 decay on
+  everything, batch norm included, as the official code; "adamw" is optax's."""
+  import optax
+
+  lr = schedule(stage, steps_per_epoch)
+  if stage.optimizer == "adamw":
+    return optax.adamw(lr, weight_decay=stage.weight_decay)
+  return optax.chain(
+    optax.add_decayed_weights(stage.weight_decay),
+    optax.sgd(lr, momentum=0.9, nesterov=True),
+  )
+
+
+def normalise(config):
+  """Grey levels [..., 3] to network input; works on NumPy and JAX arrays."""
+  mean = np.array(config.image.mean, np.float32)
+  std = np.array(config.image.std, np.float32)
+  return lambda images: (images - mean) / std
+
+
+def random_views(config, images):
+  """Training views, host side: `(rng, rows) -> {"images", "boxes", "flip"}`.
+
+  Random resized crops are drawn in the original image's coordinates, flips with
+  probability 1/2 where `config.image.flip`; `crop` cuts them on the device.
+  Arrays have the shape of `rows` in front.
+  """
+  from deepemd_jax.data import views
+
+  side = images.images.shape[1]
+
+  def draw(rng, rows):
+    sizes = images.sizes[rows.ravel()]
+    boxes = views.random_resized_crop(
+      rng,
+      sizes,
+      scale=tuple(config.image.crop_scale),
+      ratio=tuple(config.image.crop_ratio),
+    )
+    boxes = views.to_stored(boxes, sizes, side)
+    flip = rng.random(rows.shape) < (0.5 if config.image.flip else 0.0)
+    return {
+      "images": images.images[rows],
+      "boxes": boxes.reshape(*rows.shape, 4).astype(np.float32),
+      "flip": flip,
+    }
+
+  return draw
+
+
+def crop(config):
+  """The device side of `random_views`: views to network input.
+
+  {"images": [..., S, S, 3], "boxes": [..., 4], "flip": [...]} to
+  [..., size, size, 3].
+  """
+  from deepemd_jax.data import views
+
+  scale = normalise(config)
+  size = config.image.size
+
+  def cut(drawn):
+    images, boxes, flip = drawn["images"], drawn["boxes"], drawn["flip"]
+    pixels = views.crop_resize(
+      images.reshape(-1, *images.shape[-3:]),
+      boxes.reshape(-1, 4),
+      flip.reshape(-1),
+      size=size,
+    )
+    return scale(pixels.reshape(*flip.shape, size, size, 3))
+
+  return cut
+
+
+def evaluation_view(config):
+  """uint8 [N, S, S, 3] to network input [N, size, size, 3]: no randomness."""
+  import jax.numpy as jnp
+
+  from deepemd_jax.data import views
+
+  scale = normalise(config)
+  size = config.image.size
+
+  def view(images):
+    if config.image.crop == "center":
+      return scale(views.evaluation_images(images, size))
+    side = images.shape[1]
+    boxes = jnp.tile(jnp.array([0.0, 0.0, side, side]), (images.shape[0], 1))
+    flip = jnp.zeros(images.shape[0], bool)
+    return scale(views.crop_resize(images, boxes, flip, size=size))
+
+  return view
+
+
+def check(config) -> None:
+  """Refuses a config that cannot run; reads no data, imports no JAX.
+
+  Raises:
+    InputError: all that is wrong with the values of single fields, in one line.
+  """
+  problems = []
+
+  def require(field: str, holds: bool, rule: str):
+    if not holds:
+      value = config
+      for part in field.split("."):
+        value = value[part]
+      problems.append(f"config.{field} is {value!r}; {rule}")
+
+  def one_of(field, value, names):
+    require(field, value in names, f"use one of {', '.join(names)}")
+
+  stages = ("pretrain", "metatrain", "evaluate")
+  require("stages", bool(config.stages), f"name some of {', '.join(stages)}")
+  for name in config.stages:
+    one_of("stages", name, stages)
+  one_of("data.name", config.data.name, ("glyph_clutter", "folder"))
+  if config.data.name == "folder":
+    require("data.folder", bool(config.data.folder), "name your image folder")
+  require("seed", config.seed >= 0, "use an integer >= 0")
+  require("image.size", config.image.size >= 16, "ResNet-12 needs at least 16")
+  one_of("image.crop", config.image.crop, ("center", "whole"))
+  require("model.width", config.model.width > 0, "must be above 0")
+  one_of("emd.solver", config.emd.solver, SOLVERS)
+  one_of("emd.gradient", config.emd.gradient, ("exact", "flow"))
+  require("emd.temperature", config.emd.temperature > 0, "must be above 0")
+  for name, least in (("way", 2), ("shot", 1), ("query", 1)):
+    value = config.episode[name]
+    require(f"episode.{name}", value >= least, f"must be at least {least}")
+  for name in ("pretrain", "metatrain"):
+    stage = config[name]
+    one_of(f"{name}.optimizer", stage.optimizer, ("sgd", "adamw"))
+    one_of(f"{name}.schedule", stage.schedule, ("step", "cosine"))
+    require(f"{name}.lr", stage.lr > 0, "must be above 0")
+    require(f"{name}.weight_decay", stage.weight_decay >= 0, "must be >= 0")
+    counts = ["epochs", "batch_size", "validate_every", "validation_episodes"]
+    for field in (*counts, "decay_every"):
+      require(f"{name}.{field}", stage[field] >= 1, "must be at least 1")
+    require(
+      f"{name}.warmup_epochs",
+      0 <= stage.warmup_epochs < max(stage.epochs, 1),
+      "must be >= 0 and below epochs",
+    )
+  require("metatrain.steps", config.metatrain.steps >= 1, "must be at least 1")
+  least = {"episodes": 2, "batch_size": 1, "encode_batch_size": 1}
+  least |= {"variant_episodes": 2, "pictures": 0}
+  for field, floor in least.items():
+    value = config.evaluate[field]
+    require(f"evaluate.{field}", value >= floor, f"must be at least {floor}")
+  if problems:
+    raise InputError("; ".join(dict.fromkeys(problems)))
+
+
+def check_feasible(config) -> None:
+  """Refuses episodes that the class lists cannot fill; reads no images."""
+  from deepemd_jax.data import episodes
+
+  shape = {name: config.episode[name] for name in ("way", "shot", "query")}
+  needed = {"val"} if set(config.stages) & {"pretrain", "metatrain"} else set()
+  needed |= {"train"} if "metatrain" in config.stages else set()
+  needed |= {"test"} if "evaluate" in config.stages else set()
+  wanted = [("default", split) for split in SPLITS if split in needed]
+  if "evaluate" in config.stages:
+    wanted += [(variant, "test") for variant in config.evaluate.variants]
+  for variant, split in wanted:
+    counts = source(config, variant).counts(split)
+    episodes.check_feasible(counts, split=split, **shape)

@@ -1,0 +1,1 @@
+"""Data sets, episodes, views and batches. Knows no model."""

@@ -1,0 +1,192 @@
+"""Where images come from: two sources with the same two methods.
+
+`counts(split)` tells classes and images without preparing or decoding anything,
+so that an infeasible episode is refused at once; `load(split)` returns all
+images of a split in memory, preparing the data set on first use.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import os
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+
+from deepemd_jax.data import folder, splits
+from deepemd_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+  """The images of one split, decoded.
+
+  Attributes:
+    images: uint8 [N, S, S, 3], squashed to a square.
+    labels: int32 [N], indexing `class_names`.
+    class_names: of this split.
+    keys: a name for each image.
+    sizes: int32 [N, 2], original height and width.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  class_names: tuple[str, ...]
+  keys: tuple[str, ...]
+  sizes: np.ndarray
+
+
+def default_directory() -> str:
+  """Where TensorFlow Datasets keeps its data sets on this machine."""
+  home = os.path.join("~", "tensorflow_datasets")
+  return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or home)
+
+
+@dataclasses.dataclass(frozen=True)
+class GlyphClutterSource:
+  """The embedded data set; see `glyph_clutter`.
+
+  Attributes:
+    directory: of prepared TFDS data sets.
+    variant: "default", or a clutter variant, which has the split test only.
+  """
+
+  directory: str
+  variant: str = "default"
+
+  def counts(self, split: str) -> dict[str, int]:
+    """Images by class name."""
+    scenes = 1 if self.variant == "default" else 3
+    classes = self._classes(split)
+    return {name: row["images"] // scenes for name, row in classes.items()}
+
+  def _classes(self, split: str) -> dict:
+    lists = splits.load("glyph_clutter")["splits"]
+    known = [f"d{k}_{b}" for b in ("plain", "relief", "busy") for k in range(4)]
+    if self.variant not in ("default", *known):
+      raise InputError(
+        f"glyph_clutter has no variant {self.variant!r}; use one of "
+        f"{', '.join(known)}"
+      )
+    if split not in lists or (self.variant != "default" and split != "test"):
+      raise InputError(
+        f"glyph_clutter, variant {self.variant!r}, has no split {split!r}"
+      )
+    return lists[split]
+
+  def load(self, split: str) -> ImageSet:
+    """Decodes the split; prepares the data set when it is not there yet."""
+    from deepemd_jax.data import glyph_clutter
+
+    names = tuple(self._classes(split))
+    builder = glyph_clutter.GlyphClutter(
+      config=self.variant,
+      data_dir=self.directory,
+      file_format="array_record",
+    )
+    _prepare(builder)
+    rows = list(builder.as_data_source(split))
+    labels = [builder.info.features["label"].int2str(r["label"]) for r in rows]
+    index = {name: i for i, name in enumerate(names)}
+    images = np.stack([row["image"] for row in rows])
+    return ImageSet(
+      images,
+      np.array([index[label] for label in labels], np.int32),
+      names,
+      tuple(row["key"].decode() for row in rows),
+      np.full((len(rows), 2), images.shape[1], np.int32),
+    )
+
+
+def _prepare(builder) -> None:
+  """TFDS preparation by one process at a time; leaves no ruins.
+
+  TFDS writes into a directory called incomplete and renames it at the end, so
+  what is there is whole. What a killed process left is removed.
+  """
+  final = pathlib.Path(builder.data_path)
+  if final.exists():
+    return
+  try:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with open(final.parent / ".lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      for ruin in final.parent.glob(f"{final.name}.incomplete*"):
+        shutil.rmtree(ruin)
+      if not final.exists():
+        name = f"{builder.name}/{builder.builder_config.name}"
+        print(f"preparing {name} in {final}", file=sys.stderr, flush=True)
+        _quietly(builder.download_and_prepare)
+  except OSError as error:
+    raise InputError(
+      f"cannot prepare data in {final}: {error.strerror or error}; choose "
+      "another place with --config.data.directory"
+    ) from error
+
+
+def _quietly(function) -> None:
+  """TFDS prints two lines and five progress bars for what takes seconds."""
+  import tensorflow_datasets as tfds
+
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      function()
+  finally:
+    tfds.enable_progress_bar()
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+  """The user's images; see `folder`.
+
+  Attributes:
+    root: the image folder.
+    size: side of the stored copies.
+    fractions: shares of the classes for train, val and test.
+    csv: a CSV that says more, or None.
+    seed: shuffles the classes before they are shared out.
+  """
+
+  root: str
+  size: int
+  fractions: tuple[float, float, float] = (0.64, 0.16, 0.2)
+  csv: str | None = None
+  seed: int = 0
+
+  def _listing(self, split: str) -> dict[str, list[pathlib.Path]]:
+    found = folder.listing(
+      self.root, fractions=self.fractions, table=self.csv, seed=self.seed
+    )
+    if split not in found:
+      raise InputError(f"no split {split!r}; use one of {', '.join(found)}")
+    return dict(sorted(found[split].items()))
+
+  def counts(self, split: str) -> dict[str, int]:
+    """Images by class name; opens no image."""
+    return {name: len(paths) for name, paths in self._listing(split).items()}
+
+  def load(self, split: str) -> ImageSet:
+    """Decodes the split.
+
+    Raises:
+      InputError: some images cannot be read; it names them.
+    """
+    classes = self._listing(split)
+    if not classes:
+      raise InputError(f"{self.root!r} has no classes for split {split!r}")
+    paths = [path for found in classes.values() for path in found]
+    images, sizes = folder.read(paths, self.size)
+    labels = np.repeat(
+      np.arange(len(classes)), [len(found) for found in classes.values()]
+    )
+    return ImageSet(
+      images,
+      labels.astype(np.int32),
+      tuple(classes),
+      tuple(str(path.relative_to(self.root)) for path in paths),
+      sizes,
+    )

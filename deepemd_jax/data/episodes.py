@@ -1,0 +1,126 @@
+"""Few-shot episodes: which images play support and query. Pure NumPy.
+
+Episode i is a pure function of (seed, split, i): it can be drawn in any order,
+by any process, again after a restart, and for two methods alike.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from deepemd_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """Rows of an image set; the first axis is the class.
+
+  Attributes:
+    support: int32 [way, shot].
+    query: int32 [way, n_query]; shares no row with support.
+    classes: int32 [way], labels of the classes.
+
+  A batch of episodes has one more axis in front of each.
+  """
+
+  support: np.ndarray
+  query: np.ndarray
+  classes: np.ndarray
+
+
+def check_feasible(
+  counts: Mapping[str, int], *, way: int, shot: int, query: int, split: str
+) -> None:
+  """Refuses episodes that the classes cannot fill.
+
+  Args:
+    counts: images by class name.
+    way: classes an episode.
+    shot: support images a class.
+    query: query images a class.
+    split: for the message.
+
+  Raises:
+    InputError: it names what there is and what is needed.
+  """
+  if len(counts) < way:
+    raise InputError(
+      f"{way}-way episodes need {way} classes, but split {split!r} has "
+      f"{len(counts)}; lower config.episode.way to {len(counts)} or less"
+    )
+  name = min(counts, key=counts.__getitem__)
+  if counts[name] < shot + query:
+    raise InputError(
+      f"class {name!r} of split {split!r} has {counts[name]} images, but an "
+      f"episode needs {shot + query} ({shot} support and {query} query); lower "
+      f"config.episode.shot or config.episode.query, or add images"
+    )
+
+
+class EpisodeSampler:
+  """Draws episodes: `sampler(i) -> Episode`."""
+
+  def __init__(
+    self,
+    labels: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    way: int,
+    shot: int,
+    query: int,
+    seed: int,
+    split: str,
+  ) -> None:
+    """Checks feasibility.
+
+    Args:
+      labels: int [N], the class of each row, indexing `class_names`.
+      class_names: for messages.
+      way: classes an episode.
+      shot: support images a class.
+      query: query images a class.
+      seed: of all episodes.
+      split: part of what an episode is a function of.
+
+    Raises:
+      InputError: see `check_feasible`.
+    """
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=len(class_names))
+    check_feasible(
+      dict(zip(class_names, counts.tolist(), strict=True)),
+      way=way,
+      shot=shot,
+      query=query,
+      split=split,
+    )
+    self._rows = np.split(order.astype(np.int32), np.cumsum(counts)[:-1])
+    self._way, self._shot, self._query = way, shot, query
+    self._key = [seed, zlib.crc32(split.encode())]
+
+  def __call__(self, index: int) -> Episode:
+    """Episode `index` >= 0."""
+    rng = np.random.default_rng([*self._key, index])
+    classes = rng.choice(len(self._rows), self._way, replace=False)
+    drawn = np.stack(
+      [
+        rng.choice(self._rows[c], self._shot + self._query, replace=False)
+        for c in classes
+      ]
+    )
+    return Episode(
+      drawn[:, : self._shot], drawn[:, self._shot :], classes.astype(np.int32)
+    )
+
+
+def batch(sampler: EpisodeSampler, indices: Iterable[int]) -> Episode:
+  """Several episodes, stacked: [e, way, shot] and so on."""
+  drawn = [sampler(i) for i in indices]
+  return Episode(
+    *(
+      np.stack([getattr(episode, field.name) for episode in drawn])
+      for field in dataclasses.fields(Episode)
+    )
+  )

@@ -1,0 +1,143 @@
+"""Views: which part of an image the network sees, and cutting it out.
+
+Every view is a box and a flip: the host draws them, `crop_resize` cuts them on
+the device. It equals PIL's `crop().resize(BILINEAR)`, which the original and
+all published numbers use; `jax.image.scale_and_translate` differs by up to 67
+grey levels, because it looks outside the crop.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+# The official evaluation resizes to 92 for a centre crop of 84.
+_MARGIN = 92 / 84
+
+
+def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
+  """[size, side] weights of PIL's antialiased bilinear filter on a crop.
+
+  A triangle as wide as the scale, centred on each output pixel, cut off at the
+  crop's border and renormalised.
+  """
+  scale = (stop - start) / size
+  radius = jnp.maximum(scale, 1.0)
+  centre = start + (jnp.arange(size) + 0.5) * scale
+  pixel = jnp.arange(side)
+  reach = jnp.abs(pixel + 0.5 - centre[:, None]) / radius
+  # A pixel belongs to a fractional crop when its centre does.
+  inside = (pixel + 0.5 > start) & (pixel + 0.5 < stop)
+  weights = jnp.where(inside, jnp.maximum(1.0 - reach, 0.0), 0.0)
+  return weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-12)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def crop_resize(
+  images: jax.Array, boxes: jax.Array, flip: jax.Array, size: int = 84
+) -> jax.Array:
+  """Cuts one box out of each image and resizes it.
+
+  Args:
+    images: uint8 [N, H, W, 3].
+    boxes: [N, 4] left, top, right, bottom in pixels, at least one pixel large.
+      Boxes may be fractional: a pixel belongs to the crop when its centre does.
+    flip: bool [N], mirror left to right after cropping.
+    size: side of the result.
+
+  Returns:
+    float32 grey levels 0..255, whole numbers, [N, size, size, 3]; within 2 grey
+    levels of PIL, nearly all equal.
+  """
+  height, width = images.shape[1:3]
+
+  def one(image, box, mirrored):
+    across = _weights(width, size, box[0], box[2])
+    down = _weights(height, size, box[1], box[3])
+    across = jnp.where(mirrored, across[::-1], across)
+    # As PIL: across first, rounded to 8 bit, then down.
+    image = jnp.einsum(
+      "pw,hwc->hpc", across, image.astype(jnp.float32), precision=_HIGHEST
+    )
+    image = jnp.floor(image + 0.5)
+    image = jnp.einsum("oh,hpc->opc", down, image, precision=_HIGHEST)
+    return jnp.clip(jnp.floor(image + 0.5), 0, 255)
+
+  return jax.vmap(one)(images, boxes.astype(jnp.float32), flip)
+
+
+def evaluation_images(images: jax.Array, size: int = 84) -> jax.Array:
+  """The official evaluation view: resize to size * 92 / 84, cut the centre.
+
+  Args:
+    images: uint8 [N, H, W, 3]; the aspect ratio is not kept.
+    size: side of the result.
+
+  Returns:
+    float32 grey levels [N, size, size, 3].
+  """
+  count, height, width = images.shape[:3]
+  large = round(size * _MARGIN)
+  box = jnp.array([0.0, 0.0, width, height])
+  resized = crop_resize(
+    images, jnp.tile(box, (count, 1)), jnp.zeros(count, bool), size=large
+  )
+  edge = (large - size) // 2
+  return resized[:, edge : edge + size, edge : edge + size]
+
+
+def random_resized_crop(
+  rng: np.random.Generator,
+  sizes: np.ndarray,
+  *,
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+  """Boxes of torchvision's RandomResizedCrop, one an image.
+
+  Ten tries at an area share uniform in `scale` and an aspect ratio log-uniform
+  in `ratio`; if none fits, the largest central box with an allowed ratio.
+
+  Args:
+    rng: draws all.
+    sizes: int [N, 2], height and width of each image.
+    scale: smallest and largest share of the area.
+    ratio: smallest and largest width / height.
+
+  Returns:
+    float64 [N, 4] left, top, right, bottom: whole numbers.
+  """
+  height, width = np.asarray(sizes).T[:, :, None].astype(np.float64)
+  tries = (len(height), 10)
+  area = height * width * rng.uniform(*scale, tries)
+  aspect = np.exp(rng.uniform(*np.log(ratio), tries))
+  w = np.round(np.sqrt(area * aspect))
+  h = np.round(np.sqrt(area / aspect))
+  fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+  first = fits.argmax(1)[:, None]
+  w, h = (np.take_along_axis(x, first, 1) for x in (w, h))
+  place = rng.random((2, len(height), 1))
+  left = np.floor(place[0] * (width - w + 1))
+  top = np.floor(place[1] * (height - h + 1))
+  # The fallback: the whole image, cut to an allowed ratio.
+  whole_w = np.clip(np.minimum(width, np.round(height * ratio[1])), 1, None)
+  whole_h = np.clip(np.minimum(height, np.round(width / ratio[0])), 1, None)
+  failed = ~fits.any(1, keepdims=True)
+  w, h = np.where(failed, whole_w, w), np.where(failed, whole_h, h)
+  left = np.where(failed, (width - w) // 2, left)
+  top = np.where(failed, (height - h) // 2, top)
+  return np.concatenate([left, top, left + w, top + h], 1)
+
+
+def to_stored(boxes: np.ndarray, sizes: np.ndarray, side: int) -> np.ndarray:
+  """Boxes on the originals as boxes on their squashed side x side copies.
+
+  Args:
+    boxes: [N, 4] left, top, right, bottom in pixels of the original.
+    sizes: [N, 2], height and width of the originals.
+    side: of the stored copies.
+  """
+  width_height = np.asarray(sizes)[:, ::-1]
+  return boxes * (side / np.tile(width_height, (1, 2)))

@@ -1,0 +1,7 @@
+"""The exact, batched, differentiable Earth Mover's Distance."""
+
+from deepemd_jax.emd.distance import distance, solve
+from deepemd_jax.emd.problem import Plan
+from deepemd_jax.emd.simplex import NetworkSimplex
+
+__all__ = ["NetworkSimplex", "Plan", "distance", "solve"]

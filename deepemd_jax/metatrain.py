@@ -1,0 +1,105 @@
+"""Stage 2: train the backbone through the EMD layer, episode by episode.
+
+Each step takes the cross-entropy of DeepEMD's logits on one or more few-shot
+episodes of training classes. Batch norm sees one episode at a time, support and
+query together, as in the official code, whatever the number of episodes a step.
+
+References:
+  DeepEMD, CVPR 2020, section 4.2; official `train_meta.py`.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deepemd_jax import build, evaluate, pretrain, training
+from deepemd_jax.data import episodes
+from deepemd_jax.models import deepemd, resnet
+
+
+def run(config, workdir: pathlib.Path) -> None:
+  """Trains in `workdir/metatrain`; does nothing if that is finished."""
+  stage = config.metatrain
+  source = build.source(config)
+  images = source.load("train")
+  optimiser = build.optimiser(stage, stage.steps)
+  training.fit(
+    workdir / "metatrain",
+    training.new_state(_start(config, workdir), optimiser),
+    step=training.make_step(_loss_function(config), optimiser),
+    batch=_batches(config, images),
+    total_steps=stage.epochs * stage.steps,
+    validate_every=stage.validate_every * stage.steps,
+    validate=evaluate.validator(
+      config, source.load("val"), stage.validation_episodes
+    ),
+    name="metatrain",
+  )
+
+
+def _start(config, workdir):
+  """The best pre-trained encoder, or a fresh one if there was no such stage."""
+  fresh = pretrain.init(config)
+  if not (workdir / "pretrain").exists() and "pretrain" not in config.stages:
+    training.note("metatrain: no pre-trained encoder in the workdir; fresh one")
+    return fresh
+  return training.best_variables(workdir / "pretrain", fresh)[0]
+
+
+def _batches(config, images):
+  """Step number -> views of its episodes: support [e, way, shot, ...] and query
+  [e, way, n_query, ...] pixels, boxes and flips."""
+  shape = {name: config.episode[name] for name in ("way", "shot", "query")}
+  sampler = episodes.EpisodeSampler(
+    images.labels,
+    class_names=images.class_names,
+    seed=config.seed,
+    split="train",
+    **shape,
+  )
+  size = config.metatrain.batch_size
+  draw = build.random_views(config, images)
+
+  def batch(step: int) -> dict:
+    drawn = episodes.batch(sampler, range(step * size, (step + 1) * size))
+    rng = np.random.default_rng([config.seed, 3, step])
+    return {
+      "support": draw(rng, drawn.support),
+      "query": draw(rng, drawn.query),
+    }
+
+  return batch
+
+
+def _loss_function(config):
+  crop = build.crop(config)
+  solver = build.solver(config)
+
+  def episode_loss(params, batch_stats, support, query):
+    encoder = resnet.to_module({"params": params, "batch_stats": batch_stats})
+    model = deepemd.DeepEMD(
+      encoder,
+      solver=solver,
+      temperature=config.emd.temperature,
+      gradient=config.emd.gradient,
+    )
+    logits = model(crop(support), crop(query), train=True)
+    way = logits.shape[0]
+    labels = jnp.broadcast_to(jnp.arange(way)[:, None], logits.shape[:2])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    accuracy = 100 * (logits.argmax(-1) == labels).mean()
+    stats = resnet.to_variables(encoder)["batch_stats"]
+    return loss.mean(), stats, accuracy
+
+  def loss(params, extra, batch_stats, batch):
+    del extra
+    values, stats, accuracy = jax.vmap(episode_loss, (None, None, 0, 0))(
+      params, batch_stats, batch["support"], batch["query"]
+    )
+    stats = jax.tree.map(lambda x: x.mean(0), stats)
+    return values.mean(), (stats, {"accuracy": accuracy.mean()})
+
+  return loss

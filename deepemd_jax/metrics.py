@@ -1,0 +1,109 @@
+"""Metrics of a training stage: a JSON-lines file, TensorBoard, progress.
+
+The JSON lines are the truth. A run that resumes at step s keeps the rows up to
+s and writes the others again.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+
+_REFRESH = 0.2  # seconds between two updates of a terminal's progress line
+
+
+def read(path) -> list[dict]:
+  """The rows of a metrics file; a torn last line is left out."""
+  rows = []
+  path = pathlib.Path(path)
+  for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+    try:
+      rows.append(json.loads(line))
+    except ValueError:
+      break
+  return rows
+
+
+class MetricLog:
+  """Writes scalars by step; a context manager."""
+
+  def __init__(
+    self,
+    directory,
+    *,
+    total_steps: int,
+    start_step: int = 0,
+    name: str = "train",
+    stream=None,
+  ) -> None:
+    """Opens `directory/metrics.jsonl` and the TensorBoard events beside it.
+
+    Args:
+      directory: made when missing.
+      total_steps: for the time left.
+      start_step: rows after it are dropped: they will be written again.
+      name: shown in front of each progress line.
+      stream: for progress; default stderr.
+    """
+    self._stream = stream or sys.stderr
+    self._terminal = self._stream.isatty()
+    self._name, self._total, self._start = name, total_steps, start_step
+    self._began = self._shown = time.monotonic()
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "metrics.jsonl"
+    rows = [row for row in read(path) if row["step"] <= start_step]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(scratch, path)
+    self._file = open(path, "a", encoding="utf-8", buffering=1)
+    from tensorboardX import SummaryWriter
+
+    self._board = SummaryWriter(str(directory), purge_step=start_step + 1)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.close()
+
+  def close(self) -> None:
+    """Flushes and closes both files."""
+    self._file.close()
+    self._board.close()
+
+  def write(self, step: int, **scalars: float) -> None:
+    """One row, one TensorBoard point each, one progress line that stays."""
+    row = {key: float(value) for key, value in scalars.items()}
+    # JSON has no NaN.
+    safe = {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
+    self._file.write(json.dumps({"step": step, **safe}) + "\n")
+    for key, value in row.items():
+      self._board.add_scalar(key, value, step)
+    end = "\n"
+    start = "\r\x1b[K" if self._terminal else ""
+    self._stream.write(start + self._line(step, row) + end)
+    self._stream.flush()
+
+  def progress(self, step: int, **scalars: float) -> None:
+    """Refreshes the terminal's progress line; silent elsewhere."""
+    now = time.monotonic()
+    if self._terminal and now - self._shown > _REFRESH:
+      self._shown = now
+      self._stream.write("\r\x1b[K" + self._line(step, scalars, bar=True))
+      self._stream.flush()
+
+  def _line(self, step: int, scalars: dict, bar: bool = False) -> str:
+    spent = time.monotonic() - self._began
+    rate = (step - self._start) / spent if spent > 0 else 0.0
+    parts = [f"{self._name} {step}/{self._total}"]
+    if bar:
+      done = 20 * step // max(self._total, 1)
+      parts.append("[" + "#" * done + "." * (20 - done) + "]")
+    parts += [f"{key} {value:.4g}" for key, value in scalars.items()]
+    if rate > 0:
+      left = int((self._total - step) / rate)
+      parts.append(f"| {rate:.2f} steps/s, {left // 60}:{left % 60:02d} left")
+    return " ".join(parts)

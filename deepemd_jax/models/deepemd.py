@@ -1,0 +1,94 @@
+"""DeepEMD as one Flax module: backbone, cross-reference weights, EMD layer."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from deepemd_jax.models import matching, nodes, resnet
+
+
+class DeepEMD(nnx.Module):
+  """Scores query images against the classes of their episode.
+
+      model = DeepEMD(rngs=nnx.Rngs(0))
+      logits = model(support, query)      # [way, n_query, way]
+
+  or, from trained variables, `DeepEMD(resnet.to_module(variables))`.
+
+  The gradient through the EMD layer reaches the backbone on both sides: through
+  the cost and through the weights.
+
+  Attributes:
+    encoder: the ResNet-12.
+
+  References:
+    Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020.
+  """
+
+  def __init__(
+    self,
+    encoder: nnx.Module | None = None,
+    *,
+    width: float = 1.0,
+    solver=None,
+    temperature: float = matching.TEMPERATURE,
+    weights: str = "cross_reference",
+    gradient: str = "exact",
+    rngs: nnx.Rngs | None = None,
+  ) -> None:
+    """Makes the module.
+
+    Args:
+      encoder: images [N, H, W, 3] to maps [N, h, w, c], called with `train=`;
+        None makes a ResNet-12 from `rngs`.
+      width: of that ResNet-12, as a multiple of the published channels.
+      solver: and the rest: as `matching.logits`.
+      temperature: see there.
+      weights: see there.
+      gradient: see there.
+      rngs: needed when there is no encoder.
+    """
+    if encoder is None:
+      if rngs is None:
+        raise ValueError("DeepEMD needs an encoder, or rngs to make one")
+      encoder = resnet.ResNet12(resnet.channels_for(width), rngs=rngs)
+    self.encoder = encoder
+    self.solver = solver
+    self.temperature = temperature
+    self.weights = weights
+    self.gradient = gradient
+
+  def __call__(
+    self, support: jax.Array, query: jax.Array, *, train: bool = False
+  ) -> jax.Array:
+    """One episode.
+
+    Args:
+      support: [way, shot, H, W, 3] normalised images.
+      query: [way, n_query, H, W, 3]. The leading axis is the true class; it is
+        not looked at, so images of unknown class may stand in any order.
+      train: batch norm over all images of the episode together, as the original
+        does, and updated running statistics.
+
+    Returns:
+      logits [way, n_query, way].
+    """
+    way, shot, height, width, _ = support.shape
+    if query.shape[2:] != support.shape[2:]:
+      raise ValueError(
+        f"support images are {support.shape[2:]}, query images "
+        f"{query.shape[2:]}; resize them alike"
+      )
+    images = [x.reshape(-1, *x.shape[2:]) for x in (support, query)]
+    encoded = nodes.from_map(self.encoder(jnp.concatenate(images), train=train))
+    n, c = encoded.shape[1:]
+    class_nodes = encoded[: way * shot].reshape(way, shot, n, c).mean(1)
+    scores = matching.logits(
+      encoded[way * shot :],
+      class_nodes,
+      self.solver,
+      self.temperature,
+      weights=self.weights,
+      gradient=self.gradient,
+    )
+    return scores.reshape(*query.shape[:2], way)

@@ -1,0 +1,172 @@
+"""The DeepEMD head: weights, cost and logits. Pure functions on nodes.
+
+Two images are compared by the cheapest way to move one's node weights onto the
+other's nodes. With nodes u_i of the query and v_j of the class,
+
+    weight    s_i = relu(u_i . mean_j v_j) + 1e-3, scaled to sum to n
+    cost      c_ij = 1 - cos(u_i, v_j), each node first centred over channels
+    logit     T / n sum_ij (1 - c_ij) x_ij, x the optimal flow, n query nodes
+
+Since the moved mass M = min(n, m) is fixed by the scaling, the logit is
+T / n (M - EMD): an affine function of the optimal value, whose gradient the EMD
+layer knows exactly from the flow and the dual potentials.
+
+References:
+  Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020: equations 3 to 9.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deepemd_jax import emd
+
+TEMPERATURE = 12.5
+WEIGHTS = ("cross_reference", "equal")
+_HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would cost three digits of the EMD
+_FLOOR = 1e-3
+
+
+class Match(NamedTuple):
+  """The transport problems between every query and every class.
+
+  Attributes:
+    similarity: [q, way, n, m], cosine of the centred nodes; cost = 1 - it.
+    query_weights: [q, way, n], each sums to n.
+    class_weights: [q, way, m], each sums to m.
+  """
+
+  similarity: jax.Array
+  query_weights: jax.Array
+  class_weights: jax.Array
+
+
+def cross_reference_weights(
+  nodes: Float[Array, "n c"], other: Float[Array, "m c"]
+) -> Float[Array, " n"]:
+  """How much each node speaks of what the other image shows.
+
+  relu(u_i . mean_j v_j) + 1e-3 on uncentred nodes: a node that looks like the
+  other image's average gets mass, background clutter gets nearly none.
+
+  Returns:
+    [n], not yet scaled to sum to n.
+
+  References:
+    DeepEMD, CVPR 2020, equation 8.
+  """
+  mean = other.mean(0)
+  return jax.nn.relu(jnp.matmul(nodes, mean, precision=_HIGHEST)) + _FLOOR
+
+
+def centred(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b n c"]:
+  """Each node minus its mean over channels, scaled to unit length.
+
+  A node that is constant over channels stays zero.
+  """
+  nodes = nodes - nodes.mean(-1, keepdims=True)
+  square = jnp.sum(nodes * nodes, -1, keepdims=True)
+  # The floor is inside the root so that a zero node has a finite gradient.
+  return nodes * jax.lax.rsqrt(jnp.maximum(square, 1e-16))
+
+
+def _scaled(weights: jax.Array) -> jax.Array:
+  """Scaled to sum to the number of nodes."""
+  return weights * (weights.shape[-1] / weights.sum(-1, keepdims=True))
+
+
+def match(
+  query_nodes: Float[Array, "q n c"],
+  class_nodes: Float[Array, "way m c"],
+  *,
+  weights: str = "cross_reference",
+) -> Match:
+  """Sets up the q x way transport problems of an episode.
+
+  One matrix product gives all similarities; nothing of shape
+  [q, way, n, m, c] is ever made.
+
+  Args:
+    query_nodes: [q, n, c].
+    class_nodes: [way, m, c].
+    weights: "cross_reference", or "equal" (each node 1: the paper's ablation).
+  """
+  similarity = jnp.einsum(
+    "qnc,wmc->qwnm",
+    centred(query_nodes),
+    centred(class_nodes),
+    precision=_HIGHEST,
+  )
+  if weights == "equal":
+    ones = jnp.ones_like(similarity)
+    return Match(similarity, ones[..., 0], ones[..., 0, :])
+  if weights != "cross_reference":
+    raise ValueError(f"weights is {weights!r}; use one of {WEIGHTS}")
+  per_class = jax.vmap(cross_reference_weights, (None, 0))
+  per_query = jax.vmap(cross_reference_weights, (0, None))
+  query = jax.vmap(per_class, (0, None))(query_nodes, class_nodes)
+  of_class = jax.vmap(per_query, (None, 0))(class_nodes, query_nodes)
+  return Match(similarity, _scaled(query), _scaled(of_class))
+
+
+def logits(
+  query_nodes: Float[Array, "q n c"],
+  class_nodes: Float[Array, "way m c"],
+  solver=None,
+  temperature: float = TEMPERATURE,
+  *,
+  weights: str = "cross_reference",
+  gradient: str = "exact",
+) -> Float[Array, "q way"]:
+  """DeepEMD's class scores.
+
+  Args:
+    query_nodes: [q, n, c] nodes of the query images.
+    class_nodes: [way, m, c] nodes of each class: its support image's, or the
+      structured FC layer's.
+    solver: an EMD solver; None is the best for this platform.
+    temperature: 12.5 in the paper.
+    weights: see `match`.
+    gradient: "exact", or "flow" as the official OpenCV path (see
+      `emd.distance`).
+
+  Returns:
+    [q, way]; larger is more alike; at most temperature * min(n, m) / n.
+
+  References:
+    DeepEMD, CVPR 2020, equations 6 and 9.
+  """
+  problem = match(query_nodes, class_nodes, weights=weights)
+  n, m = problem.similarity.shape[-2:]
+  value = emd.distance(
+    1.0 - problem.similarity,
+    problem.query_weights,
+    problem.class_weights,
+    solver=solver,
+    gradient=gradient,
+  )
+  return (temperature / n) * (min(n, m) - value)
+
+
+def prototype_logits(
+  query_nodes: Float[Array, "q n c"],
+  class_nodes: Float[Array, "way m c"],
+  temperature: float = TEMPERATURE,
+) -> Float[Array, "q way"]:
+  """The baseline: cosine between pooled descriptors, times the temperature.
+
+  References:
+    Snell, Swersky, Zemel, "Prototypical Networks", NeurIPS 2017; with cosine
+    similarity as in Chen et al., "Meta-Baseline", ICCV 2021.
+  """
+
+  def pooled(nodes):
+    mean = nodes.mean(-2)
+    norm = jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    return mean / jnp.maximum(norm, 1e-8)
+
+  return temperature * jnp.matmul(
+    pooled(query_nodes), pooled(class_nodes).T, precision=_HIGHEST
+  )

@@ -1,0 +1,195 @@
+"""ResNet-12, the backbone of DeepEMD and of most few-shot papers since 2019.
+
+Four residual blocks of three 3x3 convolutions with batch norm, LeakyReLU 0.1
+and a 1x1 shortcut, each followed by a 2x2 max pool that drops odd borders:
+84x84 images give a 5x5 map. No global pooling: the map's cells are the local
+descriptors that DeepEMD matches.
+
+The module is Flax NNX; the rest of the program sees plain nested dicts,
+`variables = {"params": ..., "batch_stats": ...}`, through `init`, `apply` and
+`encode`. Block and layer names are PyTorch's (`layer1.conv1`, ...).
+
+References:
+  Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, section 4.1.
+  Lee, Maji, Ravichandran, Soatto, "Meta-Learning with Differentiable Convex
+  Optimization", CVPR 2019 (the architecture).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from deepemd_jax.models.convolution import same_convolution
+
+CHANNELS = (64, 160, 320, 640)
+Variables = dict[str, Any]
+
+
+def _nnx_convolution(images, kernel, *unused, **unused_options):
+  """`same_convolution` under the signature that nnx.Conv calls."""
+  del unused, unused_options
+  return same_convolution(images, kernel)
+
+
+def _conv(channels_in: int, channels_out: int, size: int, rngs: nnx.Rngs):
+  return nnx.Conv(
+    channels_in,
+    channels_out,
+    (size, size),
+    padding="SAME",
+    use_bias=False,
+    # Kaiming normal, fan-out, for LeakyReLU treated as ReLU: as the original.
+    kernel_init=jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    conv_general_dilated=_nnx_convolution,
+    rngs=rngs,
+  )
+
+
+class BatchNorm(nnx.Module):
+  """Batch normalisation with PyTorch's running statistics.
+
+  Flax's own layer keeps the biased variance; PyTorch, and so every published
+  ResNet-12 checkpoint, the unbiased one.
+  """
+
+  def __init__(self, channels: int, *, momentum=0.9, epsilon=1e-5):
+    self.scale = nnx.Param(jnp.ones(channels))
+    self.bias = nnx.Param(jnp.zeros(channels))
+    self.mean = nnx.BatchStat(jnp.zeros(channels))
+    self.var = nnx.BatchStat(jnp.ones(channels))
+    self.momentum = momentum
+    self.epsilon = epsilon
+
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    if train:
+      mean = x.mean((0, 1, 2))
+      var = jnp.maximum((x * x).mean((0, 1, 2)) - mean * mean, 0.0)
+      count = x.size // x.shape[-1]
+      unbiased = var * (count / max(count - 1, 1))
+      keep = self.momentum
+      self.mean[...] = keep * self.mean[...] + (1 - keep) * mean
+      self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+    else:
+      mean, var = self.mean[...], self.var[...]
+    scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+    return x * scale + (self.bias[...] - mean * scale)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+  """2x2, stride 2, odd border dropped. A maximum of slices rather than
+  `reduce_window`, whose gradient is eight times slower on the CPU."""
+  height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+  x = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
+  return jnp.maximum(x[:, :, 0:width:2], x[:, :, 1:width:2])
+
+
+def _leaky_relu(x: jax.Array) -> jax.Array:
+  return jax.nn.leaky_relu(x, 0.1)
+
+
+class Block(nnx.Module):
+  """Three 3x3 convolutions, a 1x1 shortcut and a 2x2 max pool."""
+
+  def __init__(self, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
+    self.conv1 = _conv(channels_in, channels_out, 3, rngs)
+    self.bn1 = BatchNorm(channels_out)
+    self.conv2 = _conv(channels_out, channels_out, 3, rngs)
+    self.bn2 = BatchNorm(channels_out)
+    self.conv3 = _conv(channels_out, channels_out, 3, rngs)
+    self.bn3 = BatchNorm(channels_out)
+    self.downsample_conv = _conv(channels_in, channels_out, 1, rngs)
+    self.downsample_bn = BatchNorm(channels_out)
+
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    y = _leaky_relu(self.bn1(self.conv1(x), train=train))
+    y = _leaky_relu(self.bn2(self.conv2(y), train=train))
+    y = self.bn3(self.conv3(y), train=train)
+    shortcut = self.downsample_bn(self.downsample_conv(x), train=train)
+    return _max_pool(_leaky_relu(y + shortcut))
+
+
+class ResNet12(nnx.Module):
+  """Images [N, H, W, 3] to feature maps [N, H // 16, W // 16, channels[-1]]."""
+
+  def __init__(
+    self, channels: tuple[int, ...] = CHANNELS, *, rngs: nnx.Rngs
+  ) -> None:
+    self.layer1 = Block(3, channels[0], rngs=rngs)
+    self.layer2 = Block(channels[0], channels[1], rngs=rngs)
+    self.layer3 = Block(channels[1], channels[2], rngs=rngs)
+    self.layer4 = Block(channels[2], channels[3], rngs=rngs)
+
+  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    x = images
+    for block in (self.layer1, self.layer2, self.layer3, self.layer4):
+      x = block(x, train=train)
+    return x
+
+
+def channels_for(width: float) -> tuple[int, ...]:
+  """Channels of the four blocks at `width` times the published 64..640."""
+  return tuple(max(1, round(c * width)) for c in CHANNELS)
+
+
+def init(key: jax.Array, *, width: float = 1.0) -> Variables:
+  """Fresh variables of a ResNet-12 `width` times as wide as the published."""
+  module = ResNet12(channels_for(width), rngs=nnx.Rngs(key))
+  return to_variables(module)
+
+
+def to_variables(module: nnx.Module) -> Variables:
+  """The module's parameters and running statistics as plain nested dicts."""
+  _, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+  return {
+    "params": nnx.to_pure_dict(params),
+    "batch_stats": nnx.to_pure_dict(stats),
+  }
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(channels: tuple[int, ...]):
+  module = nnx.eval_shape(lambda: ResNet12(channels, rngs=nnx.Rngs(0)))
+  return nnx.split(module, nnx.Param, nnx.BatchStat)
+
+
+def to_module(variables: Variables) -> ResNet12:
+  """The module that holds `variables`; its width is read off their shapes."""
+  blocks = variables["params"]
+  channels = tuple(
+    blocks[f"layer{i}"]["conv1"]["kernel"].shape[-1] for i in range(1, 5)
+  )
+  graph, params, stats = _abstract(channels)
+  # replace_by_pure_dict writes in place: copy what the cache holds first.
+  params, stats = (jax.tree.map(lambda x: x, s) for s in (params, stats))
+  variables = jax.tree.map(jnp.asarray, variables)
+  nnx.replace_by_pure_dict(params, variables["params"])
+  nnx.replace_by_pure_dict(stats, variables["batch_stats"])
+  # copy=True: without it NNX refuses to update statistics under a transform.
+  return nnx.merge(graph, params, stats, copy=True)
+
+
+def apply(
+  variables: Variables, images: jax.Array, *, train: bool
+) -> tuple[jax.Array, dict]:
+  """Runs the network.
+
+  Args:
+    variables: {"params", "batch_stats"} from `init` or a checkpoint.
+    images: [N, H, W, 3], normalised, float32.
+    train: normalise by the batch's statistics and update the running ones.
+
+  Returns:
+    The maps [N, H // 16, W // 16, C], and the (updated) running statistics.
+  """
+  module = to_module(variables)
+  maps = module(images, train=train)
+  return maps, to_variables(module)["batch_stats"]
+
+
+@jax.jit
+def encode(variables: Variables, images: jax.Array) -> jax.Array:
+  """Feature maps in evaluation mode: [N, H, W, 3] -> [N, h, w, c]."""
+  return apply(variables, images, train=False)[0]

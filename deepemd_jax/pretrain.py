@@ -1,0 +1,95 @@
+"""Stage 1: learn to classify the base classes; keep what matches best.
+
+The backbone with global average pooling and a linear layer is trained by
+cross-entropy over all training classes. After every few epochs the backbone is
+judged by what it is for: DeepEMD on validation episodes.
+
+References:
+  DeepEMD, CVPR 2020, section 4.2; official `train_pretrain.py`.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deepemd_jax import build, evaluate, training
+from deepemd_jax.data import batches
+from deepemd_jax.models import resnet
+
+
+def init(config):
+  """Fresh encoder variables, a function of the seed alone."""
+  key = jax.random.key(config.seed)
+  return resnet.init(key, width=config.model.width)
+
+
+def run(config, workdir: pathlib.Path) -> None:
+  """Trains in `workdir/pretrain`; does nothing if that is finished."""
+  stage = config.pretrain
+  source = build.source(config)
+  images = source.load("train")
+  order = batches.ShuffledBatches(
+    len(images.labels), stage.batch_size, config.seed
+  )
+  per_epoch = order.steps_per_epoch
+  optimiser = build.optimiser(stage, per_epoch)
+  variables = init(config)
+  classifier = _init_classifier(config, variables, len(images.class_names))
+  training.fit(
+    workdir / "pretrain",
+    training.new_state(variables, optimiser, {"classifier": classifier}),
+    step=training.make_step(_loss_function(config), optimiser),
+    batch=_batches(config, images, order),
+    total_steps=stage.epochs * per_epoch,
+    validate_every=stage.validate_every * per_epoch,
+    validate=evaluate.validator(
+      config, source.load("val"), stage.validation_episodes
+    ),
+    name="pretrain",
+  )
+
+
+def _init_classifier(config, variables, classes: int) -> dict:
+  """A linear layer on pooled features: PyTorch's uniform +-1/sqrt(c)."""
+  channels = variables["params"]["layer4"]["conv3"]["kernel"].shape[-1]
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  bound = 1 / np.sqrt(channels)
+  kernel = jax.random.uniform(
+    key, (channels, classes), minval=-bound, maxval=bound
+  )
+  return {"kernel": kernel, "bias": jnp.zeros(classes)}
+
+
+def _batches(config, images, order):
+  """Step number -> views of its images and their labels: a pure function."""
+  draw = build.random_views(config, images)
+
+  def batch(step: int) -> dict:
+    rows = order(step)
+    rng = np.random.default_rng([config.seed, 2, step])
+    return {"views": draw(rng, rows), "labels": images.labels[rows]}
+
+  return batch
+
+
+def _loss_function(config):
+  crop = build.crop(config)
+
+  def loss(params, extra, batch_stats, batch):
+    maps, batch_stats = resnet.apply(
+      {"params": params, "batch_stats": batch_stats},
+      crop(batch["views"]),
+      train=True,
+    )
+    classifier = extra["classifier"]
+    logits = maps.mean((1, 2)) @ classifier["kernel"] + classifier["bias"]
+    value = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch["labels"]
+    ).mean()
+    accuracy = 100 * (logits.argmax(-1) == batch["labels"]).mean()
+    return value, (batch_stats, {"accuracy": accuracy})
+
+  return loss

@@ -1,0 +1,205 @@
+"""Pictures: learning curves, matched regions, robustness. Arrays in, figures
+out; nothing global is touched, no display is needed."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchedPair:
+  """A query and a support image, and how their regions were matched.
+
+  Attributes:
+    support: uint8 [S, S, 3].
+    query: uint8 [S, S, 3].
+    support_boxes: [m, 4] left, top, right, bottom of each node, in pixels.
+    query_boxes: [n, 4].
+    support_weights: [m], as they entered the EMD.
+    query_weights: [n].
+    similarity: [n, m], query nodes by support nodes.
+    flow: [n, m].
+    title: one line.
+  """
+
+  support: np.ndarray
+  query: np.ndarray
+  support_boxes: np.ndarray
+  query_boxes: np.ndarray
+  support_weights: np.ndarray
+  query_weights: np.ndarray
+  similarity: np.ndarray
+  flow: np.ndarray
+  title: str
+
+
+def _figure(width: float, height: float):
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def save(figure, path) -> None:
+  """Writes a PNG, whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  scratch = path.with_suffix(".tmp")
+  figure.savefig(scratch, format="png")
+  scratch.replace(path)
+
+
+def learning_curves(stages: dict[str, list[dict]]):
+  """Loss above, accuracy below, one column a stage.
+
+  Args:
+    stages: name -> rows with "step" and any of "loss", "accuracy",
+      "val_accuracy", "val_prototype".
+  """
+  figure = _figure(4.2 * len(stages), 5.2)
+  axes = figure.subplots(2, len(stages), sharex="col", squeeze=False)
+  lines = {
+    "accuracy": ("training", _COLOURS[3]),
+    "val_accuracy": ("validation, DeepEMD", _COLOURS[0]),
+    "val_prototype": ("validation, prototype", _COLOURS[1]),
+  }
+  for column, (name, rows) in enumerate(stages.items()):
+    above, below = axes[:, column]
+    above.set_title(name)
+    below.set_xlabel("step")
+    _line(above, rows, "loss", "training", _COLOURS[3])
+    for key, (label, colour) in lines.items():
+      _line(below, rows, key, label, colour)
+    below.legend(frameon=False, fontsize=8)
+  axes[0, 0].set_ylabel("loss")
+  axes[1, 0].set_ylabel("accuracy, %")
+  for axis in axes.flat:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+  return figure
+
+
+def _line(axis, rows, key, label, colour):
+  points = [
+    (row["step"], row[key])
+    for row in rows
+    if isinstance(row.get(key), int | float)
+  ]
+  if points:
+    axis.plot(*zip(*points, strict=True), ".-", label=label, color=colour)
+
+
+def matched_regions(pairs: list[MatchedPair], lines: int = 8):
+  """One page: for each pair both images, their weights and strongest flows.
+
+  Left and right are the images alone; between them the same images under their
+  weights (dark: no mass), joined by the `lines` strongest flows, as thick as
+  the mass moved and coloured by similarity.
+  """
+  figure = _figure(8.4, 2.45 * len(pairs))
+  axes = figure.subplots(len(pairs), 4, squeeze=False)
+  for row, pair in zip(axes, pairs, strict=True):
+    for axis in row:
+      axis.set_axis_off()
+    row[0].imshow(pair.support)
+    row[3].imshow(pair.query)
+    _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)
+    _weighted(row[2], pair.query, pair.query_boxes, pair.query_weights)
+    _flows(figure, row[1], row[2], pair, lines)
+    row[1].set_title(pair.title, fontsize=9, loc="left")
+  axes[0, 0].set_title("support", fontsize=9)
+  axes[0, 3].set_title("query", fontsize=9)
+  _similarity_bar(figure, axes)
+  return figure
+
+
+def _weighted(axis, image, boxes, weights):
+  """The image, darkened where there is little mass."""
+  height, width = image.shape[:2]
+  total, cover = np.zeros((height, width)), np.zeros((height, width))
+  for (left, top, right, bottom), weight in zip(boxes, weights, strict=True):
+    area = np.s_[round(top) : round(bottom), round(left) : round(right)]
+    total[area] += weight
+    cover[area] += 1
+  mean = total / np.maximum(cover, 1)
+  light = 0.12 + 0.88 * mean / max(mean.max(), 1e-12)
+  axis.imshow((image * light[..., None]).astype(np.uint8))
+  for left, top, right, bottom in boxes:
+    axis.plot(
+      [left, right, right, left, left],
+      [top, top, bottom, bottom, top],
+      color="white",
+      linewidth=0.3,
+      alpha=0.5,
+    )
+  axis.set_xlim(-0.5, width - 0.5)
+  axis.set_ylim(height - 0.5, -0.5)
+
+
+def _flows(figure, left_axis, right_axis, pair, lines):
+  from matplotlib import colormaps
+  from matplotlib.patches import ConnectionPatch
+
+  strongest = np.argsort(pair.flow, axis=None)[::-1][:lines]
+  largest = max(float(pair.flow.max()), 1e-12)
+  for index in strongest:
+    i, j = np.unravel_index(index, pair.flow.shape)
+    share = float(pair.flow[i, j]) / largest
+    if share < 0.02:
+      continue
+    figure.add_artist(
+      ConnectionPatch(
+        _centre(pair.support_boxes[j]),
+        _centre(pair.query_boxes[i]),
+        "data",
+        "data",
+        axesA=left_axis,
+        axesB=right_axis,
+        color=colormaps["viridis"]((pair.similarity[i, j] + 0.2) / 1.2),
+        linewidth=0.8 + 3 * share,
+        alpha=0.9,
+        capstyle="round",
+      )
+    )
+
+
+def _centre(box):
+  left, top, right, bottom = box
+  return ((left + right) / 2, (top + bottom) / 2)
+
+
+def _similarity_bar(figure, axes):
+  from matplotlib import cm, colors
+
+  scale = cm.ScalarMappable(colors.Normalize(-0.2, 1.0), "viridis")
+  bar = figure.colorbar(scale, ax=axes[:, 3], fraction=0.05, pad=0.04)
+  bar.set_label("cosine of matched regions", fontsize=8)
+  bar.ax.tick_params(labelsize=7)
+
+
+def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
+  """Accuracy with 95% intervals of several heads against a setting.
+
+  Args:
+    panels: panel title -> head -> [(x, accuracy, half width of interval), ...].
+    xlabel: what x is.
+  """
+  figure = _figure(3.2 * len(panels) + 0.6, 3.4)
+  axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+  for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+    for colour, (head, points) in zip(_COLOURS, curves.items(), strict=False):
+      x, accuracy, ci95 = (np.array(v) for v in zip(*points, strict=True))
+      axis.errorbar(
+        x, accuracy, ci95, marker="o", capsize=3, color=colour, label=head
+      )
+    axis.set_title(title)
+    axis.set_xlabel(xlabel)
+    axis.set_xticks(sorted({p[0] for c in curves.values() for p in c}))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+  axes[0].set_ylabel("accuracy, %")
+  axes[0].legend(frameon=False, fontsize=8)
+  return figure

@@ -1,0 +1,187 @@
+"""The head equals the official one, and means what its docstring says."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from deepemd_jax import emd
+from deepemd_jax.models import DeepEMD, matching, nodes, resnet
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "head_fcn.npz"
+SOLVERS = [emd.NetworkSimplex()]
+LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
+
+
+@pytest.fixture(scope="module")
+def golden():
+  return np.load(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def episode(golden):
+  """(query_nodes [15, 25, 640], class_nodes [5, 25, 640])."""
+  maps = golden["feats_f16"].astype(np.float32).transpose(0, 2, 3, 1)
+  encoded = nodes.from_map(jnp.asarray(maps))
+  return encoded[5:], encoded[:5]
+
+
+def test_weights(golden, episode):
+  query, support = episode
+  ours = [
+    [matching.cross_reference_weights(q, s) for s in support] for q in query
+  ]
+  np.testing.assert_allclose(ours, golden["w1"], rtol=1e-4, atol=1e-4)
+  ours = [
+    [matching.cross_reference_weights(s, q) for q in query] for s in support
+  ]
+  np.testing.assert_allclose(ours, golden["w2"], rtol=1e-4, atol=1e-4)
+
+
+def test_similarity_and_scaled_weights(golden, episode):
+  problem = matching.match(*episode)
+  np.testing.assert_allclose(problem.similarity, golden["sim"], atol=1e-5)
+  for ours in (problem.query_weights, problem.class_weights):
+    np.testing.assert_allclose(ours.sum(-1), 25.0, rtol=1e-5)
+  scaled = golden["w1"] * (25 / golden["w1"].sum(-1, keepdims=True))
+  np.testing.assert_allclose(problem.query_weights, scaled, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_logits(golden, episode, solver):
+  ours = matching.logits(*episode, solver)
+  np.testing.assert_allclose(ours, golden["logits_opencv"], atol=1e-4)
+  np.testing.assert_allclose(ours, golden["qpth1e-06_logits"], atol=1e-4)
+
+
+def gradients(episode, solver, **options):
+  @jax.jit
+  def run(query, support):
+    def loss(query, support):
+      scores = matching.logits(query, support, solver, **options)
+      return optax.softmax_cross_entropy_with_integer_labels(
+        scores, LABELS
+      ).mean()
+
+    return jax.grad(loss, (0, 1))(query, support)
+
+  query, support = run(*episode)
+  as_recorded = [
+    np.asarray(g).reshape(-1, 5, 5, 640).transpose(0, 3, 1, 2)
+    for g in (query, support)
+  ]
+  return {"gquery": as_recorded[0], "gproto": as_recorded[1]}
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+  "recorded, options, tolerance",
+  [
+    ("qpth1e-06", {"gradient": "exact"}, 5e-3),
+    ("opencv", {"gradient": "flow"}, 2e-3),
+  ],
+)
+def test_loss_gradients(golden, episode, solver, recorded, options, tolerance):
+  for name, ours in gradients(episode, solver, **options).items():
+    theirs = golden[f"{recorded}_{name}"]
+    error = np.linalg.norm(ours[:, ::8] - theirs) / np.linalg.norm(theirs)
+    assert error < tolerance
+    norms = np.linalg.norm(ours.reshape(len(ours), -1), axis=1)
+    np.testing.assert_allclose(
+      norms, golden[f"{recorded}_{name}_norm"], rtol=tolerance
+    )
+
+
+def test_the_exact_gradient_is_not_the_official_opencv_one(golden, episode):
+  """Otherwise the test above would prove nothing of the weights' part."""
+  ours = gradients(episode, SOLVERS[0], gradient="exact")["gquery"][:, ::8]
+  theirs = golden["opencv_gquery"]
+  error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+  assert 0.02 < error < 0.2
+
+
+def test_a_match_is_symmetric_when_both_sides_have_as_many_nodes(episode):
+  query, support = episode
+  there = matching.logits(query, support)
+  back = matching.logits(support, query)
+  np.testing.assert_allclose(there, back.T, atol=1e-4)
+
+
+def test_an_image_matches_itself_best(episode):
+  query, _ = episode
+  scores = matching.logits(query[:4], query[:4])
+  np.testing.assert_allclose(np.diag(scores), matching.TEMPERATURE, rtol=1e-5)
+  assert (np.asarray(scores).argmax(1) == np.arange(4)).all()
+
+
+def test_equal_weights_are_one_a_node(episode):
+  problem = matching.match(*episode, weights="equal")
+  assert (np.asarray(problem.query_weights) == 1).all()
+  assert problem.query_weights.shape == (15, 5, 25)
+  with pytest.raises(ValueError, match="cross_reference"):
+    matching.match(*episode, weights="uniform")
+
+
+def test_a_constant_node_has_finite_gradients():
+  constant = jnp.ones((1, 4, 8))
+  other = jnp.asarray(np.random.default_rng(0).random((2, 4, 8)), jnp.float32)
+  gradient = jax.grad(lambda q: matching.logits(q, other).sum())(constant)
+  assert np.isfinite(np.asarray(gradient)).all()
+
+
+def test_prototype_is_the_cosine_of_pooled_nodes(episode):
+  query, support = (np.asarray(x).mean(1) for x in episode)
+  query /= np.linalg.norm(query, axis=1, keepdims=True)
+  support /= np.linalg.norm(support, axis=1, keepdims=True)
+  np.testing.assert_allclose(
+    matching.prototype_logits(*episode), 12.5 * query @ support.T, rtol=1e-4
+  )
+
+
+def test_cell_boxes_tile_the_image():
+  boxes = nodes.cell_boxes(2, 3, 12)
+  assert boxes.tolist()[0] == [0, 0, 4, 6]
+  assert boxes.tolist()[4] == [4, 6, 8, 12]
+
+
+class TestModule:
+  """`models.DeepEMD`, as a user calls it."""
+
+  def test_scores_gradients_and_statistics(self):
+    rng = np.random.default_rng(0)
+    support, query = (
+      jnp.asarray(rng.standard_normal((2, n, 32, 32, 3)), jnp.float32)
+      for n in (1, 3)
+    )
+    model = DeepEMD(width=0.0625, rngs=nnx.Rngs(0))
+    scores = model(support, query)
+    assert scores.shape == (2, 3, 2)
+
+    def loss(model):
+      return model(support, query, train=True)[..., 0].sum()
+
+    before = model.encoder.layer1.bn1.mean[...].copy()
+    gradient = nnx.grad(loss)(model)
+    assert not np.allclose(before, model.encoder.layer1.bn1.mean[...])
+    norms = [np.linalg.norm(x) for x in jax.tree.leaves(gradient)]
+    assert np.isfinite(norms).all() and max(norms) > 0
+
+  def test_equals_the_pure_functions(self):
+    variables = resnet.init(jax.random.key(1), width=0.0625)
+    images = jax.random.normal(jax.random.key(2), (6, 32, 32, 3))
+    model = DeepEMD(resnet.to_module(variables))
+    scores = model(images[:2, None], images[2:].reshape(2, 2, 32, 32, 3))
+    encoded = nodes.from_map(resnet.encode(variables, images))
+    expected = matching.logits(encoded[2:], encoded[:2])
+    np.testing.assert_allclose(scores.reshape(4, 2), expected, atol=1e-4)
+
+  def test_mistakes(self):
+    with pytest.raises(ValueError, match="rngs"):
+      DeepEMD()
+    model = DeepEMD(width=0.0625, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="resize"):
+      model(jnp.ones((2, 1, 32, 32, 3)), jnp.ones((2, 1, 48, 48, 3)))

@@ -1,0 +1,84 @@
+"""The command line refuses mistakes in one line, exit code 2."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = "--config=configs/quickstart.py"
+
+
+def call(*arguments, cwd=ROOT, **options):
+  environment_free = [sys.executable, "-m", "deepemd_jax.main", *arguments]
+  return subprocess.run(
+    environment_free, capture_output=True, text=True, cwd=cwd, **options
+  )
+
+
+MISTAKES = {
+  "no config": ([], "--config"),
+  "no such config": (["--config=configs/quickstar.py"], "quickstart.py"),
+  "config argument": ([CONFIG + ":zz"], "'zz'"),
+  "unknown flag": ([CONFIG, "--workdirr=x"], "workdir"),
+  "stray argument": ([CONFIG, "x"], "'x'"),
+  "unknown field": ([CONFIG, "--config.pretrain.lrr=1"], "'lr'"),
+  "wrong type": ([CONFIG, "--config.pretrain.lr=abc"], "'abc'"),
+  "out of range": ([CONFIG, "--config.pretrain.lr=-1"], "config.pretrain.lr"),
+  "unknown stage": ([CONFIG, '--config.stages=("train",)'], "pretrain"),
+  "unknown solver": ([CONFIG, "--config.emd.solver=x"], "network_simplex"),
+  "unknown data": ([CONFIG, "--config.data.name=cubs"], "glyph_clutter"),
+  "folder unnamed": ([CONFIG, "--config.data.name=folder"], "data.folder"),
+  "way": ([CONFIG, "--config.episode.way=17"], "17"),
+  "query": ([CONFIG, "--config.episode.query=100"], "100"),
+  "shot": ([CONFIG, "--config.episode.shot=0"], "config.episode.shot"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(name, tmp_path):
+  arguments, word = MISTAKES[name]
+  if not any(a.startswith("--workdir") for a in arguments):
+    arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+  done = call(*arguments)
+  assert done.returncode == 2, done.stderr
+  assert done.stdout == ""
+  assert done.stderr.count("\n") == 1, done.stderr
+  assert done.stderr.startswith("deepemd_jax: error: ")
+  assert word in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_help():
+  done = call("--help")
+  assert done.returncode == 0
+  assert "--config" in done.stdout and "--workdir" in done.stdout
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"seed": 7}))
+  done = call(CONFIG, f"--workdir={tmp_path}")
+  assert done.returncode == 2
+  assert done.stderr.count("\n") == 1
+  assert "another config" in done.stderr
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_workdir_full_of_other_files_is_refused(tmp_path):
+  (tmp_path / "thesis.tex").write_text("x")
+  done = call(CONFIG, f"--workdir={tmp_path}")
+  assert done.returncode == 2
+  assert "thesis.tex" not in done.stdout
+  assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_evaluating_an_empty_workdir_says_what_to_do(tmp_path):
+  done = call(
+    CONFIG, '--config.stages=("evaluate",)', f"--workdir={tmp_path / 'none'}"
+  )
+  assert done.returncode == 2
+  assert "no checkpoint in" in done.stderr
+  assert done.stderr.count("deepemd_jax: error") == 1
+  assert not (tmp_path / "none").exists()
