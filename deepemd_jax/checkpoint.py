@@ -75,7 +75,16 @@ class Checkpoints:
         cleanup_tmp_directories=True,
       )
     try:
-      self._manager = ocp.CheckpointManager(self._directory, options=options)
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=options,
+        # Stated, because a manager that has not saved yet cannot guess them.
+        item_handlers={
+          "model": ocp.StandardCheckpointHandler(),
+          "train": ocp.StandardCheckpointHandler(),
+          "meta": ocp.JsonCheckpointHandler(),
+        },
+      )
     except OSError as error:
       raise InputError(
         f"cannot keep checkpoints in {self._directory}: {error.strerror}; "

@@ -5,9 +5,11 @@ so that an infeasible episode is refused at once; `load(split)` returns all
 images of a split in memory, preparing the data set on first use.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import io
 import os
 import pathlib
@@ -15,6 +17,7 @@ import shutil
 import sys
 
 import numpy as np
+from PIL import Image
 
 from deepemd_jax.data import folder, splits
 from deepemd_jax.errors import InputError
@@ -79,6 +82,8 @@ class GlyphClutterSource:
 
   def load(self, split: str) -> ImageSet:
     """Decodes the split; prepares the data set when it is not there yet."""
+    import tensorflow_datasets as tfds
+
     from deepemd_jax.data import glyph_clutter
 
     names = tuple(self._classes(split))
@@ -88,10 +93,18 @@ class GlyphClutterSource:
       file_format="array_record",
     )
     _prepare(builder)
-    rows = list(builder.as_data_source(split))
+    # Decoded by Pillow here: TFDS would ask, on stderr, for OpenCV.
+    raw = {"image": tfds.decode.SkipDecoding()}
+    rows = list(builder.as_data_source(split, decoders=raw))
     labels = [builder.info.features["label"].int2str(r["label"]) for r in rows]
+    if dict(collections.Counter(labels)) != self.counts(split):
+      # Another version of the fonts, or somebody's hand.
+      raise InputError(
+        f"the data set in {builder.data_path} does not hold the images it "
+        "should; delete that folder, and it will be prepared again"
+      )
     index = {name: i for i, name in enumerate(names)}
-    images = np.stack([row["image"] for row in rows])
+    images = np.stack([Image.open(io.BytesIO(row["image"])) for row in rows])
     return ImageSet(
       images,
       np.array([index[label] for label in labels], np.int32),
@@ -105,7 +118,8 @@ def _prepare(builder) -> None:
   """TFDS preparation by one process at a time; leaves no ruins.
 
   TFDS writes into a directory called incomplete and renames it at the end, so
-  what is there is whole. What a killed process left is removed.
+  what is there is whole. What a killed process left is removed: under the lock
+  nobody else is writing.
   """
   final = pathlib.Path(builder.data_path)
   if final.exists():
@@ -114,7 +128,7 @@ def _prepare(builder) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     with open(final.parent / ".lock", "w") as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)
-      for ruin in final.parent.glob(f"{final.name}.incomplete*"):
+      for ruin in final.parent.glob(f"incomplete.*_{final.name}"):
         shutil.rmtree(ruin)
       if not final.exists():
         name = f"{builder.name}/{builder.builder_config.name}"
@@ -152,7 +166,7 @@ class FolderSource:
   """
 
   root: str
-  size: int
+  size: int = 84
   fractions: tuple[float, float, float] = (0.64, 0.16, 0.2)
   csv: str | None = None
   seed: int = 0
@@ -172,9 +186,13 @@ class FolderSource:
   def load(self, split: str) -> ImageSet:
     """Decodes the split.
 
+    The first call of a process looks at the images of all splits, so that a bad
+    test image is not found out only after training.
+
     Raises:
       InputError: some images cannot be read; it names them.
     """
+    _check(self)
     classes = self._listing(split)
     if not classes:
       raise InputError(f"{self.root!r} has no classes for split {split!r}")
@@ -187,6 +205,13 @@ class FolderSource:
       images,
       labels.astype(np.int32),
       tuple(classes),
-      tuple(str(path.relative_to(self.root)) for path in paths),
+      tuple(os.path.relpath(path, self.root) for path in paths),
       sizes,
     )
+
+
+@functools.lru_cache
+def _check(source: FolderSource) -> None:
+  """Refuses a folder with bad images in any split; once a process."""
+  splits_of = (source._listing(split) for split in folder.SPLITS)
+  folder.check(p for found in splits_of for ps in found.values() for p in ps)

@@ -48,7 +48,7 @@ def check_feasible(
   if len(counts) < way:
     raise InputError(
       f"{way}-way episodes need {way} classes, but split {split!r} has "
-      f"{len(counts)}; lower config.episode.way to {len(counts)} or less"
+      f"{len(counts)}; lower config.episode.way, or add classes"
     )
   name = min(counts, key=counts.__getitem__)
   if counts[name] < shot + query:

@@ -14,7 +14,8 @@ import concurrent.futures
 import csv
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -46,15 +47,15 @@ def listing(
     InputError: there is no such folder, nothing in it, or the CSV does not fit.
   """
   root = pathlib.Path(root)
-  if not root.is_dir():
-    raise InputError(f"image folder {str(root)!r} does not exist")
-  if not os.access(root, os.R_OK | os.X_OK):
-    raise InputError(f"image folder {str(root)!r} cannot be read")
-  if table:
-    return _from_table(root, pathlib.Path(table))
+  if not os.path.isdir(root):
+    raise InputError(f"there is no image folder {str(root)!r}")
+  _directories(root)  # refuses an unreadable one
   ready = [root / split for split in SPLITS if (root / split).is_dir()]
-  if ready:
-    found = {split: _classes(root / split, root) for split in SPLITS}
+  if table:
+    found = _from_table(root, pathlib.Path(table))
+  elif any(_directories(folder) for folder in ready):
+    found = {split: {} for split in SPLITS}
+    found |= {folder.name: _classes(folder, root) for folder in ready}
   else:
     classes = _classes(root, root)
     found = {split: {} for split in SPLITS}
@@ -65,29 +66,65 @@ def listing(
       f"image folder {str(root)!r} holds no images; put those of each class "
       f"into a directory of their own ({', '.join(SUFFIXES)})"
     )
+  _refuse_shared(found)
   return found
+
+
+def _refuse_shared(found) -> None:
+  """Testing on classes that were trained on would not be few-shot learning."""
+  split_of: dict[str, str] = {}
+  for split, classes in found.items():
+    for name in classes:
+      if name in split_of:
+        raise InputError(
+          f"class {name!r} is in {split_of[name]} and in {split}; few-shot "
+          "splits share no classes: give each class one split"
+        )
+      split_of[name] = split
+
+
+def _directories(folder: pathlib.Path) -> list[pathlib.Path]:
+  try:
+    children = sorted(folder.iterdir())
+    return [c for c in children if c.is_dir() and not c.name.startswith(".")]
+  except OSError as error:
+    _unreadable(error)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+  raise InputError(
+    f"cannot read folder {error.filename!r}: {error.strerror}; change its "
+    "permissions or remove it"
+  ) from error
 
 
 def _classes(folder: pathlib.Path, root) -> dict[str, list[pathlib.Path]]:
-  if not folder.is_dir():
-    return {}
   inside = root.resolve()
-  found = {}
-  for child in sorted(folder.iterdir()):
-    if not child.is_dir() or child.name.startswith("."):
-      continue
-    paths = [
-      path
-      for path in sorted(child.rglob("*"))
-      if path.suffix.lower() in SUFFIXES
-      and not any(p.startswith(".") for p in path.relative_to(child).parts)
-      and path.is_file()
-      # A link out of the folder would smuggle in what nobody looked at.
-      and path.resolve().is_relative_to(inside)
-    ]
-    if paths:
-      found[child.name] = paths
-  return found
+  found = {child.name: _images(child, inside) for child in _directories(folder)}
+  return {name: paths for name, paths in found.items() if paths}
+
+
+def _images(folder: pathlib.Path, inside: pathlib.Path) -> list[pathlib.Path]:
+  """Image files anywhere below a class directory, sorted; hidden ones not."""
+  paths = []
+  _refuse_outside(folder, inside)
+  for here, directories, files in os.walk(folder, onerror=_unreadable):
+    directories[:] = [name for name in directories if name[0] != "."]
+    shown = [name for name in files if name[0] != "."]
+    chosen = [n for n in shown if n.lower().endswith(SUFFIXES)]
+    for name in directories + chosen:
+      _refuse_outside(pathlib.Path(here, name), inside)
+    paths += [pathlib.Path(here, name) for name in chosen]
+  return sorted(paths)
+
+
+def _refuse_outside(path: pathlib.Path, inside: pathlib.Path) -> None:
+  """A link out of the folder would bring in what nobody meant to share."""
+  if path.is_symlink() and not path.resolve().is_relative_to(inside):
+    raise InputError(
+      f"{str(path)!r} is a link out of the image folder, to "
+      f"{str(path.resolve())!r}; copy what it points to, or remove it"
+    )
 
 
 def _assign(names: list[str], fractions, seed: int) -> dict[str, str]:
@@ -121,27 +158,30 @@ def _from_table(root, table):
   found: dict = {split: {} for split in SPLITS}
   classes = None if "filename" in rows[0] else _classes(root, root)
   inside = root.resolve()
+  seen = set()
   for number, row in enumerate(rows, 2):
+    where = f"CSV {str(table)!r} line {number}"
     label, split = row["label"], row["split"]
+    name = label if classes is not None else row["filename"]
+    if not label or not name:
+      raise InputError(f"{where}: a field is empty; fill it or drop the line")
     if split not in SPLITS:
       raise InputError(
-        f"CSV {str(table)!r} line {number}: split is {split!r}; use one of "
-        f"{', '.join(SPLITS)}"
+        f"{where}: split is {split!r}; use one of {', '.join(SPLITS)}"
       )
+    if os.path.normpath(name) in seen:  # it could be support and query at once
+      raise InputError(f"{where}: {name!r} comes twice; drop one of the lines")
+    seen.add(os.path.normpath(name))
     if classes is not None:
       if label not in classes:
         raise InputError(
-          f"CSV {str(table)!r} line {number}: class {label!r} has no images "
-          f"in {str(root)!r}"
+          f"{where}: class {label!r} has no images in {str(root)!r}"
         )
       found[split][label] = classes[label]
       continue
-    path = root / row["filename"]
+    path = root / name
     if not path.is_file() or not path.resolve().is_relative_to(inside):
-      raise InputError(
-        f"CSV {str(table)!r} line {number}: no file {row['filename']!r} in "
-        f"{str(root)!r}"
-      )
+      raise InputError(f"{where}: no file {name!r} in {str(root)!r}")
     found[split].setdefault(label, []).append(path)
   return found
 
@@ -150,11 +190,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
   """The picture as a person sees it, in RGB."""
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I") or image.mode == "F":
-    values = np.asarray(image, np.float64)
-    values = values / 257 if values.max(initial=0) > 255 else values
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert(
-      "RGB"
-    )
+    return _eight_bit(image).convert("RGB")
   if "A" in image.getbands() or "transparency" in image.info:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
@@ -162,34 +198,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def _read(path: pathlib.Path, side: int):
-  """(uint8 [side, side, 3], (height, width)), or the reason why not."""
+def _eight_bit(image: Image.Image) -> Image.Image:
+  """Grey of more than 8 bit. Its white is 65535 in 16 bit; 32 bit does not say,
+  so there it is the smallest of the usual ones, 1, 255 and 65535, that fits."""
+  values = np.nan_to_num(np.asarray(image, np.float64))
+  white = 65535.0
+  if not image.mode.startswith("I;16"):
+    white = next((w for w in (1.0, 255.0) if values.max() <= w), white)
+  levels = np.clip(np.rint(values * (255 / white)), 0, 255)
+  return Image.fromarray(levels.astype(np.uint8))
+
+
+def _problem(path: pathlib.Path) -> str | None:
+  """Why an image cannot be read, or None."""
   try:
     with Image.open(path) as file:
-      image = to_rgb(file)
-    squashed = image.resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(squashed), (image.height, image.width)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-    return str(e).replace(str(path), "it")
+      to_rgb(file)
+  except Image.UnidentifiedImageError:
+    return "not an image"
+  except Exception as error:  # decoders raise nearly anything on broken files
+    return str(error) or type(error).__name__
+  return None
 
 
-def read(
-  paths: Sequence[pathlib.Path], side: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes images and squashes them to side x side.
-
-  Returns:
-    uint8 [N, side, side, 3], and int32 [N, 2] original heights and widths.
+def check(paths: Iterable[pathlib.Path]) -> None:
+  """Decodes images, to refuse the bad ones.
 
   Raises:
-    InputError: some cannot be read; it names them.
+    InputError: some cannot be read; it names them, and says why.
   """
+  paths = list(paths)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    results = list(pool.map(lambda path: _read(path, side), paths))
+    problems = list(pool.map(_problem, paths))
   bad = [
-    f"{path} ({result})"
-    for path, result in zip(paths, results, strict=True)
-    if isinstance(result, str)
+    f"{path} ({problem})"
+    for path, problem in zip(paths, problems, strict=True)
+    if problem
   ]
   if bad:
     more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
@@ -197,5 +241,24 @@ def read(
       f"{len(bad)} of {len(paths)} images cannot be read: "
       f"{', '.join(bad[:_LISTED])}{more}; repair or remove them"
     )
+
+
+def _squashed(path: pathlib.Path, side: int):
+  with Image.open(path) as file:
+    image = to_rgb(file)
+  small = image.resize((side, side), Image.Resampling.BILINEAR)
+  return np.asarray(small), (image.height, image.width)
+
+
+def read(
+  paths: Sequence[pathlib.Path], side: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Decodes images, which `check` has passed; squashes them to side x side.
+
+  Returns:
+    uint8 [N, side, side, 3], and int32 [N, 2] original heights and widths.
+  """
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    results = list(pool.map(lambda path: _squashed(path, side), paths))
   images = np.stack([pixels for pixels, _ in results])
   return images, np.array([size for _, size in results], np.int32)

@@ -115,8 +115,9 @@ def _stream(key: str, part: str) -> np.random.Generator:
   return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
-def _background(key: str, kind: str) -> Image.Image:
-  """A relief crop in random colours; `kind` sets its contrast."""
+def _background(key: str, kind: str) -> tuple[Image.Image, float]:
+  """A relief crop in random colours, and the scene's level: the grey that the
+  symbols stand out from. `kind` sets the contrast and leaves the level."""
   rng = _stream(key, "background")
   relief = _reliefs()[rng.integers(2)]
   limit = min(relief.shape[:2])
@@ -129,11 +130,15 @@ def _background(key: str, kind: str) -> Image.Image:
   pixels = np.asarray(
     crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32
   )
-  contrast *= {"plain": 0.0, "relief": 1.0, "busy": 2.0}[kind]
-  # The plain background keeps the scene's mean colour.
-  colour = pixels.mean((0, 1)) - pixels.mean() if kind == "plain" else 0.0
-  pixels = (pixels - pixels.mean()) * contrast + level + colour
-  return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+  middle = pixels.mean()
+  colour = np.float32(level) + (pixels.mean((0, 1)) - middle)
+  plain = np.clip(colour, 0, 255).astype(np.uint8)
+  if kind == "plain":
+    image = np.broadcast_to(plain, (SIDE, SIDE, 3))
+  else:
+    contrast *= {"relief": 1.0, "busy": 2.0}[kind]
+    image = np.clip((pixels - middle) * contrast + level, 0, 255)
+  return Image.fromarray(image.astype(np.uint8)), sum(plain.tolist()) / 3
 
 
 def _paste(scene, mask, rng, *, size: int, place, tilt: float, level: float):
@@ -142,10 +147,10 @@ def _paste(scene, mask, rng, *, size: int, place, tilt: float, level: float):
   turned = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
   turned = turned.resize((size, size), Image.Resampling.LANCZOS)
   for _ in range(20):
-    colour = rng.integers(0, 256, 3)
-    if abs(colour.mean() - level) > 80:
+    colour = rng.integers(0, 256, 3).tolist()
+    if abs(sum(colour) / 3 - level) > 80:
       break
-  solid = Image.new("RGB", (size, size), tuple(colour.tolist()))
+  solid = Image.new("RGB", (size, size), tuple(colour))
   scene.paste(solid, tuple(place), turned)
 
 
@@ -164,9 +169,7 @@ def scene(key: str, character: str, path: str, variant: str = "default"):
   kind, count = "relief", int(_stream(key, "count").integers(1, 4))
   if variant != "default":
     kind, count = variant[3:], int(variant[1])
-  image = _background(key, kind)
-  # Colours are chosen against the scene's level, which no variant changes.
-  level = float(np.asarray(_background(key, "plain")).mean())
+  image, level = _background(key, kind)
   for number in range(count):
     rng = _stream(key, f"distractor{number}")
     mask = None

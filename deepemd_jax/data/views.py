@@ -3,7 +3,10 @@
 Every view is a box and a flip: the host draws them, `crop_resize` cuts them on
 the device. It equals PIL's `crop().resize(BILINEAR)`, which the original and
 all published numbers use; `jax.image.scale_and_translate` differs by up to 67
-grey levels, because it looks outside the crop.
+grey levels, because it looks outside the crop. PIL resizes across, rounds to 8
+bit, and resizes down; Pillow 13 swaps the two where that is faster (its pull
+request 9549), which moves some pixels by a grey level. Here the order is always
+the old one.
 """
 
 import functools
@@ -28,10 +31,12 @@ def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
   centre = start + (jnp.arange(size) + 0.5) * scale
   pixel = jnp.arange(side)
   reach = jnp.abs(pixel + 0.5 - centre[:, None]) / radius
-  # A pixel belongs to a fractional crop when its centre does.
+  # A pixel belongs to a fractional crop when its centre does; the one in the
+  # middle always does, or a crop below one pixel would be empty.
   inside = (pixel + 0.5 > start) & (pixel + 0.5 < stop)
+  inside |= pixel == jnp.clip(jnp.floor((start + stop) / 2), 0, side - 1)
   weights = jnp.where(inside, jnp.maximum(1.0 - reach, 0.0), 0.0)
-  return weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-12)
+  return weights / weights.sum(1, keepdims=True)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -42,8 +47,9 @@ def crop_resize(
 
   Args:
     images: uint8 [N, H, W, 3].
-    boxes: [N, 4] left, top, right, bottom in pixels, at least one pixel large.
-      Boxes may be fractional: a pixel belongs to the crop when its centre does.
+    boxes: [N, 4] left, top, right, bottom in pixels, inside the image. They may
+      be fractional, as those on squashed copies are: the filter is placed
+      exactly, and sees the pixels whose centres lie in the box.
     flip: bool [N], mirror left to right after cropping.
     size: side of the result.
 

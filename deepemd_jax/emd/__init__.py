@@ -1,7 +1,8 @@
 """The exact, batched, differentiable Earth Mover's Distance."""
 
 from deepemd_jax.emd.distance import distance, solve
+from deepemd_jax.emd.interior_point import InteriorPoint
 from deepemd_jax.emd.problem import Plan
 from deepemd_jax.emd.simplex import NetworkSimplex
 
-__all__ = ["NetworkSimplex", "Plan", "distance", "solve"]
+__all__ = ["InteriorPoint", "NetworkSimplex", "Plan", "distance", "solve"]

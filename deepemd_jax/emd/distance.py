@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deepemd_jax.emd import problem
+from deepemd_jax.emd.interior_point import InteriorPoint
 from deepemd_jax.emd.simplex import NetworkSimplex
 
 GRADIENTS = ("exact", "flow")
@@ -13,7 +14,9 @@ GRADIENTS = ("exact", "flow")
 
 def default_solver():
   """What serves best on this platform."""
-  return NetworkSimplex()
+  if jax.default_backend() == "cpu":
+    return NetworkSimplex()
+  return InteriorPoint()
 
 
 def solve(cost, a, b, solver=None) -> problem.Plan:

@@ -70,3 +70,17 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
     jnp.broadcast_to(a, (*batch, n)).astype(dtype),
     jnp.broadcast_to(b, (*batch, m)).astype(dtype),
   )
+
+
+def meaningful(cost, a, b):
+  """[...] bool: finite costs, finite masses >= 0, positive totals."""
+  total_a, total_b = a.sum(-1), b.sum(-1)
+  return (
+    jnp.isfinite(cost).all((-2, -1))
+    & jnp.isfinite(total_a)
+    & jnp.isfinite(total_b)
+    & (a >= 0).all(-1)
+    & (b >= 0).all(-1)
+    & (total_a > 0)
+    & (total_b > 0)
+  )

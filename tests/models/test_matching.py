@@ -13,7 +13,7 @@ from deepemd_jax import emd
 from deepemd_jax.models import DeepEMD, matching, nodes, resnet
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "head_fcn.npz"
-SOLVERS = [emd.NetworkSimplex()]
+SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
 LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
 
 
@@ -158,14 +158,14 @@ class TestModule:
       for n in (1, 3)
     )
     model = DeepEMD(width=0.0625, rngs=nnx.Rngs(0))
-    scores = model(support, query)
-    assert scores.shape == (2, 3, 2)
 
     def loss(model):
-      return model(support, query, train=True)[..., 0].sum()
+      scores = model(support, query, train=True)
+      assert scores.shape == (2, 3, 2)
+      return scores[..., 0].sum()
 
     before = model.encoder.layer1.bn1.mean[...].copy()
-    gradient = nnx.grad(loss)(model)
+    gradient = nnx.jit(nnx.grad(loss))(model)
     assert not np.allclose(before, model.encoder.layer1.bn1.mean[...])
     norms = [np.linalg.norm(x) for x in jax.tree.leaves(gradient)]
     assert np.isfinite(norms).all() and max(norms) > 0
@@ -174,7 +174,9 @@ class TestModule:
     variables = resnet.init(jax.random.key(1), width=0.0625)
     images = jax.random.normal(jax.random.key(2), (6, 32, 32, 3))
     model = DeepEMD(resnet.to_module(variables))
-    scores = model(images[:2, None], images[2:].reshape(2, 2, 32, 32, 3))
+    scores = nnx.jit(model)(
+      images[:2, None], images[2:].reshape(2, 2, 32, 32, 3)
+    )
     encoded = nodes.from_map(resnet.encode(variables, images))
     expected = matching.logits(encoded[2:], encoded[:2])
     np.testing.assert_allclose(scores.reshape(4, 2), expected, atol=1e-4)

@@ -1,0 +1,377 @@
+"""The user's images: every layout, every kind of picture, every mistake."""
+
+import contextlib
+import io
+import os
+import pathlib
+import shutil
+import tempfile
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepemd_jax.data import folder
+from deepemd_jax.errors import InputError
+
+
+def fill(root, *names):
+  """Makes small images at these paths."""
+  for name in names:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def names(found, root):
+  """A listing with file names instead of paths."""
+  return {
+    split: {
+      label: [path.relative_to(root).as_posix() for path in paths]
+      for label, paths in classes.items()
+    }
+    for split, classes in found.items()
+  }
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  count=st.integers(1, 30),
+  fractions=st.tuples(*[st.floats(0.01, 1)] * 3),
+  seed=st.integers(0, 2**32),
+)
+def test_every_class_goes_to_one_split(count, fractions, seed):
+  with tempfile.TemporaryDirectory() as directory:
+    root = pathlib.Path(directory)
+    for i in range(count):
+      (root / f"c{i:02d}").mkdir()
+      (root / f"c{i:02d}" / "a.jpg").touch()
+    found = folder.listing(root, fractions=fractions, seed=seed)
+    assert found == folder.listing(root, fractions=fractions, seed=seed)
+  classes = [name for split in found.values() for name in split]
+  assert sorted(classes) == [f"c{i:02d}" for i in range(count)]
+  for split, share in zip(folder.SPLITS, fractions, strict=True):
+    expected = count * share / sum(fractions)
+    assert abs(len(found[split]) - expected) <= 1
+
+
+def test_another_seed_is_another_split(tmp_path):
+  fill(tmp_path, *(f"c{i}/a.png" for i in range(20)))
+  first, second = (folder.listing(tmp_path, seed=seed) for seed in (0, 1))
+  assert [len(c) for c in first.values()] == [13, 3, 4]
+  assert set(first["train"]) != set(second["train"])
+
+
+def test_ready_splits_are_taken_as_they_stand(tmp_path):
+  fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/c/1.png", "x/d/1.png")
+  assert names(folder.listing(tmp_path), tmp_path) == {
+    "train": {"a": ["train/a/1.png"], "b": ["train/b/1.png"]},
+    "val": {},
+    "test": {"c": ["test/c/1.png"]},
+  }
+
+
+def test_a_class_may_be_called_train(tmp_path):
+  fill(tmp_path, "train/1.png", "plane/1.png", "car/1.png")
+  found = folder.listing(tmp_path, fractions=(1, 0, 0))
+  assert list(found["train"]) and set(found["train"]) == {
+    "car",
+    "plane",
+    "train",
+  }
+
+
+def test_nested_images_count_and_hidden_or_foreign_files_do_not(tmp_path):
+  fill(tmp_path, "a/z.png", "a/deep/er/b.JPG", "a/.c.png", "a/.d/e.png")
+  fill(tmp_path, ".hidden/f.png")
+  (tmp_path / "a" / "notes.txt").write_text("not an image")
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "top.png").touch()
+  found = folder.listing(tmp_path, fractions=(1, 0, 0))
+  assert names(found, tmp_path)["train"] == {
+    "a": ["a/deep/er/b.JPG", "a/z.png"]
+  }
+
+
+def table(root, text):
+  path = root / "table.csv"
+  path.write_text(text, "utf-8")
+  return path
+
+
+def test_a_table_of_classes(tmp_path):
+  fill(tmp_path, "a/1.png", "b/1.png", "c/1.png")
+  rows = table(tmp_path, "\ufefflabel,split\nb,train\na,test\n")
+  assert names(folder.listing(tmp_path, table=rows), tmp_path) == {
+    "train": {"b": ["b/1.png"]},
+    "val": {},
+    "test": {"a": ["a/1.png"]},
+  }
+
+
+def test_a_table_of_files(tmp_path):
+  fill(tmp_path, "images/1.png", "images/2.png", "images/3.png")
+  text = "filename,label,split\nimages/2.png,a,val\nimages/1.png,a,val\n"
+  rows = table(tmp_path, text + "images/3.png,b,train\n")
+  assert names(folder.listing(tmp_path, table=rows), tmp_path) == {
+    "train": {"b": ["images/3.png"]},
+    "val": {"a": ["images/2.png", "images/1.png"]},
+    "test": {},
+  }
+
+
+FILES = "filename,label,split\n"
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("", "no rows"),
+    ("a,b\n1,2\n", r"it has \['a', 'b'\]"),
+    ("label,split\na,dev\n", "line 2: split is 'dev'"),
+    ("label,split\na,train\nz,train\n", "line 3: class 'z' has no images"),
+    ("label,split\na,train\na,test\n", "line 3: 'a' comes twice"),
+    (FILES + "a/9.png,a,train\n", "line 2: no file 'a/9.png'"),
+    (FILES + "../outside.png,a,train\n", "line 2: no file '../outside.png'"),
+    (FILES + "a/1.png,a,train\na//1.png,b,test\n", "'a//1.png' comes twice"),
+    (
+      FILES + "a/1.png,a,train\nb/1.png,a,test\n",
+      "'a' is in train and in test",
+    ),
+    (FILES + "a/1.png,a\n", "line 2: split is None"),
+    (FILES + "a/1.png,,train\n", "line 2: a field is empty"),
+    (FILES + ",a,train\n", "line 2: a field is empty"),
+  ],
+)
+def test_a_wrong_table_is_refused(tmp_path, text, message):
+  root = tmp_path / "root"
+  fill(root, "a/1.png", "b/1.png", "../outside.png")
+  with pytest.raises(InputError, match=message) as refused:
+    folder.listing(root, table=table(tmp_path, text))
+  assert "\n" not in str(refused.value)
+
+
+def test_a_missing_or_binary_table_is_refused(tmp_path):
+  fill(tmp_path, "a/1.png")
+  for path in (tmp_path / "no.csv", tmp_path / "a" / "1.png"):
+    with pytest.raises(InputError, match="cannot read the CSV"):
+      folder.listing(tmp_path, table=path)
+
+
+def test_a_class_in_two_splits_is_refused(tmp_path):
+  fill(tmp_path, "train/cat/1.png", "test/cat/2.png")
+  with pytest.raises(InputError, match="'cat' is in train and in test"):
+    folder.listing(tmp_path)
+
+
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
+  (tmp_path / "file").touch()
+  for name in ("none", "file"):
+    with pytest.raises(InputError, match=f"no image folder .*{name}"):
+      folder.listing(tmp_path / name)
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "text" / "a").mkdir(parents=True)
+  (tmp_path / "text" / "a" / "b.txt").touch()
+  for name in ("empty", "text"):
+    with pytest.raises(InputError, match="holds no images"):
+      folder.listing(tmp_path / name)
+
+
+@pytest.mark.parametrize("fractions", [(1, 1), (0, 0, 0), (1, -1, 1)])
+def test_wrong_fractions_are_refused(tmp_path, fractions):
+  fill(tmp_path, "a/1.png")
+  with pytest.raises(InputError, match="config.data.fractions is"):
+    folder.listing(tmp_path, fractions=fractions)
+
+
+@pytest.mark.parametrize("link", ["a/l.png", "a/l", "l"])
+def test_links_out_of_the_folder_are_refused(tmp_path, link):
+  root, outside = tmp_path / "root", tmp_path / "outside"
+  fill(root, "a/1.png")
+  fill(outside, "1.png")
+  target = outside / "1.png" if link.endswith("png") else outside
+  (root / link).symlink_to(target)
+  with pytest.raises(InputError, match="link out of the image folder"):
+    folder.listing(root)
+
+
+def test_links_inside_the_folder_and_to_it_are_fine(tmp_path):
+  fill(tmp_path / "root", "a/1.png")
+  (tmp_path / "root" / "a" / "2.png").symlink_to("1.png")
+  (tmp_path / "link").symlink_to("root")
+  found = folder.listing(tmp_path / "link", fractions=(1, 0, 0))
+  assert len(found["train"]["a"]) == 2
+
+
+@contextlib.contextmanager
+def unprivileged():
+  """Root may read everything: be nobody for a while."""
+  user = os.geteuid()
+  if user == 0:
+    os.seteuid(65534)
+  try:
+    yield
+  finally:
+    os.seteuid(user)
+
+
+@pytest.mark.parametrize("locked", [".", "a", "a/deep"])
+def test_an_unreadable_folder_is_refused(locked):
+  # Not tmp_path: its parents are closed to others.
+  root = pathlib.Path(tempfile.mkdtemp())
+  try:
+    root.chmod(0o755)
+    fill(root, "a/deep/1.png", "b/1.png")
+    (root / locked).chmod(0)
+    with unprivileged(), pytest.raises(InputError, match="cannot read folder"):
+      folder.listing(root)
+  finally:
+    (root / locked).chmod(0o755)
+    shutil.rmtree(root)
+
+
+def stored(image, kind, **options):
+  """Writes an image to bytes and opens it again."""
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  file.seek(0)
+  return Image.open(file)
+
+
+def grey(value, dtype):
+  return Image.fromarray(np.full((4, 6), value, dtype))
+
+
+def clear(mode, colour):
+  return Image.new(mode, (6, 4), colour)
+
+
+RED = Image.new("P", (6, 4), 1)
+RED.putpalette([0, 0, 0, 255, 0, 0])
+# What is stored, how, and the RGB that a person sees.
+KINDS = {
+  "grey": (clear("L", 77), "PNG", {}, (77, 77, 77)),
+  "black and white": (clear("1", 1), "PNG", {}, (255, 255, 255)),
+  "palette": (RED, "PNG", {}, (255, 0, 0)),
+  "gif": (RED, "GIF", {}, (255, 0, 0)),
+  "palette, clear": (RED, "PNG", {"transparency": 1}, (255, 255, 255)),
+  "clear": (clear("RGBA", (9, 9, 9, 0)), "PNG", {}, (255, 255, 255)),
+  "half clear": (clear("RGBA", (0, 0, 0, 128)), "PNG", {}, (127, 127, 127)),
+  "grey, clear": (clear("LA", (9, 0)), "PNG", {}, (255, 255, 255)),
+  "key colour": (
+    *(clear("RGB", (9, 8, 7)), "PNG"),
+    *({"transparency": (9, 8, 7)}, (255, 255, 255)),
+  ),
+  "webp": (clear("RGBA", (0, 0, 0, 0)), "WEBP", {}, (255, 255, 255)),
+  "cmyk": (clear("CMYK", (0, 255, 255, 0)), "JPEG", {}, (255, 0, 0)),
+  "16 bit": (grey(0x8000, np.uint16), "PNG", {}, (128, 128, 128)),
+  "dark 16 bit": (grey(514, np.uint16), "PNG", {}, (2, 2, 2)),
+  "16 bit tiff": (grey(0xFFFF, np.uint16), "TIFF", {}, (255, 255, 255)),
+  "32 bit": (grey(0x8000, np.int32), "TIFF", {}, (128, 128, 128)),
+  "float": (grey(0.5, np.float32), "TIFF", {}, (128, 128, 128)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_of_any_kind_look_as_they_should(kind):
+  image, suffix, options, expected = KINDS[kind]
+  image = folder.to_rgb(stored(image, suffix, **options))
+  assert image.mode == "RGB" and image.size == (6, 4)
+  np.testing.assert_allclose(np.asarray(image)[2, 3], expected, atol=1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(orientation):
+  """A photo whose tag says how it must be turned looks as the scene did."""
+  scene = np.zeros((4, 6, 3), np.uint8)
+  scene[0, :, 0], scene[:, 0, 1] = 255, 255
+  # How a camera stores the upright scene, by EXIF tag 274.
+  as_stored = {
+    1: scene,
+    2: scene[:, ::-1],
+    3: scene[::-1, ::-1],
+    4: scene[::-1],
+    5: scene.swapaxes(0, 1),
+    6: np.rot90(scene),
+    7: scene[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90(scene, -1),
+  }[orientation]
+  exif = Image.Exif()
+  exif[274] = orientation
+  photo = stored(Image.fromarray(as_stored.copy()), "PNG", exif=exif)
+  np.testing.assert_array_equal(np.asarray(folder.to_rgb(photo)), scene)
+
+
+def test_read_squashes_and_keeps_the_sizes(tmp_path):
+  rng = np.random.default_rng(0)
+  sizes = [(30, 50), (7, 5), (16, 16)]
+  paths = [tmp_path / f"{i}.png" for i in range(len(sizes))]
+  for path, size in zip(paths, sizes, strict=True):
+    pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+  images, found = folder.read(paths, 16)
+  assert found.tolist() == [list(size) for size in sizes]
+  assert images.dtype == np.uint8 and found.dtype == np.int32
+  for path, image in zip(paths, images, strict=True):
+    expected = Image.open(path).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(image, np.asarray(expected))
+
+
+def photo_bytes(kind):
+  rng = np.random.default_rng(0)
+  file = io.BytesIO()
+  pixels = rng.integers(0, 256, (24, 24, 3), np.uint8)
+  Image.fromarray(pixels).save(file, kind)
+  return file.getvalue()
+
+
+WHOLE = {k: photo_bytes(k) for k in ("JPEG", "PNG", "WEBP", "TIFF", "BMP")}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  kind=st.sampled_from(sorted(WHOLE)),
+  cut=st.floats(0, 0.9),
+  flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=3),
+)
+def test_broken_files_are_found_and_never_crash(kind, cut, flips):
+  whole = WHOLE[kind]
+  with tempfile.TemporaryDirectory() as directory:
+    path = pathlib.Path(directory, "image")
+    path.write_bytes(whole)
+    folder.check([path])
+    path.write_bytes(whole[: int(cut * len(whole))])
+    with pytest.raises(InputError, match="1 of 1 images cannot be read"):
+      folder.check([path])
+    broken = bytearray(whole)
+    for place, bits in flips:
+      broken[int(place * (len(whole) - 1))] ^= bits
+    path.write_bytes(broken)
+    # A flipped byte may leave a readable picture; nothing else may come out.
+    with contextlib.suppress(InputError), warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      folder.check([path])
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+  Image.new("RGB", (300, 300)).save(tmp_path / "bomb.png")
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+  with pytest.raises(InputError, match="bomb.png.*decompression bomb"):
+    folder.check([tmp_path / "bomb.png"])
+
+
+def test_all_bad_images_are_counted_and_ten_are_named(tmp_path):
+  for i in range(13):
+    (tmp_path / f"{i:02d}.png").write_bytes(b"" if i % 2 else b"text")
+  fill(tmp_path, "good.png")
+  with pytest.raises(InputError) as refused:
+    folder.check(sorted(tmp_path.iterdir()))
+  message = str(refused.value)
+  assert message.startswith("13 of 14 images cannot be read: ")
+  assert "and 3 more" in message and "\n" not in message
+  assert [f"{i:02d}.png" in message for i in range(13)] == [True] * 10 + [
+    False
+  ] * 3

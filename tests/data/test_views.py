@@ -1,0 +1,176 @@
+"""Views: `crop_resize` is PIL, the boxes are torchvision's."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepemd_jax.data import views
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+
+
+def pictures(rng, count, height, width):
+  """Noise on smooth colour, hard for a resizing filter."""
+  coarse = rng.integers(0, 256, (count, 5, 5, 3), np.uint8)
+  smooth = np.stack(
+    [
+      Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)
+      for c in coarse
+    ]
+  )
+  noise = rng.integers(-40, 40, smooth.shape)
+  return np.clip(smooth + noise, 0, 255).astype(np.uint8)
+
+
+def pil(image, box, flip, size):
+  crop = Image.fromarray(image).crop(tuple(int(v) for v in box))
+  pixels = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
+  return pixels[:, ::-1] if flip else pixels
+
+
+def assert_nearly_equal(found, expected):
+  difference = np.abs(np.asarray(found) - np.asarray(expected, np.float32))
+  assert difference.max() <= 2
+  assert (difference == 0).mean() >= 0.95
+
+
+@pytest.mark.parametrize(
+  ("height", "width", "size"),
+  [(64, 64, 64), (84, 84, 84), (126, 126, 84), (40, 70, 84), (150, 97, 32)],
+)
+def test_crop_resize_is_pil(height, width, size):
+  rng = np.random.default_rng(height)
+  images = pictures(rng, 48, height, width)
+  corners = rng.integers(0, [[width], [height]], (48, 2, 2))
+  low, high = corners.min(2), corners.max(2) + 1
+  boxes = np.concatenate([low, high], 1)
+  boxes[0] = 0, 0, width, height
+  boxes[1] = 3, 5, 4, 6  # one pixel
+  flip = rng.random(48) < 0.5
+  found = views.crop_resize(images, boxes, flip, size=size)
+  assert found.dtype == jnp.float32
+  expected = [pil(*x, size) for x in zip(images, boxes, flip, strict=True)]
+  assert_nearly_equal(found, expected)
+
+
+def test_a_whole_image_of_the_right_size_is_itself():
+  images = pictures(np.random.default_rng(0), 2, 64, 64)
+  boxes = np.array([[0, 0, 64, 64]] * 2)
+  found = views.crop_resize(images, boxes, np.array([False, True]), size=64)
+  np.testing.assert_array_equal(found[0], images[0])
+  np.testing.assert_array_equal(found[1], images[1][:, ::-1])
+
+
+BOX = st.tuples(*[st.floats(0, 59)] * 2, *[st.floats(0.001, 60)] * 2).map(
+  lambda b: (b[0], b[1], min(b[0] + b[2], 60), min(b[1] + b[3], 60))
+)
+
+
+@settings(deadline=None)
+@given(box=BOX, flip=st.booleans())
+def test_any_fractional_box_sees_what_lies_in_it(box, flip):
+  """On a ramp of grey, each result lies where the box says, to a pixel; on one
+  colour it is that colour, however small the box."""
+  ramp = np.broadcast_to(4 * np.arange(60)[None, :, None], (60, 60, 3))
+  images = np.stack([ramp, np.full((60, 60, 3), 77)]).astype(np.uint8)
+  found = np.asarray(
+    views.crop_resize(
+      images, jnp.array([box] * 2), jnp.array([flip] * 2), size=16
+    )
+  )
+  assert (found[1] == 77).all()
+  left, _, right, _ = box
+  centres = left + (np.arange(16) + 0.5) * (right - left) / 16
+  centres = centres[::-1] if flip else centres
+  assert np.abs(found[0][:, :, 0] / 4 - (centres - 0.5)).max() <= max(
+    1.0, (right - left) / 16
+  )
+
+
+def test_evaluation_images_are_resized_and_cut():
+  images = pictures(np.random.default_rng(1), 8, 97, 120)
+  expected = []
+  for image in images:
+    large = Image.fromarray(image).resize((92, 92), Image.Resampling.BILINEAR)
+    expected.append(np.asarray(large)[4:88, 4:88])
+  assert_nearly_equal(views.evaluation_images(images, 84), expected)
+
+
+@given(
+  sizes=st.lists(
+    st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=5
+  ),
+  seed=st.integers(0, 999),
+)
+def test_random_crops_are_whole_pixels_inside_the_image(sizes, seed):
+  boxes = views.random_resized_crop(np.random.default_rng(seed), sizes)
+  again = views.random_resized_crop(np.random.default_rng(seed), sizes)
+  np.testing.assert_array_equal(boxes, again)
+  height, width = np.array(sizes).T
+  left, top, right, bottom = boxes.T
+  assert (boxes == np.round(boxes)).all()
+  assert (left >= 0).all() and (right <= width).all() and (right > left).all()
+  assert (top >= 0).all() and (bottom <= height).all() and (bottom > top).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(333, 500), (84, 84), (60, 300)])
+def test_random_crops_are_spread_as_torchvisions(height, width):
+  """Quantiles 1, 5, 25, 50, 75, 95, 99 % over 20,000 draws of torchvision 0.28
+  of area share, width / height, top, left, height and width."""
+  golden = np.load(GOLDEN / "rrc_quantiles.npz")[f"w{width}h{height}"]
+  sizes = np.tile([[height, width]], (20_000, 1))
+  boxes = views.random_resized_crop(np.random.default_rng(0), sizes)
+  left, top, right, bottom = boxes.T
+  w, h = right - left, bottom - top
+  share = w * h / (width * height)
+  for values, expected in zip(
+    (share, w / h, top, left, h, w), golden, strict=True
+  ):
+    # Both sides are samples: their distribution functions differ by sampling
+    # error, and by one step where values are whole numbers.
+    for q, at in zip((1, 5, 25, 50, 75, 95, 99), expected, strict=True):
+      below, upto = (values < at - 1e-9).mean(), (values <= at + 1e-9).mean()
+      assert below - 0.02 <= q / 100 <= upto + 0.02
+
+
+@pytest.mark.parametrize(
+  ("size", "expected"),
+  [((10, 1000), (494, 0, 507, 10)), ((1000, 10), (0, 494, 10, 507))],
+)
+def test_a_narrow_image_gets_its_largest_central_crop(size, expected):
+  """Such an image has room for no crop of these shares: as torchvision does."""
+  boxes = views.random_resized_crop(
+    np.random.default_rng(0), [size], scale=(0.5, 1.0)
+  )
+  np.testing.assert_array_equal(boxes, [expected])
+
+
+def test_boxes_move_to_the_stored_copies():
+  sizes = np.array([[100, 200], [50, 50]])
+  boxes = np.array([[0, 0, 200, 100], [10, 20, 30, 50]])
+  stored = views.to_stored(boxes, sizes, 64)
+  np.testing.assert_allclose(stored, [[0, 0, 64, 64], [12.8, 25.6, 38.4, 64]])
+
+
+def test_a_crop_of_a_stored_copy_is_a_crop_of_the_original():
+  """Of a smooth picture: the copy has lost no detail."""
+  rng = np.random.default_rng(2)
+  coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+  photo = coarse.resize((300, 200), Image.Resampling.BICUBIC)
+  copy = photo.resize((126, 126), Image.Resampling.BILINEAR)
+  sizes = np.array([[200, 300]])
+  for _ in range(5):
+    box = views.random_resized_crop(rng, sizes, scale=(0.2, 1))
+    found = views.crop_resize(
+      np.asarray(copy)[None],
+      views.to_stored(box, sizes, 126),
+      np.array([False]),
+      size=84,
+    )[0]
+    expected = pil(np.asarray(photo), box[0], False, 84)
+    assert np.abs(np.asarray(found) - expected).mean() < 1
