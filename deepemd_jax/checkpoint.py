@@ -17,6 +17,7 @@ import numpy as np
 from deepemd_jax.errors import InputError
 
 _SHOWN = 5
+_NO_SCORE = -1e30  # JSON has no infinity
 
 
 class Restored(NamedTuple):
@@ -113,17 +114,14 @@ class Checkpoints:
       return None
     return max(
       self._manager.all_steps(),
-      key=lambda step: (self._score(step), -step),
+      key=lambda step: (self.score(step), -step),
       default=None,
     )
 
   def score(self, step: int) -> float:
     """The score that `step` was saved with; -inf if it had none."""
-    return self._score(step)
-
-  def _score(self, step: int) -> float:
-    metrics = self._manager.metrics(step)
-    return _rank(metrics) if metrics else -math.inf
+    found = (self._manager.metrics(step) or {}).get("score", _NO_SCORE)
+    return -math.inf if found == _NO_SCORE else found
 
   def save(
     self, step: int, *, model, train, meta: dict, score: float | None
@@ -139,7 +137,7 @@ class Checkpoints:
     """
     ocp = _orbax()
     if score is None or math.isnan(score):
-      score = -math.inf
+      score = _NO_SCORE
     items = {"model": model, "train": train}
     checksums = {name: _checksums(tree) for name, tree in items.items()}
     self._manager.save(
@@ -149,8 +147,7 @@ class Checkpoints:
         train=ocp.args.StandardSave(train),
         meta=ocp.args.JsonSave({"meta": meta, "checksums": checksums}),
       ),
-      # JSON has no infinity.
-      metrics={"score": max(float(score), -1e30)},
+      metrics={"score": float(score), "step": step},
       force=True,
     )
 
@@ -216,8 +213,9 @@ def _orbax():
   return ocp
 
 
-def _rank(metrics: dict) -> float:
-  return metrics["score"]
+def _rank(metrics: dict) -> tuple[float, int]:
+  """Higher is better; of equal scores the earlier step."""
+  return metrics["score"], -metrics["step"]
 
 
 def _name(path) -> str:

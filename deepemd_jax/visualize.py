@@ -73,7 +73,8 @@ def learning_curves(stages: dict[str, list[dict]]):
     _line(above, rows, "loss", "training", _COLOURS[3])
     for key, (label, colour) in lines.items():
       _line(below, rows, key, label, colour)
-    below.legend(frameon=False, fontsize=8)
+    if below.lines:
+      below.legend(frameon=False, fontsize=8)
   axes[0, 0].set_ylabel("loss")
   axes[1, 0].set_ylabel("accuracy, %")
   for axis in axes.flat:

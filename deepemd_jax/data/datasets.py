@@ -87,12 +87,15 @@ class GlyphClutterSource:
     from deepemd_jax.data import glyph_clutter
 
     names = tuple(self._classes(split))
-    builder = glyph_clutter.GlyphClutter(
+    make = functools.partial(
+      glyph_clutter.GlyphClutter,
       config=self.variant,
       data_dir=self.directory,
       file_format="array_record",
     )
-    _prepare(builder)
+    _prepare(make())
+    # A new one: the other may have read its info before there was any.
+    builder = make()
     # Decoded by Pillow here: TFDS would ask, on stderr, for OpenCV.
     raw = {"image": tfds.decode.SkipDecoding()}
     rows = list(builder.as_data_source(split, decoders=raw))

