@@ -142,14 +142,14 @@ def _background(key: str, kind: str) -> tuple[Image.Image, float]:
 
 
 def _paste(scene, mask, rng, *, size: int, place, tilt: float, level: float):
-  """Puts a glyph into the scene, in a colour that stands out from `level`."""
+  """Puts a glyph into the scene, in a colour brighter or darker than `level`:
+  the first of 20 that is so by 80, or the last."""
   angle = float(rng.uniform(-tilt, tilt))
   turned = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
   turned = turned.resize((size, size), Image.Resampling.LANCZOS)
-  for _ in range(20):
-    colour = rng.integers(0, 256, 3).tolist()
-    if abs(sum(colour) / 3 - level) > 80:
-      break
+  colours = rng.integers(0, 256, (20, 3)).tolist()
+  apart = (c for c in colours if abs(sum(c) / 3 - level) > 80)
+  colour = next(apart, colours[-1])
   solid = Image.new("RGB", (size, size), tuple(colour))
   scene.paste(solid, tuple(place), turned)
 

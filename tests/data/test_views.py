@@ -155,6 +155,15 @@ def test_a_narrow_image_gets_its_largest_central_crop(size, expected):
   np.testing.assert_array_equal(boxes, [expected])
 
 
+def test_random_crops_reach_every_place():
+  sizes = np.tile([[4, 4]], (3000, 1))
+  boxes = views.random_resized_crop(np.random.default_rng(0), sizes)
+  left, top, right, bottom = boxes.T.astype(int)
+  for low, high in ((left, right), (top, bottom)):
+    found = {size: set(low[high - low == size]) for size in (2, 3, 4)}
+    assert found == {2: {0, 1, 2}, 3: {0, 1}, 4: {0}}
+
+
 def test_boxes_move_to_the_stored_copies():
   sizes = np.array([[100, 200], [50, 50]])
   boxes = np.array([[0, 0, 200, 100], [10, 20, 30, 50]])
