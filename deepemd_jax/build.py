@@ -1,7 +1,5 @@
 """From a config to things: the one file that maps names to objects."""
 
-import numpy as np
-
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -85,6 +83,8 @@ def optimiser(stage, steps_per_epoch: int):
 
 def normalise(config):
   """Grey levels [..., 3] to network input; works on NumPy and JAX arrays."""
+  import numpy as np
+
   mean = np.array(config.image.mean, np.float32)
   std = np.array(config.image.std, np.float32)
   return lambda images: (images - mean) / std
@@ -97,6 +97,8 @@ def random_views(config, images):
   probability 1/2 where `config.image.flip`; `crop` cuts them on the device.
   Arrays have the shape of `rows` in front.
   """
+  import numpy as np
+
   from deepemd_jax.data import views
 
   side = images.images.shape[1]

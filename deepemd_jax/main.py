@@ -117,7 +117,7 @@ def _compilation_cache(workdir: pathlib.Path) -> None:
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     directory = str(workdir.resolve().parent / ".jax_cache")
     jax.config.update("jax_compilation_cache_dir", directory)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _refuse(message: str) -> None:

@@ -18,7 +18,10 @@ from deepemd_jax.errors import InputError
 def model(seed=0, width=3):
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-  return {"params": {"a": draw(width, 8192), "b": draw(width)}, "stats": draw(2)}
+  return {
+    "params": {"a": draw(width, 8192), "b": draw(width)},
+    "stats": draw(2),
+  }
 
 
 def train(step):
