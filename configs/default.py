@@ -38,6 +38,11 @@ def get_config(arg: str = "") -> ConfigDict:
   image = config.image = ConfigDict()
   # Side in pixels of what the network sees.
   image.size = 84
+  # The same in pre-training; 0 is image.size. Random crops show things larger
+  # than whole images do, so a smaller side there, which is cheaper, meets them
+  # at the size they are tested at (Touvron et al., "Fixing the train-test
+  # resolution discrepancy", NeurIPS 2019).
+  image.pretrain_size = 0
   # Evaluation view: "center" resizes to size * 92 / 84 and crops the centre
   # (official), "whole" keeps everything.
   image.crop = "center"

@@ -122,7 +122,7 @@ def random_views(config, images):
   return draw
 
 
-def crop(config):
+def crop(config, size: int):
   """The device side of `random_views`: views to network input.
 
   {"images": [..., S, S, 3], "boxes": [..., 4], "flip": [...]} to
@@ -131,7 +131,6 @@ def crop(config):
   from deepemd_jax.data import views
 
   scale = normalise(config)
-  size = config.image.size
 
   def cut(drawn):
     images, boxes, flip = drawn["images"], drawn["boxes"], drawn["flip"]
@@ -193,6 +192,8 @@ def check(config) -> None:
     require("data.folder", bool(config.data.folder), "name your image folder")
   require("seed", config.seed >= 0, "use an integer >= 0")
   require("image.size", config.image.size >= 16, "ResNet-12 needs at least 16")
+  side = config.image.pretrain_size
+  require("image.pretrain_size", side == 0 or side >= 16, "use 0 or >= 16")
   one_of("image.crop", config.image.crop, ("center", "whole"))
   require("model.width", config.model.width > 0, "must be above 0")
   one_of("emd.solver", config.emd.solver, SOLVERS)

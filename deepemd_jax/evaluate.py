@@ -42,8 +42,11 @@ def heads(config) -> dict[str, Head]:
   }
 
 
-def encoder(config, images) -> Callable[[dict], jax.Array]:
-  """Encoder variables -> nodes [N, n, c] of all images of a set, in order."""
+def encoder(config) -> Callable:
+  """(encoder variables, image set) -> nodes [N, n, c] of its images, in order.
+
+  Make it once: it compiles on first use.
+  """
   view = build.evaluation_view(config)
   size = config.evaluate.encode_batch_size
 
@@ -51,7 +54,7 @@ def encoder(config, images) -> Callable[[dict], jax.Array]:
   def encode(variables, pixels):
     return nodes.from_map(resnet.encode(variables, view(pixels)))
 
-  def encode_all(variables):
+  def encode_all(variables, images):
     parts = []
     for start in range(0, len(images.labels), size):
       pixels = images.images[start : start + size]
@@ -116,7 +119,7 @@ def interval(values: np.ndarray) -> float:
 def validator(config, images, count: int) -> Callable[[dict], dict]:
   """Encoder variables -> {"accuracy", "prototype"}: mean percent on the first
   `count` validation episodes of DeepEMD and of the pooled prototype."""
-  encode = encoder(config, images)
+  encode = encoder(config)
   draw = sampler(config, images, "val")
   chosen = heads(config)
   scores = {
@@ -125,7 +128,7 @@ def validator(config, images, count: int) -> Callable[[dict], dict]:
   }
 
   def validate(variables):
-    encoded = encode(variables)
+    encoded = encode(variables, images)
     batch = config.evaluate.batch_size
     return {
       name: float(np.mean(accuracies(score, encoded, draw, count, batch)))
@@ -141,12 +144,12 @@ def run(config, workdir: pathlib.Path) -> None:
   source = build.source(config)
   encoders = _encoders(config, workdir, source.load("val"))
   test = source.load("test")
-  results = _measure(config, test, encoders, config.evaluate.episodes, "test")
+  measure = _Measure(config, encoders)
+  results = measure(test, config.evaluate.episodes, "test")
   results["variants"] = {}
   for variant in config.evaluate.variants:
     images = build.source(config, variant).load("test")
-    count = config.evaluate.variant_episodes
-    measured = _measure(config, images, encoders, count, variant)
+    measured = measure(images, config.evaluate.variant_episodes, variant)
     measured.pop("timing")
     results["variants"][variant] = measured
   results["encoders"] = {
@@ -196,51 +199,54 @@ def _encoders(config, workdir, val) -> dict[str, dict]:
   }
 
 
-def _measure(config, images, encoders, count: int, name: str) -> dict:
-  """All heads on the same `count` episodes of `images`."""
-  draw = sampler(config, images, "test")
-  encode = encoder(config, images)
-  began = time.monotonic()
-  encoded = {}
-  for found in encoders.values():
-    if found["stage"] not in encoded:
-      training.note(f"evaluate {name}: encoding {len(images.labels)} images")
-      encoded[found["stage"]] = jax.block_until_ready(
-        encode(found["variables"])
-      )
-  encoding = time.monotonic() - began
-  scores, seconds = {}, {}
-  for head, function in heads(config).items():
-    score = scorer(function)
+class _Measure:
+  """All heads on the same episodes of an image set; compiles once."""
+
+  def __init__(self, config, encoders: dict[str, dict]) -> None:
+    self._config = config
+    self._encoders = encoders
+    self._encode = encoder(config)
+    self._scores = {name: scorer(head) for name, head in heads(config).items()}
+
+  def __call__(self, images, count: int, name: str) -> dict:
+    draw = sampler(self._config, images, "test")
     began = time.monotonic()
-    nodes_of = encoded[encoders[head]["stage"]]
-    scores[head] = accuracies(
-      score, nodes_of, draw, count, config.evaluate.batch_size
-    )
-    seconds[head] = time.monotonic() - began
-    training.note(f"evaluate {name}: {head} {scores[head].mean():.2f}")
-  others = [head for head in scores if head != "deepemd"]
-  return {
-    "heads": {
-      head: {"accuracy": float(np.mean(values)), "ci95": interval(values)}
-      for head, values in scores.items()
-    },
-    "paired": {
-      f"deepemd - {other}": {
-        "mean": float(np.mean(scores["deepemd"] - scores[other])),
-        "ci95": interval(scores["deepemd"] - scores[other]),
-      }
-      for other in others
-    },
-    "episodes": count,
-    "timing": {
-      "encoding_seconds": round(encoding, 2),
-      "images": len(images.labels),
-      "episodes_per_second": {
-        head: round(count / spent, 1) for head, spent in seconds.items()
+    encoded = {}
+    for found in self._encoders.values():
+      if found["stage"] not in encoded:
+        nodes_of = self._encode(found["variables"], images)
+        encoded[found["stage"]] = jax.block_until_ready(nodes_of)
+    encoding = time.monotonic() - began
+    scores, speed = {}, {}
+    size = self._config.evaluate.batch_size
+    for head, score in self._scores.items():
+      nodes_of = encoded[self._encoders[head]["stage"]]
+      accuracies(score, nodes_of, draw, size, size)  # compiles
+      began = time.monotonic()
+      scores[head] = accuracies(score, nodes_of, draw, count, size)
+      speed[head] = round(count / (time.monotonic() - began), 1)
+    means = ", ".join(f"{head} {v.mean():.2f}" for head, v in scores.items())
+    training.note(f"evaluate {name}: {means}")
+    others = [head for head in scores if head != "deepemd"]
+    return {
+      "heads": {
+        head: {"accuracy": float(np.mean(values)), "ci95": interval(values)}
+        for head, values in scores.items()
       },
-    },
-  }
+      "paired": {
+        f"deepemd - {other}": {
+          "mean": float(np.mean(scores["deepemd"] - scores[other])),
+          "ci95": interval(scores["deepemd"] - scores[other]),
+        }
+        for other in others
+      },
+      "episodes": count,
+      "timing": {
+        "encoding_seconds": round(encoding, 2),
+        "encoded_images": len(images.labels) * len(encoded),
+        "episodes_per_second": speed,
+      },
+    }
 
 
 def _protocol(config) -> dict:

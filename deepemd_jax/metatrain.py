@@ -75,7 +75,7 @@ def _batches(config, images):
 
 
 def _loss_function(config):
-  crop = build.crop(config)
+  crop = build.crop(config, config.image.size)
   solver = build.solver(config)
 
   def episode_loss(params, batch_stats, support, query):

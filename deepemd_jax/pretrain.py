@@ -76,7 +76,7 @@ def _batches(config, images, order):
 
 
 def _loss_function(config):
-  crop = build.crop(config)
+  crop = build.crop(config, config.image.pretrain_size or config.image.size)
 
   def loss(params, extra, batch_stats, batch):
     maps, batch_stats = resnet.apply(
