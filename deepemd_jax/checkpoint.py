@@ -1,13 +1,19 @@
 """Checkpoints: the latest ones and the best, on orbax. Knows only pytrees.
 
 Orbax writes into a scratch directory and renames it, so a step that is there is
-whole. What it does not do is notice a flipped byte: the checksum of every leaf
-is kept beside it and compared on the way back.
+whole. What it does not do is notice a flipped byte: the checksum of every leaf,
+of `meta` and of the score is kept beside it and compared on the way back.
 """
 
+import contextlib
+import gc
+import json
 import logging
 import math
+import os
 import pathlib
+import re
+import sys
 import zlib
 from typing import Any, NamedTuple
 
@@ -47,12 +53,13 @@ class Checkpoints:
       read_only: for evaluation; never writes.
 
     Raises:
-      InputError: the directory cannot be written.
+      InputError: the directory cannot be opened, or a score is damaged.
     """
     self._directory = pathlib.Path(directory).resolve()
     self._manager = None
-    if read_only and not self._directory.exists():
+    if read_only and not self._directory.is_dir():
       return
+    _check_scores(self._directory)
     ocp = _orbax()
     from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -76,6 +83,9 @@ class Checkpoints:
         cleanup_tmp_directories=True,
       )
     try:
+      if not read_only:
+        # Orbax would find out at the first save.
+        self._directory.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=options,
@@ -88,28 +98,34 @@ class Checkpoints:
       )
     except OSError as error:
       raise InputError(
-        f"cannot keep checkpoints in {self._directory}: {error.strerror}; "
-        "give another --workdir"
+        f"cannot keep checkpoints in {self._directory}: "
+        f"{error.strerror or error}; give another --workdir"
       ) from error
 
   def __enter__(self):
     return self
 
   def __exit__(self, *unused):
+    self.close()
+
+  def close(self) -> None:
+    """Waits for what was saved, then ends orbax's threads."""
     if self._manager is not None:
-      self._manager.wait_until_finished()
+      self.wait()
       self._manager.close()
 
   def wait(self) -> None:
     """Returns when what was saved is on the disk."""
-    self._manager.wait_until_finished()
+    if self._manager is not None:
+      self._manager.wait_until_finished()
 
   def latest(self) -> int | None:
-    """The newest step."""
+    """The newest step; None if there is none."""
     return self._manager and self._manager.latest_step()
 
   def best(self) -> int | None:
-    """The step with the highest score; the earliest of equals."""
+    """The step with the highest score, the earliest of equals; None if there
+    is none."""
     if self._manager is None:
       return None
     return max(
@@ -126,20 +142,28 @@ class Checkpoints:
   def save(
     self, step: int, *, model, train, meta: dict, score: float | None
   ) -> None:
-    """Saves in the background.
+    """Saves in the background; the arrays may be donated or changed after it.
 
     Args:
       step: newer than all before.
-      model: a pytree of arrays.
-      train: a pytree of arrays.
-      meta: JSON.
+      model: a pytree of arrays, at least one.
+      train: likewise.
+      meta: what JSON can hold.
       score: higher is better; None or NaN never becomes the best.
     """
     ocp = _orbax()
-    if score is None or math.isnan(score):
-      score = _NO_SCORE
-    items = {"model": model, "train": train}
-    checksums = {name: _checksums(tree) for name, tree in items.items()}
+    # Copies, because the next training step may reuse (donate) the originals
+    # while they are still being written in the background; in NumPy, which
+    # compiles nothing.
+    model, train = jax.tree.map(np.array, (model, train))
+    # Not `<=`: that would let NaN through.
+    score = _NO_SCORE if score is None or not score > _NO_SCORE else score
+    checksums = {
+      "model": _checksums(model),
+      "train": _checksums(train),
+      "meta": _json_checksum(meta),
+    }
+    metrics = {"score": float(score), "step": step}
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -147,7 +171,7 @@ class Checkpoints:
         train=ocp.args.StandardSave(train),
         meta=ocp.args.JsonSave({"meta": meta, "checksums": checksums}),
       ),
-      metrics={"score": float(score), "step": step},
+      metrics={**metrics, "checksum": _json_checksum(metrics)},
       force=True,
     )
 
@@ -157,60 +181,89 @@ class Checkpoints:
     Args:
       step: one of those kept.
       model: the shapes and dtypes expected, a pytree of arrays or
-        `jax.ShapeDtypeStruct`; None to leave this part.
+        `jax.ShapeDtypeStruct`; None to leave this part. A leaf is put where its
+        `sharding` says, or on the first device.
       train: likewise.
 
     Raises:
-      InputError: the checkpoint does not fit, or is damaged.
+      InputError: there is no such step, it does not fit, or it is damaged.
     """
-    ocp = _orbax()
+    there = [] if self._manager is None else sorted(self._manager.all_steps())
+    if step not in there:
+      raise InputError(
+        f"no checkpoint of step {step} in {self._directory}; it has {there}"
+      )
     where = self._directory / str(step)
     asked = {"model": model, "train": train}
     asked = {name: tree for name, tree in asked.items() if tree is not None}
-    try:
-      stored = self._manager.item_metadata(step)
-      for name, tree in asked.items():
-        _check_fit(where, name, _shapes(stored[name]), _shapes(tree))
-      args = {
-        name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
-        for name, tree in asked.items()
-      }
-      restored = self._manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)
-      )
-    except InputError:
-      raise
-    except Exception as error:
-      # Whatever orbax or tensorstore make of missing or torn files.
-      reason = str(error).strip().splitlines()
-      raise InputError(
-        f"checkpoint {where} is damaged and cannot be read "
-        f"({reason[0][:120] if reason else type(error).__name__}); delete it "
-        "to go on from the one before"
-      ) from error
-    for name in asked:
-      found = _checksums(restored[name])
-      bad = [
-        k
-        for k, v in restored.meta["checksums"][name].items()
-        if found.get(k) != v
-      ]
-      if bad:
-        raise InputError(
-          f"checkpoint {where} is damaged: {name}/{bad[0]} is not what was "
-          "saved (checksum); delete it to go on from the one before"
-        )
+    damage = None
+    with _hushed():
+      try:
+        restored = self._read(step, asked)
+        bad = _not_as_saved(restored, asked)
+      except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+      except Exception as error:
+        # Whatever orbax and tensorstore make of missing or torn files, by its
+        # text alone: its frames hold the readers that `_hushed` is to end.
+        damage = str(error) or type(error).__name__
+      if damage is not None:
+        gc.collect()
+    if damage is not None:
+      reason = re.split(r"\n|\. See ", damage)[0]
+      raise _damaged(where, f"it cannot be read ({reason:.120})")
+    if bad:
+      raise _damaged(where, f"{bad[0]} is not what was saved (checksum)")
     return Restored(
       restored.get("model"), restored.get("train"), restored.meta["meta"]
     )
 
+  def _read(self, step: int, asked: dict):
+    """What orbax has for `step`, once it is known to fit."""
+    ocp = _orbax()
+    stored = self._manager.item_metadata(step)
+    for name, tree in asked.items():
+      if stored[name] is None:
+        raise ValueError(f"{name} is missing")
+      _check_fit(
+        self._directory / str(step), name, _shapes(stored[name]), _shapes(tree)
+      )
+    args = {
+      name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+      for name, tree in asked.items()
+    }
+    return self._manager.restore(
+      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args)
+    )
+
 
 def _orbax():
-  # Orbax and absl report each save at INFO and WARNING, on stderr.
-  logging.getLogger("absl").setLevel(logging.ERROR)
   import orbax.checkpoint as ocp
 
+  # It reports each save; what matters of that comes back as an exception.
+  # After the import, because absl makes that logger its own way.
+  logging.getLogger("absl").addFilter(_is_not_from_orbax)
   return ocp
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+@contextlib.contextmanager
+def _hushed():
+  """When one leaf cannot be read, orbax abandons the readers of the others,
+  which then print tracebacks of their own, by three ways."""
+  hooks = sys.unraisablehook, sys.excepthook
+  asyncio_log = logging.getLogger("asyncio")
+  was = asyncio_log.disabled
+  sys.unraisablehook = sys.excepthook = lambda *unused: None
+  asyncio_log.disabled = True
+  try:
+    yield
+  finally:
+    sys.unraisablehook, sys.excepthook = hooks
+    asyncio_log.disabled = was
 
 
 def _rank(metrics: dict) -> tuple[float, int]:
@@ -234,9 +287,10 @@ def _leaves(tree) -> dict[str, Any]:
   return {_name(path): leaf for path, leaf in flat}
 
 
-def _shapes(tree) -> dict[str, tuple]:
+def _shapes(tree) -> dict[str, str]:
+  """Name -> dtype and shape, as in float32[3, 84]."""
   return {
-    name: (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+    name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
     for name, leaf in _leaves(tree).items()
   }
 
@@ -251,10 +305,55 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
 
 
 def _checksums(tree) -> dict[str, int]:
+  # As bytes, because not every dtype has a buffer: bfloat16 has none.
   return {
-    name: zlib.crc32(np.ascontiguousarray(leaf).tobytes())
+    name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     for name, leaf in _leaves(tree).items()
   }
+
+
+def _json_checksum(document) -> int:
+  # Twice, because JSON turns some keys and sequences into others.
+  document = json.loads(json.dumps(document))
+  return zlib.crc32(json.dumps(document, sort_keys=True).encode())
+
+
+def _not_as_saved(restored, asked: dict) -> list[str]:
+  """The names of what differs from its checksum."""
+  saved = restored.meta["checksums"]
+  found = _json_checksum(restored.meta["meta"])
+  bad = [] if saved.get("meta", found) == found else ["meta"]
+  for part in asked:
+    for name, checksum in _checksums(restored[part]).items():
+      if saved[part].get(name) != checksum:
+        bad.append(f"{part}/{name}")
+  return bad
+
+
+def _check_scores(directory: pathlib.Path) -> None:
+  """Orbax reads all scores at the start and would not say which is damaged.
+
+  A step without any is one whose deletion was interrupted; orbax ends it.
+  """
+  for path in sorted(directory.glob("[0-9]*/metrics/metrics")):
+    step = path.parents[1]
+    if not step.name.isdigit():
+      continue  # a scratch directory
+    try:
+      metrics = json.loads(path.read_bytes())
+      found = _json_checksum({k: metrics[k] for k in ("score", "step")})
+      whole = metrics.get("checksum", found) == found
+    except (ValueError, LookupError, TypeError, AttributeError):
+      whole = False
+    if not whole:
+      raise _damaged(step, "its score is not what was saved")
+
+
+def _damaged(where: pathlib.Path, how: str) -> InputError:
+  return InputError(
+    f"checkpoint {where} is damaged: {how}; delete it to go on from the one "
+    "before"
+  )
 
 
 def _check_fit(where, part: str, stored: dict, wanted: dict) -> None:
@@ -277,5 +376,6 @@ def _check_fit(where, part: str, stored: dict, wanted: dict) -> None:
   ]
   if problems:
     raise InputError(
-      f"checkpoint {where} does not fit ({part}): {'; '.join(problems)}"
+      f"checkpoint {where} does not fit ({part}): {'; '.join(problems)}; "
+      "use the config it was trained with"
     )

@@ -23,6 +23,9 @@ from deepemd_jax.models import deepemd, resnet
 def run(config, workdir: pathlib.Path) -> None:
   """Trains in `workdir/metatrain`; does nothing if that is finished."""
   stage = config.metatrain
+  total_steps = stage.epochs * stage.steps
+  if training.is_finished(workdir / "metatrain", total_steps):
+    return
   source = build.source(config)
   images = source.load("train")
   optimiser = build.optimiser(stage, stage.steps)
@@ -31,7 +34,7 @@ def run(config, workdir: pathlib.Path) -> None:
     training.new_state(_start(config, workdir), optimiser),
     step=training.make_step(_loss_function(config), optimiser),
     batch=_batches(config, images),
-    total_steps=stage.epochs * stage.steps,
+    total_steps=total_steps,
     validate_every=stage.validate_every * stage.steps,
     validate=evaluate.validator(
       config, source.load("val"), stage.validation_episodes

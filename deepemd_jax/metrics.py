@@ -4,10 +4,12 @@ The JSON lines are the truth. A run that resumes at step s keeps the rows up to
 s and writes the others again.
 """
 
+import datetime
 import json
 import math
 import os
 import pathlib
+import shutil
 import sys
 import time
 
@@ -18,7 +20,8 @@ def read(path) -> list[dict]:
   """The rows of a metrics file; a torn last line is left out."""
   rows = []
   path = pathlib.Path(path)
-  for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+  text = path.read_text("utf-8", "replace") if path.exists() else ""
+  for line in text.splitlines():
     try:
       rows.append(json.loads(line))
     except ValueError:
@@ -27,7 +30,11 @@ def read(path) -> list[dict]:
 
 
 class MetricLog:
-  """Writes scalars by step; a context manager."""
+  """Writes scalars by step; a context manager.
+
+  Rates and times left count the steps of this process alone, so they are right
+  after a resume too.
+  """
 
   def __init__(
     self,
@@ -51,6 +58,7 @@ class MetricLog:
     self._terminal = self._stream.isatty()
     self._name, self._total, self._start = name, total_steps, start_step
     self._began = self._shown = time.monotonic()
+    self._unfinished = False  # whether the cursor stands behind a bar
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
@@ -70,30 +78,45 @@ class MetricLog:
     self.close()
 
   def close(self) -> None:
-    """Flushes and closes both files."""
+    """Flushes and closes both files; leaves the terminal on a fresh line."""
+    if self._unfinished:
+      self._show("\n")
     self._file.close()
     self._board.close()
 
   def write(self, step: int, **scalars: float) -> None:
-    """One row, one TensorBoard point each, one progress line that stays."""
+    """One row, a TensorBoard point for each scalar, a progress line that stays.
+
+    Args:
+      step: not before the last one written.
+      **scalars: what is not finite becomes "nan", "inf" or "-inf" in the row.
+    """
     row = {key: float(value) for key, value in scalars.items()}
-    # JSON has no NaN.
+    # JSON has neither.
     safe = {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
     self._file.write(json.dumps({"step": step, **safe}) + "\n")
     for key, value in row.items():
       self._board.add_scalar(key, value, step)
-    end = "\n"
-    start = "\r\x1b[K" if self._terminal else ""
-    self._stream.write(start + self._line(step, row) + end)
-    self._stream.flush()
+    self._show(self._start_of_line() + self._line(step, row) + "\n")
 
   def progress(self, step: int, **scalars: float) -> None:
     """Refreshes the terminal's progress line; silent elsewhere."""
     now = time.monotonic()
     if self._terminal and now - self._shown > _REFRESH:
       self._shown = now
-      self._stream.write("\r\x1b[K" + self._line(step, scalars, bar=True))
-      self._stream.flush()
+      # A line that wraps could not be drawn over.
+      width = shutil.get_terminal_size().columns - 1
+      line = self._line(step, scalars, bar=True)[:width]
+      self._show(self._start_of_line() + line)
+
+  def _start_of_line(self) -> str:
+    """Clears the bar, where there are bars."""
+    return "\r\x1b[K" if self._terminal else ""
+
+  def _show(self, text: str) -> None:
+    self._stream.write(text)
+    self._stream.flush()
+    self._unfinished = not text.endswith("\n")
 
   def _line(self, step: int, scalars: dict, bar: bool = False) -> str:
     spent = time.monotonic() - self._began
@@ -104,6 +127,6 @@ class MetricLog:
       parts.append("[" + "#" * done + "." * (20 - done) + "]")
     parts += [f"{key} {value:.4g}" for key, value in scalars.items()]
     if rate > 0:
-      left = int((self._total - step) / rate)
-      parts.append(f"| {rate:.2f} steps/s, {left // 60}:{left % 60:02d} left")
+      left = datetime.timedelta(seconds=int((self._total - step) / rate))
+      parts.append(f"| {rate:.2f} steps/s, {left} left")
     return " ".join(parts)

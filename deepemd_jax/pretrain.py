@@ -30,11 +30,14 @@ def run(config, workdir: pathlib.Path) -> None:
   """Trains in `workdir/pretrain`; does nothing if that is finished."""
   stage = config.pretrain
   source = build.source(config)
-  images = source.load("train")
   order = batches.ShuffledBatches(
-    len(images.labels), stage.batch_size, config.seed
+    sum(source.counts("train").values()), stage.batch_size, config.seed
   )
   per_epoch = order.steps_per_epoch
+  total_steps = stage.epochs * per_epoch
+  if training.is_finished(workdir / "pretrain", total_steps):
+    return
+  images = source.load("train")
   optimiser = build.optimiser(stage, per_epoch)
   variables = init(config)
   classifier = _init_classifier(config, variables, len(images.class_names))
@@ -43,7 +46,7 @@ def run(config, workdir: pathlib.Path) -> None:
     training.new_state(variables, optimiser, {"classifier": classifier}),
     step=training.make_step(_loss_function(config), optimiser),
     batch=_batches(config, images, order),
-    total_steps=stage.epochs * per_epoch,
+    total_steps=total_steps,
     validate_every=stage.validate_every * per_epoch,
     validate=evaluate.validator(
       config, source.load("val"), stage.validation_episodes

@@ -182,6 +182,17 @@ def fit(
           )
 
 
+def is_finished(directory: pathlib.Path, total_steps: int) -> bool:
+  """Whether `fit` has nothing left to do in this directory."""
+  with checkpoint.Checkpoints(
+    directory / "checkpoints", read_only=True
+  ) as saved:
+    finished = (saved.latest() or 0) >= total_steps
+  if finished:
+    note(f"{directory.name}: finished earlier, {total_steps} steps")
+  return finished
+
+
 def _items(state: TrainState) -> dict:
   return {
     "model": variables_of(state),

@@ -2,12 +2,15 @@
 out; nothing global is touched, no display is needed."""
 
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_MARKERS = "os^Dv*"  # for readers without any
+_SIMILARITIES = (-0.2, 1.0)  # the colours' ends; lower ones look alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ def save(figure, path) -> None:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   scratch = path.with_suffix(".tmp")
-  figure.savefig(scratch, format="png")
+  figure.savefig(scratch, format="png", pil_kwargs={"optimize": True})
   scratch.replace(path)
 
 
@@ -105,8 +108,8 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
   for row, pair in zip(axes, pairs, strict=True):
     for axis in row:
       axis.set_axis_off()
-    row[0].imshow(pair.support)
-    row[3].imshow(pair.query)
+    _pixels(row[0], pair.support)
+    _pixels(row[3], pair.query)
     _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)
     _weighted(row[2], pair.query, pair.query_boxes, pair.query_weights)
     _flows(figure, row[1], row[2], pair, lines)
@@ -115,6 +118,13 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
   axes[0, 3].set_title("query", fontsize=9)
   _similarity_bar(figure, axes)
   return figure
+
+
+def _pixels(axis, image):
+  """Square pixels, whose edges lie where the boxes' coordinates say; smooth
+  ones would make files nearly twice as large."""
+  height, width = image.shape[:2]
+  axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
 
 
 def _weighted(axis, image, boxes, weights):
@@ -127,7 +137,7 @@ def _weighted(axis, image, boxes, weights):
     cover[area] += 1
   mean = total / np.maximum(cover, 1)
   light = 0.12 + 0.88 * mean / max(mean.max(), 1e-12)
-  axis.imshow((image * light[..., None]).astype(np.uint8))
+  _pixels(axis, (image * light[..., None]).astype(np.uint8))
   for left, top, right, bottom in boxes:
     axis.plot(
       [left, right, right, left, left],
@@ -136,14 +146,16 @@ def _weighted(axis, image, boxes, weights):
       linewidth=0.3,
       alpha=0.5,
     )
-  axis.set_xlim(-0.5, width - 0.5)
-  axis.set_ylim(height - 0.5, -0.5)
+  # A box that ends at the border would widen the view.
+  axis.set_xlim(0, width)
+  axis.set_ylim(height, 0)
 
 
 def _flows(figure, left_axis, right_axis, pair, lines):
-  from matplotlib import colormaps
   from matplotlib.patches import ConnectionPatch
+  from matplotlib.patheffects import withStroke
 
+  colours = _similarity_colours()
   strongest = np.argsort(pair.flow, axis=None)[::-1][:lines]
   largest = max(float(pair.flow.max()), 1e-12)
   for index in strongest:
@@ -151,6 +163,7 @@ def _flows(figure, left_axis, right_axis, pair, lines):
     share = float(pair.flow[i, j]) / largest
     if share < 0.02:
       continue
+    width = 0.8 + 3 * share
     figure.add_artist(
       ConnectionPatch(
         _centre(pair.support_boxes[j]),
@@ -159,10 +172,11 @@ def _flows(figure, left_axis, right_axis, pair, lines):
         "data",
         axesA=left_axis,
         axesB=right_axis,
-        color=colormaps["viridis"]((pair.similarity[i, j] + 0.2) / 1.2),
-        linewidth=0.8 + 3 * share,
-        alpha=0.9,
+        color=colours.to_rgba(pair.similarity[i, j]),
+        linewidth=width,
         capstyle="round",
+        # Dark colours on a dark image need an edge.
+        path_effects=[withStroke(linewidth=width + 1.2, foreground="white")],
       )
     )
 
@@ -172,11 +186,16 @@ def _centre(box):
   return ((left + right) / 2, (top + bottom) / 2)
 
 
-def _similarity_bar(figure, axes):
+def _similarity_colours():
   from matplotlib import cm, colors
 
-  scale = cm.ScalarMappable(colors.Normalize(-0.2, 1.0), "viridis")
-  bar = figure.colorbar(scale, ax=axes[:, 3], fraction=0.05, pad=0.04)
+  return cm.ScalarMappable(colors.Normalize(*_SIMILARITIES), "viridis")
+
+
+def _similarity_bar(figure, axes):
+  bar = figure.colorbar(
+    _similarity_colours(), ax=axes[:, 3], fraction=0.05, pad=0.04
+  )
   bar.set_label("cosine of matched regions", fontsize=8)
   bar.ax.tick_params(labelsize=7)
 
@@ -191,10 +210,19 @@ def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
   figure = _figure(3.2 * len(panels) + 0.6, 3.4)
   axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-    for colour, (head, points) in zip(_COLOURS, curves.items(), strict=False):
+    looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    for head, points in curves.items():
+      colour, marker = next(looks)
       x, accuracy, ci95 = (np.array(v) for v in zip(*points, strict=True))
       axis.errorbar(
-        x, accuracy, ci95, marker="o", capsize=3, color=colour, label=head
+        x,
+        accuracy,
+        ci95,
+        marker=marker,
+        markersize=5,
+        capsize=3,
+        color=colour,
+        label=head,
       )
     axis.set_title(title)
     axis.set_xlabel(xlabel)

@@ -220,6 +220,13 @@ def test_terminated_saves_and_goes_on(finished, images, environment, tmp_path):
   assert (workdir / "results.json").exists()
 
 
+def test_a_loss_that_is_not_finite_stops_the_run(images, environment, tmp_path):
+  wild = ["--config.pretrain.lr=1e30", "--config.pretrain.optimizer=sgd"]
+  done = call(command(tmp_path / "run", images, *wild), environment, code=2)
+  assert "the loss is" in done.stderr.splitlines()[-1]
+  assert "learning rate" in done.stderr.splitlines()[-1]
+
+
 def test_another_config_is_refused_in_a_used_workdir(
   finished, images, environment
 ):

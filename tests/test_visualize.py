@@ -1,9 +1,11 @@
 """Pictures show what they are given."""
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from deepemd_jax import visualize
@@ -13,7 +15,6 @@ from deepemd_jax.models import nodes
 def pixels(figure) -> np.ndarray:
   file = io.BytesIO()
   figure.savefig(file, format="png")
-  assert len(file.getvalue()) < 400_000
   return np.asarray(Image.open(file).convert("RGB"))
 
 
@@ -46,11 +47,50 @@ def test_a_flow_is_a_line_between_the_two_boxes(pair):
   assert pixels(figure).std() > 10
 
 
+def test_lines_are_as_thick_as_the_flow_and_coloured_by_similarity(pair):
+  rng = np.random.default_rng(1)
+  flow = rng.dirichlet(np.ones(256)).reshape(16, 16)
+  flow[3, 5] = 0.9 * flow.max()
+  pair = dataclasses.replace(pair, flow=flow)
+  figure = visualize.matched_regions([pair], lines=6)
+  strongest = np.argsort(flow, axis=None)[::-1][:6]
+  widths = [line.get_linewidth() for line in figure.artists]
+  assert np.all(np.diff(widths) < 0)
+  # Widths tell the flows up to one scale.
+  slope = np.diff(widths) / np.diff(flow.ravel()[strongest])
+  np.testing.assert_allclose(slope, slope[0])
+  colours = colormaps["viridis"](
+    (pair.similarity.ravel()[strongest] + 0.2) / 1.2
+  )
+  shown = [line.get_edgecolor() for line in figure.artists]
+  np.testing.assert_allclose(shown, colours, atol=1 / 255)
+
+
+def test_overlapping_boxes_of_any_layout(pair):
+  rng = np.random.default_rng(2)
+  corners = rng.uniform(0, 40, (9, 2))
+  boxes = np.concatenate([corners, corners + rng.uniform(2, 24, (9, 2))], 1)
+  sampled = dataclasses.replace(
+    pair,
+    query_boxes=boxes,
+    query_weights=rng.random(9),
+    similarity=pair.similarity[:9],
+    flow=pair.flow[:9],
+  )
+  figure = visualize.matched_regions([sampled])
+  support, query = figure.axes[1], figure.axes[2]
+  assert (len(support.lines), len(query.lines)) == (16, 9)
+  for line, (left, top, right, bottom) in zip(query.lines, boxes, strict=True):
+    assert set(line.get_xdata()) == {left, right}
+    assert set(line.get_ydata()) == {top, bottom}
+  assert query.get_xlim() == (0, 64) and query.get_ylim() == (64, 0)
+
+
 def test_weights_darken_where_there_is_no_mass(pair):
   weights = np.zeros(16)
   weights[5] = 1.0
   figure = visualize.matched_regions(
-    [visualize.MatchedPair(**{**vars(pair), "support_weights": weights})]
+    [dataclasses.replace(pair, support_weights=weights)]
   )
   shown = np.asarray(figure.axes[1].images[0].get_array())
   np.testing.assert_array_equal(shown[16:32, 16:32], pair.support[16:32, 16:32])
@@ -75,6 +115,29 @@ def test_robustness_has_a_panel_a_background():
   }
   figure = visualize.robustness_curves(panels, "distractors")
   assert [axis.get_title() for axis in figure.axes] == ["plain", "busy"]
+
+
+def test_robustness_shows_every_head():
+  heads = {f"head {i}": [(0, 50 + i, 1.0), (3, 40 + i, 2.0)] for i in range(8)}
+  figure = visualize.robustness_curves({"plain": heads}, "distractors")
+  (axis,) = figure.axes
+  found = {}
+  for bars in axis.containers:
+    line, _, (intervals,) = bars.lines
+    ends = [segment[:, 1].tolist() for segment in intervals.get_segments()]
+    found[bars.get_label()] = (line.get_ydata().tolist(), ends)
+  assert found["head 7"] == ([57, 47], [[56, 58], [45, 49]])
+  assert len(found) == 8
+  assert axis.get_xticks().tolist() == [0, 3]
+
+
+def test_a_page_of_pairs_is_small_enough_to_ship(pair, tmp_path):
+  y, x = np.mgrid[:84, :84] / 83
+  smooth = np.stack([x, y, 1 - x * y], -1)
+  image = (255 * smooth).astype(np.uint8)
+  page = [dataclasses.replace(pair, support=image, query=image)] * 4
+  visualize.save(visualize.matched_regions(page), tmp_path / "page.png")
+  assert (tmp_path / "page.png").stat().st_size < 300_000
 
 
 def test_saving_leaves_no_scratch_file(tmp_path):
