@@ -254,6 +254,32 @@ def test_damaged_arrays_are_named_and_the_step_before_is_whole(
     assert_equal(saved.restore(4, train=train(0)).train, train(4))
 
 
+@pytest.mark.parametrize(
+  "file, old, new",
+  [
+    ("meta/metadata", b'{"step": 4}', b'{"step": 5}'),
+    ("metrics/metrics", b'"score": 7', b'"score": 9'),
+    ("metrics/metrics", b'"score": 7', b'"score": '),
+  ],
+)
+def test_a_changed_meta_or_score_is_found(four, file, old, new):
+  path = four / "4" / file
+  content = path.read_bytes()
+  assert content.count(old) == 1
+  path.write_bytes(content.replace(old, new))
+  with pytest.raises(InputError, match="4 is damaged: (meta|its score) is not"):
+    with Checkpoints(four) as saved:
+      saved.restore(4)
+
+
+def test_what_a_kill_left_behind_is_removed(four):
+  (four / "7.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
+  with Checkpoints(four) as saved:
+    assert saved.latest() == 4
+    save(saved, 5, 1.0)
+  assert sorted(int(p.name) for p in four.iterdir()) == [2, 4, 5]
+
+
 def test_a_deletion_that_was_interrupted_does_no_harm(four):
   shutil.rmtree(four / "3" / "metrics")
   largest_file(four / "3" / "model").unlink()

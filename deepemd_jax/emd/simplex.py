@@ -1,4 +1,10 @@
-"""Exact transport on the host: POT's compiled network simplex."""
+"""Exact transport on the host: POT's compiled network simplex.
+
+References:
+  Bonneel, van de Panne, Paris, Heidrich, "Displacement Interpolation Using
+  Lagrangian Mass Transport", SIGGRAPH Asia 2011 (the solver inside POT).
+  Flamary et al., "POT: Python Optimal Transport", JMLR 22(78), 2021.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -13,7 +19,14 @@ from deepemd_jax.emd import problem
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSimplex:
-  """Host solver; float64 inside; threads across problems."""
+  """Host solver, exact: float64 inside whatever the dtype outside.
+
+  One callback a batch, with threads across its problems (POT's core releases
+  the GIL). Works under jit, vmap, grad and shard_map; needs the `POT` package.
+
+  Attributes:
+    threads: None takes one for each CPU core.
+  """
 
   threads: int | None = None
 
@@ -82,21 +95,32 @@ def _solve_one(cost, a, b):
   ):
     return None
   n, m = cost.shape
-  c, p, q = cost, a, b
+  # POT takes costs >= 0 for granted; a constant does not change the plan.
+  low = min(cost.min(), 0.0)
+  c, p, q = cost - low, a, b
   if abs(total_a - total_b) <= problem.BALANCED * max(total_a, total_b):
     q = b * (total_a / total_b)
   elif total_a > total_b:
-    c, q = np.pad(cost, ((0, 0), (0, 1))), np.append(b, total_a - total_b)
+    c, q = np.pad(c, ((0, 0), (0, 1))), np.append(b, total_a - total_b)
   else:
-    c, p = np.pad(cost, ((0, 1), (0, 0))), np.append(a, total_b - total_a)
+    c, p = np.pad(c, ((0, 1), (0, 0))), np.append(a, total_b - total_a)
   flow, _, f, g, _ = emd_c(p, q, c, 1_000_000, 1)
+  # POT leaves out nodes without mass: complete their potentials.
   used = q > 0
   f = np.where(p > 0, f, (c - g)[:, used].min(1))
   g = np.where(used, g, (c - f[:, None]).min(0))
+  # A dummy's potential is 0.
   if len(q) > m:
-    f, g = f + g[-1], g - g[-1]
+    f, g = f + g[-1], g - g[-1] + low
   elif len(p) > n:
-    f, g = f - f[-1], g + f[-1]
+    f, g = f - f[-1] + low, g + f[-1]
+  else:
+    f = f + low
   flow = flow[:n, :m]
   gap = np.vdot(cost, flow) - np.vdot(p[:n], f[:n]) - np.vdot(q[:m], g[:m])
-  return flow, f[:n], g[:m], gap, 0.0
+  residual = max(
+    np.maximum(flow.sum(1) - a, 0).max(),
+    np.maximum(flow.sum(0) - q[:m], 0).max(),
+    abs(flow.sum() - min(total_a, total_b)),
+  )
+  return flow, f[:n], g[:m], max(gap, 0.0), residual
