@@ -61,4 +61,4 @@ def test_leaving_early_leaves_no_threads():
   deadline = time.monotonic() + 10
   while threading.active_count() > before and time.monotonic() < deadline:
     time.sleep(0.01)
-  assert threading.active_count() == before
+  assert threading.active_count() <= before
