@@ -1,96 +1,104 @@
-"""The optimal value, and its gradient by linear-programming duality.
-
-The gradient costs nothing: at an optimum (X, f, g),
-
-    d value / d C = X,   d value / d a = f,   d value / d b = g
-
-(the envelope theorem), so every exact solver shares one `custom_vjp`. When the
-totals are equal, f and g are unique only up to a constant (f + t, g - t), which
-gradients through a normalisation of the masses do not see. Where several optima
-tie the value has a kink, and a subgradient is returned: a vertex's from
-`NetworkSimplex`, near the centre of the optimal face from `InteriorPoint`.
-"""
+"""The optimal plan and value, and the value's gradient by LP duality."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import ArrayLike, Num
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from deepemd_jax.emd import problem
 from deepemd_jax.emd.interior_point import InteriorPoint
 from deepemd_jax.emd.simplex import NetworkSimplex
 
+Solver = Callable[[jax.Array, jax.Array, jax.Array], problem.Plan]
+
 GRADIENTS = ("exact", "flow")
 
 
-def default_solver():
-  """What serves best on this platform: the compiled simplex on a CPU, the
-  interior point, which stays on the device, elsewhere."""
+def default_solver() -> Solver:
+  """What serves best on this platform: on a CPU, the host's simplex."""
   if jax.default_backend() == "cpu":
     return NetworkSimplex()
   return InteriorPoint()
 
 
 def solve(
-  cost: Num[ArrayLike, "*c n m"],
-  a: Num[ArrayLike, "*a n"],
-  b: Num[ArrayLike, "*b m"],
-  solver=None,
+  cost: Shaped[Array | np.ndarray, "*#batch n m"],
+  a: Shaped[Array | np.ndarray, "*#batch n"],
+  b: Shaped[Array | np.ndarray, "*#batch m"],
+  solver: Solver | None = None,
 ) -> problem.Plan:
-  """The optimal transport plan of one or many problems.
+  """The optimal flow and potentials, with the evidence that they are.
 
-  Equal totals (to 1e-5, then b is rescaled) give balanced transport; unequal
-  ones partial transport of the smaller total. Masses may be zero: such a node
-  moves nothing. A problem without meaning (NaN, infinity, negative mass, zero
-  total) gives NaN and `converged=False` for itself alone.
+  Nodes of mass 0 are allowed (padding, for one): they move nothing. Totals that
+  differ by more than 1e-5 of the larger mean partial transport: the smaller
+  total is moved. A problem without meaning (NaN, infinity, negative mass, zero
+  total) comes out as NaN and does not touch its neighbours in the batch.
+
+  A plan is a constant: no gradient flows through it. `distance` has the
+  gradient of the value; where the optimum is unique, that of the flow with
+  respect to the cost is zero anyway.
 
   Args:
-    cost: [..., n, m], what moving one unit from i to j costs.
-    a: [..., n] masses >= 0. Batch dimensions of all three broadcast.
-    b: [..., m] masses >= 0.
-    solver: `InteriorPoint()` or `NetworkSimplex()`; None is `default_solver()`.
+    cost: [..., n, m], cost of moving a unit of mass from i to j; any sign.
+    a: [..., n], masses of the rows, >= 0.
+    b: [..., m], masses of the columns, >= 0.
+    solver: `InteriorPoint()`, `NetworkSimplex()` or another callable
+      (cost, a, b) -> Plan; None is the best for this platform. Batch
+      dimensions are broadcast.
 
   Returns:
-    A `Plan`. No gradient flows through it: its flow is piecewise constant in
-    the costs. Differentiate `distance`.
+    A `Plan`, in the inputs' common dtype, at least float32.
 
   Raises:
-    ValueError: the shapes do not fit.
+    ValueError: shapes do not fit, or a dtype is not a real one.
   """
   solver = default_solver() if solver is None else solver
-  return jax.lax.stop_gradient(
-    solver(*jax.lax.stop_gradient(problem.prepare(cost, a, b)))
-  )
+  return solver(*jax.lax.stop_gradient(problem.prepare(cost, a, b)))
 
 
 def distance(
-  cost: Num[ArrayLike, "*c n m"],
-  a: Num[ArrayLike, "*a n"],
-  b: Num[ArrayLike, "*b m"],
-  solver=None,
+  cost: Shaped[Array | np.ndarray, "*#batch n m"],
+  a: Shaped[Array | np.ndarray, "*#batch n"],
+  b: Shaped[Array | np.ndarray, "*#batch m"],
+  solver: Solver | None = None,
   gradient: str = "exact",
-) -> jax.Array:
-  """The Earth Mover's Distance: the cost of the optimal plan.
+) -> Float[Array, "..."]:
+  """The optimal value min_X <C, X>, differentiable in cost, a and b.
+
+  With X the optimal flow and f, g the optimal potentials, LP duality gives
+
+    d value / dC = X,   d value / da = f,   d value / db = g
+
+  at no further cost. For equal totals f and g are known up to a constant, which
+  drops out as soon as the masses are scaled to a fixed total, as they must be
+  for the totals to stay equal. Where the optimum is not unique (ties) the value
+  has a kink, and the gradient is one of its subgradients: a vertex's with
+  NetworkSimplex, near the middle of the optimal face with InteriorPoint.
+  Reverse mode, first order only.
 
   Args:
-    cost: see `solve`, as all but the last.
-    a: see `solve`.
-    b: see `solve`.
+    cost: [..., n, m]; see `solve`.
+    a: [..., n].
+    b: [..., m].
     solver: see `solve`.
-    gradient: "exact", in cost, a and b by duality; or "flow", which takes the
-      flow for a constant and gives the masses no gradient, as DeepEMD's
-      official OpenCV path does.
+    gradient: "exact", or "flow": the flow is taken as constant, so that the
+      masses get no gradient. That is what the official DeepEMD does with its
+      OpenCV solver; for comparison with it.
 
   Returns:
-    [...], sum_ij cost_ij flow_ij; not divided by the mass.
+    [...], the value; NaN for a problem without meaning.
 
   Raises:
-    ValueError: the shapes do not fit, or `gradient` is neither.
+    ValueError: shapes do not fit, a dtype is not a real one, or gradient is
+      neither of the two.
 
   References:
-    Bertsimas and Tsitsiklis, "Introduction to Linear Optimization", 1997,
-    sections 5.2 and 5.3 (derivatives of an optimal value).
+    Bertsimas, Tsitsiklis, "Introduction to Linear Optimization", 1997,
+    section 5.2 (the value's sensitivity is the dual solution).
+    Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, https://arxiv.org/abs/2003.06777.
   """
   if gradient not in GRADIENTS:
     raise ValueError(f"gradient is {gradient!r}; use one of {GRADIENTS}")

@@ -1,7 +1,14 @@
 """The transport problem: what goes into a solver, and what comes out.
 
-value = min_X <C, X>   s.t.  X 1 = a,  X^T 1 = b,  X >= 0
-      = max_{f,g} <a, f> + <b, g>   s.t.  f_i + g_j <= C_ij
+    value = min_X <C, X>   s.t.  X 1 = a,  X^T 1 = b,  X >= 0
+          = max_{f,g} <a, f> + <b, g>   s.t.  f_i + g_j <= C_ij
+
+If the totals of a and b differ, the smaller total is moved and the heavier side
+keeps the rest where it likes (its row or column sums are <=, and its potentials
+<= 0). A dummy node without cost on the lighter side makes that balanced again.
+
+Exact solvers share what comes before, `standardise`, and after, `finish`, both
+with the batch LAST: each operation then runs over long contiguous rows.
 """
 
 from typing import NamedTuple
@@ -9,8 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Totals this close, relative to the larger, are taken as equal.
+# Totals this close, relative to the larger, are taken as equal, and b is scaled
+# to a's total: float32 sums of weights that were normalised differ that much.
 BALANCED = 1e-5
+
+# A plan has converged if its gap, relative to the moved mass times the largest
+# absolute cost, is at most this.
+CLOSE = {"float32": 2e-5, "float64": 1e-9}
 
 
 class Plan(NamedTuple):
@@ -18,13 +30,18 @@ class Plan(NamedTuple):
 
   Attributes:
     flow: [..., n, m], the mass moved from i to j.
-    f: [..., n], row potentials: d value / d a, up to a constant if balanced.
+    f: [..., n], row potentials: d value / d a. f_i + g_j <= C_ij up to
+      rounding, for nodes without mass as well. If the totals are equal,
+      potentials are known up to a constant moved from f to g; <a, f> = <b, g>
+      is chosen. If not, the heavier side's are <= 0 and nothing is free.
     g: [..., m], column potentials: d value / d b.
-    gap: [...], <cost, flow> - (<a, f> + <b, g>): bounds the value's error.
-    residual: [...], largest error of a marginal.
+    gap: [...], bounds how far <cost, flow> is from the optimal value: cost of
+      the flow minus <a, f> + <b, g>, with an allowance for rounding.
+    residual: [...], largest amount by which a row or column sum is wrong.
     steps: [...] int32, iterations; 0 where a solver does not tell.
-    converged: [...] bool. False for a problem without meaning (NaN, infinity,
-      negative mass, zero total), whose other fields are NaN.
+    converged: [...] bool: gap <= 2e-5 (float64: 1e-9), relative to the moved
+      mass times the largest absolute cost. False for a problem without meaning
+      (NaN, infinity, negative mass, zero total), all else of which is NaN.
   """
 
   flow: jax.Array
@@ -36,26 +53,54 @@ class Plan(NamedTuple):
   converged: jax.Array
 
 
+class Standard(NamedTuple):
+  """A balanced problem of a standard size; the last row and column are dummies.
+
+  Attributes:
+    cost: [n + 1, m + 1, B] = (original - middle) / span, within +-1/2; dummies
+      cost 0. (What a dummy costs does not matter: all its mass must move.)
+    a: [n + 1, B] = original / unit, 1 on average.
+    b: [m + 1, B], the same total.
+    moved: [B], the total without the dummies.
+    middle: [B], original cost.
+    span: [B], original cost.
+    unit: [B], original mass.
+    largest: [B], largest absolute original cost.
+    good: [B] bool: the problem has a meaning. If not, another stands here.
+  """
+
+  cost: jax.Array
+  a: jax.Array
+  b: jax.Array
+  moved: jax.Array
+  middle: jax.Array
+  span: jax.Array
+  unit: jax.Array
+  largest: jax.Array
+  good: jax.Array
+
+
 def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Checks shapes, broadcasts batch dimensions, and settles the dtype.
 
-  Half precision and integers become float32; float64 stays float64 under x64.
+  Half precision, integers and booleans become float32; float64 stays float64.
 
   Raises:
-    ValueError: the shapes do not fit; both are in the message.
+    ValueError: the shapes do not fit (all are in the message), or the dtype is
+      not a real one.
   """
   cost, a, b = (jnp.asarray(x) for x in (cost, a, b))
-  if cost.ndim < 2 or a.ndim < 1 or b.ndim < 1:
+  if cost.ndim < 2 or a.ndim < 1 or b.ndim < 1 or 0 in cost.shape[-2:]:
     raise ValueError(
-      "cost must be [..., n, m], a [..., n] and b [..., m]; got shapes "
-      f"{cost.shape}, {a.shape} and {b.shape}"
+      "cost must be [..., n, m], a [..., n] and b [..., m], n and m at least "
+      f"1; got shapes {cost.shape}, {a.shape} and {b.shape}"
     )
   n, m = cost.shape[-2:]
   for name, masses, size, side in (("a", a, n, "rows"), ("b", b, m, "columns")):
     if masses.shape[-1] != size:
       raise ValueError(
         f"{name} has shape {masses.shape}, but cost has shape {cost.shape}: "
-        f"{size} {side}"
+        f"its last dimension must be the {size} {side} of cost"
       )
   try:
     batch = jnp.broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
@@ -65,6 +110,8 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
       "not broadcast"
     ) from error
   dtype = jnp.promote_types(jnp.result_type(cost, a, b), jnp.float32)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"cost, a and b must be real; together they are {dtype}")
   return (
     jnp.broadcast_to(cost, (*batch, n, m)).astype(dtype),
     jnp.broadcast_to(a, (*batch, n)).astype(dtype),
@@ -72,15 +119,122 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
   )
 
 
-def meaningful(cost, a, b):
-  """[...] bool: finite costs, finite masses >= 0, positive totals."""
-  total_a, total_b = a.sum(-1), b.sum(-1)
-  return (
-    jnp.isfinite(cost).all((-2, -1))
-    & jnp.isfinite(total_a)
-    & jnp.isfinite(total_b)
-    & (a >= 0).all(-1)
-    & (b >= 0).all(-1)
-    & (total_a > 0)
-    & (total_b > 0)
+def standardise(cost, a, b) -> Standard:
+  """Balances and scales cost [n, m, B], a [n, B], b [m, B].
+
+  Which side needs a dummy depends on values that may be traced, so both always
+  get one and the idle one has no mass. For 25 x 25 nodes that costs 8% more
+  arithmetic; deciding at run time instead would compile two solvers, and run
+  both under vmap.
+  """
+  low, high = cost.min((0, 1)), cost.max((0, 1))
+  total_a, total_b = a.sum(0), b.sum(0)
+  good = (
+    jnp.isfinite(high - low)
+    & jnp.isfinite(total_a + total_b)
+    & (jnp.minimum(a.min(0), b.min(0)) >= 0)
+    & (jnp.minimum(total_a, total_b) > 0)
   )
+  low, high = jnp.where(good, low, 0), jnp.where(good, high, 0)
+  cost = jnp.where(good, cost, 0)
+  a, b = jnp.where(good, a, 1), jnp.where(good, b, 1)
+  total_a, total_b = a.sum(0), b.sum(0)
+  gap = abs(total_a - total_b)
+  balanced = gap <= BALANCED * jnp.maximum(total_a, total_b)
+  b = b * jnp.where(balanced, total_a / total_b, 1)
+  moved = jnp.where(balanced, total_a, jnp.minimum(total_a, total_b))
+  # A node that has more than all that moves may as well have twice that (just
+  # that would bind it, and give it a price). Without this a side that is a
+  # million times heavier would drown the lighter one in its rounding errors.
+  a, b = jnp.minimum(a, 2 * moved), jnp.minimum(b, 2 * moved)
+  surplus = jnp.where(balanced, 0, a.sum(0) - b.sum(0))
+  middle = low + (high - low) / 2
+  span = high - low
+  unit = (moved + abs(surplus)) / (len(a) + 1)
+  return Standard(
+    cost=jnp.pad(
+      (cost - middle) / jnp.where(span > 0, span, 1), ((0, 1), (0, 1), (0, 0))
+    ),
+    a=jnp.concatenate([a, jnp.maximum(-surplus, 0)[None]]) / unit,
+    b=jnp.concatenate([b, jnp.maximum(surplus, 0)[None]]) / unit,
+    moved=moved / unit,
+    middle=middle,
+    span=span,
+    unit=unit,
+    largest=jnp.maximum(abs(low), abs(high)),
+    good=good,
+  )
+
+
+def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
+  """Cuts the dummies off and certifies what a solver found.
+
+  Whatever the potentials are, the pair that is completed from them is feasible,
+  so that the gap bounds the error of the value.
+
+  Args:
+    standard: the problem.
+    flow: [n + 1, m + 1, B], marginals right up to rounding.
+    f: [n + 1, B], row potentials; ignored where there is no mass.
+    g: [m + 1, B], column potentials; ignored where there is no mass.
+    steps: [B] int.
+    dtype: of the plan that will be given out: its rounding counts.
+
+  Returns:
+    The plan in original units, batch last.
+  """
+  cost, a, b, moved, middle, span, unit, largest, good = standard
+  # Of two nodes whose potentials are too high together the lighter gives way:
+  # the less mass, the less a potential matters, and the less a solver knows it.
+  above = jnp.where(a[:, None] > b, cost - f[:, None], jnp.inf)
+  g = jnp.minimum(g, above.min(0))
+  # Columns without mass bind no row, nor does an idle dummy: its column must
+  # not, and its row must not bind the columns that have no mass either.
+  f = (cost - jnp.where(b > 0, g, -jnp.inf)).min(1)
+  binding = jnp.concatenate([f[:-1], jnp.where(a[-1:] > 0, f[-1:], -jnp.inf)])
+  g = (cost - binding[:, None]).min(0)
+  slack = cost - f[:, None] - g
+  gap = (flow * slack).sum((0, 1))
+  wrong_a, wrong_b = abs(flow.sum(1) - a), abs(flow.sum(0) - b)
+  # What is wrong has a price in the potentials, and at most 1 to put right.
+  gap = gap + (wrong_a * (1 + abs(f))).sum(0) + (wrong_b * (1 + abs(g))).sum(0)
+  residual = jnp.maximum(wrong_a.max(0), wrong_b.max(0))
+  scale = moved * unit * largest
+  gap = gap * unit * span + 4 * float(jnp.finfo(dtype).eps) * scale
+  converged = good & (gap <= CLOSE[jnp.dtype(dtype).name] * scale)
+  # The gauge: a dummy's potential is 0; without one, both sides count the same.
+  f, g = f * span, g * span
+  even = ((b * g).sum(0) - (a * f).sum(0)) / (2 * moved) + middle / 2
+  to_f = jnp.where(b[-1] > 0, g[-1], even)
+  to_f = jnp.where(a[-1] > 0, middle - f[-1], to_f)
+  fields = Plan(
+    flow=flow[:-1, :-1] * unit,
+    f=f[:-1] + to_f,
+    g=g[:-1] + (middle - to_f),
+    gap=gap,
+    residual=residual * unit,
+    steps=steps,
+    converged=converged,
+  )
+  return fields._replace(
+    **{
+      name: jnp.where(good, getattr(fields, name), jnp.nan)
+      for name in ("flow", "f", "g", "gap", "residual")
+    }
+  )
+
+
+def batch_last(cost, a, b):
+  """[..., n, m], [..., n], [..., m] -> [n, m, B], [n, B], [m, B]."""
+  n, m = cost.shape[-2:]
+  return (
+    cost.reshape(-1, n, m).transpose(1, 2, 0),
+    a.reshape(-1, n).T,
+    b.reshape(-1, m).T,
+  )
+
+
+def batch_first(plan: Plan, batch: tuple[int, ...]) -> Plan:
+  """A plan whose batch is last, with its batch dimensions back in front."""
+  moved = [x.transpose(x.ndim - 1, *range(x.ndim - 1)) for x in plan]
+  return Plan(*(x.reshape(*batch, *x.shape[1:]) for x in moved))

@@ -2,7 +2,7 @@
 
 References:
   Bonneel, van de Panne, Paris, Heidrich, "Displacement Interpolation Using
-  Lagrangian Mass Transport", SIGGRAPH Asia 2011 (the solver inside POT).
+  Lagrangian Mass Transport", SIGGRAPH Asia 2011 (the compiled code).
   Flamary et al., "POT: Python Optimal Transport", JMLR 22(78), 2021.
 """
 
@@ -12,115 +12,99 @@ import functools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from deepemd_jax.emd import problem
+
+_PIVOTS = 1_000_000  # a bound that is never met; it ends what would not end
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSimplex:
-  """Host solver, exact: float64 inside whatever the dtype outside.
+  """Host solver: exact, in float64 inside, whatever the dtype of its input.
 
-  One callback a batch, with threads across its problems (POT's core releases
-  the GIL). Works under jit, vmap, grad and shard_map; needs the `POT` package.
+  The choice on a CPU. On an accelerator every call moves the problems to the
+  host and the plans back. One callback serves a whole batch; `jax.vmap` makes
+  its axis one more batch dimension. Under plain `jit` with several devices JAX
+  gathers the batch onto the first; put the call into `jax.shard_map`.
 
   Attributes:
-    threads: None takes one for each CPU core.
+    threads: at most so many problems are solved at a time; None is one thread
+      per CPU core that this process may use.
+
+  Raises:
+    ValueError: threads is below 1.
   """
 
   threads: int | None = None
 
-  def __call__(self, cost, a, b) -> problem.Plan:
-    batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    float_ = functools.partial(jax.ShapeDtypeStruct, dtype=cost.dtype)
-    shapes = problem.Plan(
-      flow=float_((*batch, n, m)),
-      f=float_((*batch, n)),
-      g=float_((*batch, m)),
-      gap=float_(batch),
-      residual=float_(batch),
-      steps=jax.ShapeDtypeStruct(batch, np.int32),
-      converged=jax.ShapeDtypeStruct(batch, bool),
+  def __post_init__(self):
+    if self.threads is not None and self.threads < 1:
+      raise ValueError(f"threads is {self.threads}; use 1 or more, or None")
+
+  def __call__(
+    self,
+    cost: Float[Array, "*batch n m"],
+    a: Float[Array, "*batch n"],
+    b: Float[Array, "*batch m"],
+  ) -> problem.Plan:
+    """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
+    batch, dtype = cost.shape[:-2], cost.dtype
+    standard = problem.standardise(*problem.batch_last(cost, a, b))
+    balanced = [jnp.moveaxis(x, -1, 0) for x in standard[:3]]
+    found = jax.pure_callback(
+      functools.partial(_solve_batch, threads=self.threads or _cores()),
+      [jax.ShapeDtypeStruct(x.shape, dtype) for x in balanced],
+      *balanced,
+      vmap_method="broadcast_all",
     )
-    host = functools.partial(_solve_batch, threads=self.threads)
-    return jax.pure_callback(
-      host, shapes, cost, a, b, vmap_method="broadcast_all"
-    )
+    flow, f, g = (jnp.moveaxis(x, 0, -1) for x in found)
+    steps = jnp.where(standard.good, 0, 0)
+    plan = problem.finish(standard, flow, f, g, steps, dtype=dtype)
+    return problem.batch_first(plan, batch)
+
+
+def _cores() -> int:
+  if hasattr(os, "sched_getaffinity"):  # what a batch system or container lends
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _solve_batch(cost, a, b, *, threads):
-  cost, a, b = (np.asarray(x) for x in (cost, a, b))
-  dtype, batch = cost.dtype, cost.shape[:-2]
-  n, m = cost.shape[-2:]
-  cost64 = np.ascontiguousarray(cost, np.float64).reshape(-1, n, m)
-  a64 = np.ascontiguousarray(a, np.float64).reshape(-1, n)
-  b64 = np.ascontiguousarray(b, np.float64).reshape(-1, m)
-  count = len(cost64)
-  flow = np.full((count, n, m), np.nan)
-  f, g = np.full((count, n), np.nan), np.full((count, m), np.nan)
-  gap, residual = np.full(count, np.nan), np.full(count, np.nan)
-  converged = np.zeros(count, bool)
-
-  def work(start, stop):
-    for i in range(start, stop):
-      found = _solve_one(cost64[i], a64[i], b64[i])
-      if found is not None:
-        flow[i], f[i], g[i], gap[i], residual[i] = found
-        converged[i] = True
-
-  threads = threads or os.cpu_count() or 1
-  cuts = np.linspace(0, count, threads + 1).astype(int)
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    list(pool.map(work, cuts[:-1], cuts[1:]))
-  return problem.Plan(
-    flow.reshape(*batch, n, m).astype(dtype),
-    f.reshape(*batch, n).astype(dtype),
-    g.reshape(*batch, m).astype(dtype),
-    gap.reshape(batch).astype(dtype),
-    residual.reshape(batch).astype(dtype),
-    np.zeros(batch, np.int32),
-    converged.reshape(batch),
-  )
-
-
-def _solve_one(cost, a, b):
+  """The host's side: flow and potentials of [..., n, m], [..., n], [..., m]."""
+  # Here, not at the top: POT is needed by this solver alone, when it runs.
   from ot.lp.emd_wrap import emd_c
 
-  total_a, total_b = a.sum(), b.sum()
-  if not (
-    np.isfinite(cost).all()
-    and np.isfinite(total_a + total_b)
-    and min(a.min(), b.min()) >= 0
-    and min(total_a, total_b) > 0
-  ):
-    return None
-  n, m = cost.shape
-  # POT takes costs >= 0 for granted; a constant does not change the plan.
-  low = min(cost.min(), 0.0)
-  c, p, q = cost - low, a, b
-  if abs(total_a - total_b) <= problem.BALANCED * max(total_a, total_b):
-    q = b * (total_a / total_b)
-  elif total_a > total_b:
-    c, q = np.pad(c, ((0, 0), (0, 1))), np.append(b, total_a - total_b)
+  dtype, shapes = cost.dtype, [np.shape(x) for x in (cost, a, b)]
+  # POT takes costs >= 0 for granted; standard ones are >= -1/2.
+  costs = _wide(cost, 2) + 0.5
+  sources, targets = _wide(a, 1), _wide(b, 1)
+  targets *= sources.sum(1, keepdims=True) / targets.sum(1, keepdims=True)
+  flow, f, g = (np.empty_like(x) for x in (costs, sources, targets))
+
+  def work(indices):
+    # The compiled core releases the interpreter lock.
+    for i in indices:
+      found = emd_c(sources[i], targets[i], costs[i], _PIVOTS, 1)
+      flow[i], _, f[i], g[i], _ = found
+
+  # More pieces than threads: problems differ, and no thread should wait long.
+  everything = np.arange(len(costs))
+  if threads == 1 or len(costs) < 2 * threads:
+    work(everything)
   else:
-    c, p = np.pad(c, ((0, 1), (0, 0))), np.append(a, total_b - total_a)
-  flow, _, f, g, _ = emd_c(p, q, c, 1_000_000, 1)
-  # POT leaves out nodes without mass: complete their potentials.
-  used = q > 0
-  f = np.where(p > 0, f, (c - g)[:, used].min(1))
-  g = np.where(used, g, (c - f[:, None]).min(0))
-  # A dummy's potential is 0.
-  if len(q) > m:
-    f, g = f + g[-1], g - g[-1] + low
-  elif len(p) > n:
-    f, g = f - f[-1] + low, g + f[-1]
-  else:
-    f = f + low
-  flow = flow[:n, :m]
-  gap = np.vdot(cost, flow) - np.vdot(p[:n], f[:n]) - np.vdot(q[:m], g[:m])
-  residual = max(
-    np.maximum(flow.sum(1) - a, 0).max(),
-    np.maximum(flow.sum(0) - q[:m], 0).max(),
-    abs(flow.sum() - min(total_a, total_b)),
-  )
-  return flow, f[:n], g[:m], max(gap, 0.0), residual
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+      list(pool.map(work, np.array_split(everything, 4 * threads)))
+  f -= 0.5
+  return [
+    x.astype(dtype, copy=False).reshape(shape)
+    for x, shape in zip((flow, f, g), shapes, strict=True)
+  ]
+
+
+def _wide(x, dimensions: int) -> np.ndarray:
+  """x in float64, with one batch dimension."""
+  x = np.asarray(x)
+  return np.array(x.reshape(-1, *x.shape[-dimensions:]), np.float64, order="C")
