@@ -123,7 +123,7 @@ def problems(count, n, m, seed=0, balanced=True):
 @each_solver
 @pytest.mark.parametrize("balanced", [True, False])
 def test_the_linear_program(solver, balanced):
-  cost, a, b = problems(12, 5, 7, balanced=balanced)
+  cost, a, b = problems(8, 5, 7, balanced=balanced)
   expected = [reference(*p) for p in zip(cost, a, b, strict=True)]
   np.testing.assert_allclose(
     distance(cost, a, b, solver=solver), expected, rtol=3e-5, atol=1e-6
@@ -139,7 +139,7 @@ def test_the_linear_program(solver, balanced):
 )
 def test_invariances(solver, seed, shift, scale):
   """Shifting, scaling, permuting and transposing do what they must."""
-  cost, a, b = problems(6, 5, 7, seed)
+  cost, a, b = problems(8, 5, 7, seed)
   value = distance(cost, a, b, solver=solver)
   rng = np.random.default_rng(seed)
   rows, columns = rng.permutation(5), rng.permutation(7)
@@ -162,7 +162,7 @@ def test_invariances(solver, seed, shift, scale):
 
 @each_solver
 def test_duals_are_feasible_and_tight(solver):
-  cost, a, b = problems(12, 5, 7, 3)
+  cost, a, b = problems(8, 5, 7, 3)
   plan = solve(cost, a, b, solver=solver)
   slack = cost - plan.f[..., None] - plan.g[:, None]
   assert slack.min() > -1e-5
@@ -172,7 +172,7 @@ def test_duals_are_feasible_and_tight(solver):
 
 @each_solver
 def test_nodes_without_mass_move_nothing_and_constrain_nobody(solver):
-  cost, a, b = problems(6, 5, 7, 5)
+  cost, a, b = problems(8, 5, 7, 5)
   a[:, 2], b[:, [0, 6]] = 0, 0
   a /= a.sum(1, keepdims=True)
   b /= b.sum(1, keepdims=True)
@@ -216,7 +216,7 @@ def test_a_bad_problem_is_alone(solver):
 @each_solver
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_extreme_costs(solver, scale):
-  cost, a, b = problems(6, 5, 7, 8)
+  cost, a, b = problems(8, 5, 7, 8)
   value = distance(cost, a, b, solver=solver)
   scaled = distance(cost * np.float32(scale), a, b, solver=solver)
   np.testing.assert_allclose(scaled / scale, value, rtol=1e-4)
@@ -249,7 +249,7 @@ def test_gradients_against_finite_differences(solver):
 
 @each_solver
 def test_the_flow_gradient_leaves_the_masses_alone(solver):
-  cost, a, b = problems(3, 5, 7, 4)
+  cost, a, b = problems(8, 5, 7, 4)
 
   def value(cost, a, b):
     return distance(cost, a, b, solver=solver, gradient="flow").sum()
@@ -264,7 +264,7 @@ def test_the_flow_gradient_leaves_the_masses_alone(solver):
 
 @each_solver
 def test_transformations_agree(solver):
-  cost, a, b = problems(6, 5, 7, 6)
+  cost, a, b = problems(8, 5, 7, 6)
   value = distance(cost, a, b, solver=solver)
 
   def one(cost, a, b):
@@ -296,7 +296,7 @@ def test_one_compilation_a_shape(solver):
     return emd.distance(cost, a, b, solver)
 
   for seed in range(3):
-    counted(*problems(6, 5, 7, seed))
+    counted(*problems(8, 5, 7, seed))
   assert traces == 1
 
 
