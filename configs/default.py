@@ -62,8 +62,13 @@ def get_config(arg: str = "") -> ConfigDict:
 
   layer = config.emd = ConfigDict()
   # auto (network_simplex on CPU, else interior_point), interior_point,
-  # network_simplex.
+  # network_simplex; for comparison regularized_qp (the paper's) and sinkhorn.
   layer.solver = "auto"
+  # Of regularized_qp: L2 or QP, and the weight of L2's |flow|^2 / 2.
+  layer.form = "L2"
+  layer.l2_strength = 1e-6
+  # Of sinkhorn: the entropy's weight, in units of cost (which is 0 to 2).
+  layer.epsilon = 0.01
   # exact (duality, both sides and the weights), or flow (the official OpenCV
   # path: flow constant, nothing to the weights).
   layer.gradient = "exact"

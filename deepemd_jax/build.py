@@ -3,7 +3,13 @@
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
-SOLVERS = ("auto", "interior_point", "network_simplex")
+SOLVERS = (
+  "auto",
+  "interior_point",
+  "network_simplex",
+  "regularized_qp",
+  "sinkhorn",
+)
 
 
 def source(config, variant: str = "default"):
@@ -43,6 +49,10 @@ def solver(config):
     return emd.InteriorPoint()
   if config.emd.solver == "network_simplex":
     return emd.NetworkSimplex()
+  if config.emd.solver == "regularized_qp":
+    return emd.RegularizedQP(config.emd.form, config.emd.l2_strength)
+  if config.emd.solver == "sinkhorn":
+    return emd.Sinkhorn(config.emd.epsilon)
   return None
 
 
@@ -198,6 +208,9 @@ def check(config) -> None:
   require("model.width", config.model.width > 0, "must be above 0")
   one_of("emd.solver", config.emd.solver, SOLVERS)
   one_of("emd.gradient", config.emd.gradient, ("exact", "flow"))
+  one_of("emd.form", config.emd.form, ("L2", "QP"))
+  require("emd.l2_strength", config.emd.l2_strength > 0, "must be above 0")
+  require("emd.epsilon", config.emd.epsilon > 0, "must be above 0")
   require("emd.temperature", config.emd.temperature > 0, "must be above 0")
   for name, least in (("way", 2), ("shot", 1), ("query", 1)):
     value = config.episode[name]

@@ -3,6 +3,16 @@
 from deepemd_jax.emd.distance import distance, solve
 from deepemd_jax.emd.interior_point import InteriorPoint
 from deepemd_jax.emd.problem import Plan
+from deepemd_jax.emd.regularized_qp import RegularizedQP
 from deepemd_jax.emd.simplex import NetworkSimplex
+from deepemd_jax.emd.sinkhorn import Sinkhorn
 
-__all__ = ["InteriorPoint", "NetworkSimplex", "Plan", "distance", "solve"]
+__all__ = [
+  "InteriorPoint",
+  "NetworkSimplex",
+  "Plan",
+  "RegularizedQP",
+  "Sinkhorn",
+  "distance",
+  "solve",
+]

@@ -1,7 +1,7 @@
 """The optimal plan and value, and the value's gradient by LP duality."""
 
 import functools
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,20 @@ from deepemd_jax.emd import problem
 from deepemd_jax.emd.interior_point import InteriorPoint
 from deepemd_jax.emd.simplex import NetworkSimplex
 
-Solver = Callable[[jax.Array, jax.Array, jax.Array], problem.Plan]
+
+@runtime_checkable
+class Solver(Protocol):
+  """What `solve` and `distance` take; hashable.
+
+  A solver with an attribute `differentiable` that is true differentiates its
+  flow itself; one with a method `value(cost, a, b, plan)` says what its
+  potentials are the derivatives of, if that is not <cost, flow>.
+  """
+
+  def __call__(
+    self, cost: jax.Array, a: jax.Array, b: jax.Array
+  ) -> problem.Plan: ...
+
 
 GRADIENTS = ("exact", "flow")
 
@@ -39,15 +52,16 @@ def solve(
 
   A plan is a constant: no gradient flows through it. `distance` has the
   gradient of the value; where the optimum is unique, that of the flow with
-  respect to the cost is zero anyway.
+  respect to the cost is zero anyway. (`RegularizedQP` is the exception: its
+  flow has a gradient in cost, a and b.)
 
   Args:
     cost: [..., n, m], cost of moving a unit of mass from i to j; any sign.
     a: [..., n], masses of the rows, >= 0.
     b: [..., m], masses of the columns, >= 0.
-    solver: `InteriorPoint()`, `NetworkSimplex()` or another callable
-      (cost, a, b) -> Plan; None is the best for this platform. Batch
-      dimensions are broadcast.
+    solver: `InteriorPoint()`, `NetworkSimplex()`, which are exact,
+      `RegularizedQP()` or `Sinkhorn()`; None is the best exact one for this
+      platform. Batch dimensions are broadcast.
 
   Returns:
     A `Plan`, in the inputs' common dtype, at least float32.
@@ -56,7 +70,10 @@ def solve(
     ValueError: shapes do not fit, or a dtype is not a real one.
   """
   solver = default_solver() if solver is None else solver
-  return solver(*jax.lax.stop_gradient(problem.prepare(cost, a, b)))
+  arguments = problem.prepare(cost, a, b)
+  if getattr(solver, "differentiable", False):
+    return solver(*arguments)
+  return solver(*jax.lax.stop_gradient(arguments))
 
 
 def distance(
@@ -78,6 +95,10 @@ def distance(
   has a kink, and the gradient is one of its subgradients: a vertex's with
   NetworkSimplex, near the middle of the optimal face with InteriorPoint.
   Reverse mode, first order only.
+
+  `Sinkhorn` returns the entropic objective that it solved, with that one's
+  gradient; `RegularizedQP` returns <C, X> of its smoothed flow X and
+  differentiates through X, as the paper does.
 
   Args:
     cost: [..., n, m]; see `solve`.
@@ -103,7 +124,10 @@ def distance(
   if gradient not in GRADIENTS:
     raise ValueError(f"gradient is {gradient!r}; use one of {GRADIENTS}")
   solver = default_solver() if solver is None else solver
-  return _distance(solver, gradient, *problem.prepare(cost, a, b))
+  cost, a, b = problem.prepare(cost, a, b)
+  if gradient == "exact" and getattr(solver, "differentiable", False):
+    return jnp.sum(cost * solver(cost, a, b).flow, (-2, -1))
+  return _distance(solver, gradient, cost, a, b)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -113,7 +137,10 @@ def _distance(solver, gradient, cost, a, b):
 
 def _forward(solver, gradient, cost, a, b):
   plan = solver(cost, a, b)
-  value = jnp.sum(cost * plan.flow, (-2, -1))
+  if hasattr(solver, "value"):
+    value = solver.value(cost, a, b, plan)
+  else:
+    value = jnp.sum(cost * plan.flow, (-2, -1))
   return value, (plan.flow, plan.f, plan.g)
 
 

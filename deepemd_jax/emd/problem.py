@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # Totals this close, relative to the larger, are taken as equal, and b is scaled
 # to a's total: float32 sums of weights that were normalised differ that much.
@@ -127,7 +128,8 @@ def standardise(cost, a, b) -> Standard:
   arithmetic; deciding at run time instead would compile two solvers, and run
   both under vmap.
   """
-  low, high = cost.min((0, 1)), cost.max((0, 1))
+  # Units are constants to a derivative: any would do.
+  low, high = (lax.stop_gradient(x((0, 1))) for x in (cost.min, cost.max))
   total_a, total_b = a.sum(0), b.sum(0)
   good = (
     jnp.isfinite(high - low)
@@ -150,7 +152,7 @@ def standardise(cost, a, b) -> Standard:
   surplus = jnp.where(balanced, 0, a.sum(0) - b.sum(0))
   middle = low + (high - low) / 2
   span = high - low
-  unit = (moved + abs(surplus)) / (len(a) + 1)
+  unit = lax.stop_gradient((moved + abs(surplus)) / (len(a) + 1))
   return Standard(
     cost=jnp.pad(
       (cost - middle) / jnp.where(span > 0, span, 1), ((0, 1), (0, 1), (0, 0))
@@ -202,15 +204,11 @@ def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
   scale = moved * unit * largest
   gap = gap * unit * span + 4 * float(jnp.finfo(dtype).eps) * scale
   converged = good & (gap <= CLOSE[jnp.dtype(dtype).name] * scale)
-  # The gauge: a dummy's potential is 0; without one, both sides count the same.
-  f, g = f * span, g * span
-  even = ((b * g).sum(0) - (a * f).sum(0)) / (2 * moved) + middle / 2
-  to_f = jnp.where(b[-1] > 0, g[-1], even)
-  to_f = jnp.where(a[-1] > 0, middle - f[-1], to_f)
+  f, g = in_units(standard, f, g)
   fields = Plan(
     flow=flow[:-1, :-1] * unit,
-    f=f[:-1] + to_f,
-    g=g[:-1] + (middle - to_f),
+    f=f,
+    g=g,
     gap=gap,
     residual=residual * unit,
     steps=steps,
@@ -222,6 +220,28 @@ def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
       for name in ("flow", "f", "g", "gap", "residual")
     }
   )
+
+
+def in_units(standard: Standard, f, g):
+  """Potentials [n + 1, B] and [m + 1, B] in original units: [n, B], [m, B].
+
+  The gauge: a dummy's potential is 0; without one, both sides count the same.
+  """
+  _, a, b, moved, middle, span, *_ = standard
+  f, g = f * span, g * span
+  even = ((b * g).sum(0) - (a * f).sum(0)) / (2 * moved) + middle / 2
+  to_f = jnp.where(b[-1] > 0, g[-1], even)
+  to_f = jnp.where(a[-1] > 0, middle - f[-1], to_f)
+  return f[:-1] + to_f, g[:-1] + (middle - to_f)
+
+
+def without_units(standard: Standard, f, g):
+  """The inverse of `in_units`, up to the gauge."""
+  _, a, b, _, middle, span, *_ = standard
+  span = jnp.where(span > 0, span, 1)
+  to_f = jnp.where(a[-1] > 0, middle, 0)
+  pad = lambda x: jnp.pad(x, ((0, 1), (0, 0)))  # noqa: E731
+  return pad((f - to_f) / span), pad((g - (middle - to_f)) / span)
 
 
 def batch_last(cost, a, b):

@@ -1,0 +1,136 @@
+"""Entropic transport by ott-jax: what most JAX users would reach for first.
+
+References:
+  Cuturi, "Sinkhorn Distances", NeurIPS 2013.
+  Cuturi et al., "Optimal Transport Tools (OTT)", 2022, https://ott-jax.readthedocs.io.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.scipy import special
+from jaxtyping import Array, Float
+
+from deepemd_jax.emd import problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinkhorn:
+  """Device solver of the entropic problem, for comparison.
+
+      min_X <C, X> + epsilon sum_ij X_ij log(X_ij M / (a_i b_j))
+
+  over the same X as `emd.solve`'s, M being the larger total. `emd.distance`
+  returns this objective, entropy included, and its exact gradient.
+
+  Attributes:
+    epsilon: in units of cost. The blur of the plan: accuracy needs a small one,
+      and time grows as 1 / epsilon.
+    threshold: ott's; sum of a marginal's errors, as a share of the mass.
+    max_iterations: ott's.
+    epsilon_start: ott's schedule: begins at this multiple of epsilon,
+    epsilon_decay: and is multiplied by this each iteration.
+
+  Raises:
+    ValueError: a value is out of range.
+  """
+
+  epsilon: float = 0.01
+  threshold: float = 1e-4
+  max_iterations: int = 10_000
+  epsilon_start: float = 1.0
+  epsilon_decay: float = 1.0
+
+  def __post_init__(self):
+    for name in ("epsilon", "threshold", "max_iterations", "epsilon_start"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+    if not 0 < self.epsilon_decay <= 1:
+      raise ValueError(
+        f"epsilon_decay is {self.epsilon_decay}; it must be in (0, 1]"
+      )
+
+  def __call__(
+    self,
+    cost: Float[Array, "*batch n m"],
+    a: Float[Array, "*batch n"],
+    b: Float[Array, "*batch m"],
+    start: tuple[Array, Array] | None = None,
+  ) -> problem.Plan:
+    """Solves problems that `problem.prepare` has checked; see `emd.solve`.
+
+    Args:
+      cost: see `emd.solve`, as a and b.
+      a: masses.
+      b: masses.
+      start: potentials (f, g) of a similar problem, for a warm start.
+
+    Returns:
+      A plan. `gap` bounds the distance of <cost, flow> from the exact value,
+      blur included; `converged` tells if ott met its threshold.
+    """
+    batch, dtype = cost.shape[:-2], cost.dtype
+    standard = problem.standardise(*problem.batch_last(cost, a, b))
+    mass = standard.a.sum(0)
+
+    if start is None:
+      f, g = jnp.zeros_like(standard.a), jnp.zeros_like(standard.b)
+    else:
+      flat = (x.reshape(-1, x.shape[-1]).T for x in start)
+      f, g = problem.without_units(standard, *flat)
+    span = jnp.where(standard.span > 0, standard.span, 1)
+    masses = standard.a / mass, standard.b / mass
+    solved = jax.vmap(self._solve_one, in_axes=-1, out_axes=-1)
+    flow, f, g, steps, done = solved(
+      standard.cost, *masses, self.epsilon / span, f, g
+    )
+    plan = problem.finish(standard, flow * mass, f, g, steps, dtype=dtype)
+    f, g = (
+      jnp.where(standard.good, x, jnp.nan)
+      for x in problem.in_units(standard, f, g)
+    )
+    plan = plan._replace(f=f, g=g, converged=standard.good & done)
+    return problem.batch_first(plan, batch)
+
+  def value(self, cost, a, b, plan: problem.Plan) -> Float[Array, "..."]:
+    """The objective, [...]: that of the dual, which it equals."""
+    del cost
+    total_a, total_b = a.sum(-1), b.sum(-1)
+    larger = jnp.maximum(total_a, total_b)
+    even = abs(total_a - total_b) <= problem.BALANCED * larger
+    b = b * jnp.where(even, total_a / total_b, 1)[..., None]
+    return (a * plan.f).sum(-1) + (b * plan.g).sum(-1)
+
+  def _solve_one(self, cost, a, b, epsilon, f, g):
+    """Flow, potentials relative to a_i b_j, iterations, and success."""
+    # Here, not at the top: ott takes a second to import.
+    from ott.geometry import epsilon_scheduler, geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn
+
+    schedule = epsilon_scheduler.Epsilon(
+      epsilon, init=self.epsilon_start, decay=self.epsilon_decay
+    )
+    solver = sinkhorn.Sinkhorn(
+      threshold=self.threshold, max_iterations=self.max_iterations
+    )
+    log_a = jnp.log(jnp.where(a > 0, a, 1))
+    log_b = jnp.log(jnp.where(b > 0, b, 1))
+    # ott's potentials contain the logarithms of the masses.
+    found = solver(
+      linear_problem.LinearProblem(
+        geometry.Geometry(cost, epsilon=schedule), a=a, b=b
+      ),
+      init=(
+        jnp.where(a > 0, f + epsilon * log_a, -jnp.inf),
+        jnp.where(b > 0, g + epsilon * log_b, -jnp.inf),
+      ),
+    )
+    g = jnp.where(b > 0, found.g - epsilon * log_b, 0)
+    f = -epsilon * special.logsumexp((g - cost) / epsilon, 1, b)
+    completed = -epsilon * special.logsumexp(
+      (f[:, None] - cost) / epsilon, 0, a[:, None]
+    )
+    g = jnp.where(b > 0, g, completed)
+    return found.matrix, f, g, found.n_iters, found.converged
