@@ -215,7 +215,8 @@ def _solve_kkt(matvec, right: _Solution) -> _Solution:
   k = probe(price=jnp.ones_like(right.price))
   spent = lambda w: matvec(zero._replace(flow=w)).price  # noqa: E731
   conductance = jnp.where(active, 1 / resistance, 0)
-  mesh = _Mesh.of(conductance, 1e-9 * right.f**0, 1e-9 * right.g**0)
+  leaks = (jnp.full_like(x, 1e-9) for x in (right.f, right.g))
+  mesh = _Mesh.of(conductance, *leaks)
 
   first = mesh.respond(conductance * right.flow, -right.f, -right.g)
   second = mesh.respond(conductance * k, 0 * right.f, 0 * right.g)
