@@ -1,10 +1,18 @@
 """From encoder output to nodes: the local descriptors that are matched.
 
-Everything after this file is `[..., n, c]`, whatever the variant. Here is FCN,
-the variant whose nodes are the cells of one feature map.
+Everything after this file is `[..., n, c]`, whatever the variant: FCN, whose
+nodes are the cells of one feature map, alone or under a pyramid of averages; or
+Grid and Sampling, whose nodes are crops of the image, each encoded and pooled.
+
+References:
+  Zhang, Cai, Lin, Shen, "DeepEMD: Differentiable Earth Mover's Distance for
+  Few-Shot Learning", TPAMI 2022, section 3.4.
 """
 
+from collections.abc import Sequence
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -12,6 +20,42 @@ def from_map(maps: jax.Array) -> jax.Array:
   """Cells of a feature map, row by row: [..., h, w, c] -> [..., h * w, c]."""
   *batch, height, width, channels = maps.shape
   return maps.reshape(*batch, height * width, channels)
+
+
+def pyramid(maps: jax.Array, sizes: Sequence[int] = ()) -> jax.Array:
+  """Averages of a map over ever finer grids, then the map itself.
+
+  Args:
+    maps: [..., h, w, c].
+    sizes: cells along a side, one number per level; (2, 1) is the paper's best.
+
+  Returns:
+    [..., sum of sizes^2 + h w, c], the levels in the order given, each row by
+    row. A grid that does not divide the map is cut as PyTorch's adaptive
+    pooling does: cell i spans floor(i h / s) to ceil((i + 1) h / s).
+  """
+  height, width = maps.shape[-3:-1]
+  levels = []
+  for size in sizes:
+    rows, columns = _averages(size, height), _averages(size, width)
+    levels.append(
+      from_map(jnp.einsum("ih,jw,...hwc->...ijc", rows, columns, maps))
+    )
+  return jnp.concatenate([*levels, from_map(maps)], -2)
+
+
+def _averages(size: int, length: int) -> np.ndarray:
+  """[size, length] float32, rows that average an adaptive pool's cells."""
+  cells = np.arange(size)[:, None]
+  start, stop = cells * length // size, -(-(cells + 1) * length // size)
+  place = np.arange(length)
+  inside = (place >= start) & (place < stop)
+  return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
+
+
+def from_crops(maps: jax.Array) -> jax.Array:
+  """One node per crop: [..., crops, h, w, c] -> [..., crops, c], pooled."""
+  return maps.mean((-3, -2))
 
 
 def cell_boxes(height: int, width: int, side: int) -> np.ndarray:

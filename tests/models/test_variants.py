@@ -1,0 +1,132 @@
+"""Pyramid, Grid and Sampling nodes equal the official code's head."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepemd_jax import emd
+from deepemd_jax.models import matching, nodes
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+VARIANTS = ("pyr", "patch", "sampling", "rect")
+LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
+SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
+logits = jax.jit(matching.logits, static_argnames="solver")
+# The interior point is checked where it compiles fast; `make soak` has it all.
+GRADIENTS = [(variant, SOLVERS[0]) for variant in VARIANTS]
+GRADIENTS += [("rect", SOLVERS[1])]
+GRADIENTS += [
+  pytest.param(variant, SOLVERS[1], marks=pytest.mark.soak)
+  for variant in VARIANTS[:3]
+]
+
+
+@pytest.fixture(scope="module")
+def golden():
+  return np.load(GOLDEN / "head_variants.npz")
+
+
+def encoded(golden, variant):
+  """What the recorded gradients are with respect to: (queries, classes)."""
+  if variant == "pyr":
+    features = np.load(GOLDEN / "head_fcn.npz")["feats_f16"]
+    maps = features.astype(np.float32).transpose(0, 2, 3, 1)
+    return jnp.asarray(maps[5:]), jnp.asarray(maps[:5])
+
+  def crops(name):
+    features = golden[f"{name}_feats_f16"].astype(np.float32)
+    return jnp.asarray(features[..., 0].transpose(0, 2, 1))
+
+  if variant == "rect":  # 13 nodes a query, 9 a class
+    return crops("patch")[5:], crops("sampling")[:5]
+  return crops(variant)[5:], crops(variant)[:5]
+
+
+def as_nodes(variant, x):
+  return nodes.pyramid(x, (2, 3)) if variant == "pyr" else x
+
+
+def test_the_pyramid(golden):
+  query, support = (
+    np.asarray(as_nodes("pyr", x)) for x in encoded(golden, "pyr")
+  )
+  assert query.shape == (15, 38, 640)
+  np.testing.assert_allclose(
+    support[..., 0], golden["pyr_pyr_proto_ch0"][:, 0], atol=1e-6
+  )
+  np.testing.assert_allclose(
+    query[..., 639], golden["pyr_pyr_query_ch639"][:, 0], atol=1e-6
+  )
+
+
+def test_a_pyramid_that_does_not_divide_the_map():
+  """7 rows into 3: 0-2, 2-4, 4-6, as adaptive pooling cuts them."""
+  maps = jnp.arange(7.0)[None, :, None, None] * jnp.ones((1, 7, 2, 1))
+  pooled = nodes.pyramid(maps, (3,))[0, :9].reshape(3, 3)
+  np.testing.assert_allclose(pooled[:, 0], [1.0, 3.0, 5.0])
+  assert nodes.pyramid(maps, (2, 1)).shape == (1, 4 + 1 + 14, 1)
+
+
+def test_crops_are_pooled_one_node_each():
+  maps = np.random.default_rng(0).random((2, 13, 5, 5, 8))
+  expected = maps.reshape(2, 13, 25, 8).mean(2)
+  np.testing.assert_allclose(nodes.from_crops(maps), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_similarity_and_logits(golden, variant):
+  query, support = (as_nodes(variant, x) for x in encoded(golden, variant))
+  get = lambda k: golden[f"{variant}_{k}"]  # noqa: E731
+  problem = matching.match(query, support)
+  np.testing.assert_allclose(problem.similarity, get("sim"), atol=1e-4)
+  w1, w2 = (
+    w * (w.shape[-1] / w.sum(-1, keepdims=True)) for w in map(get, ("w1", "w2"))
+  )
+  np.testing.assert_allclose(problem.query_weights, w1, atol=1e-4)
+  np.testing.assert_allclose(
+    problem.class_weights, w2.swapaxes(0, 1), atol=1e-4
+  )
+  for solver in SOLVERS[: 1 if variant == "pyr" else 2]:
+    ours = logits(query, support, solver)
+    np.testing.assert_allclose(ours, get("logits_opencv"), atol=1e-4)
+
+
+# The vertex of `rect` differs under OpenCV: not compared.
+FLOW = {"pyr": 2e-3, "patch": 1e-4, "sampling": 1e-4}
+
+
+@pytest.mark.parametrize(("variant", "solver"), GRADIENTS)
+def test_loss_gradients(golden, variant, solver):
+  """Against qpth, through flow and weights, and OpenCV, the flow constant."""
+  query, support = encoded(golden, variant)
+  get = lambda k: golden[f"{variant}_{k}"]  # noqa: E731
+
+  def gradients(count, gradient):
+    def loss(query, support):
+      scores = matching.logits(
+        *(as_nodes(variant, x) for x in (query, support)),
+        solver,
+        gradient=gradient,
+      )
+      labels = LABELS[:count]
+      return optax.softmax_cross_entropy_with_integer_labels(
+        scores, labels
+      ).mean()
+
+    return jax.jit(jax.grad(loss, (0, 1)))(query[:count], support)
+
+  cases = [("qpth1e-06", "exact", 5e-3)]
+  if variant in FLOW:
+    cases.append(("opencv", "flow", FLOW[variant]))
+  for recorded, gradient, tolerance in cases:
+    count = len(get(f"{recorded}_gquery"))
+    ours = gradients(count, gradient)
+    for x, name in zip(ours, ("gquery", "gproto"), strict=True):
+      theirs = get(f"{recorded}_{name}")
+      x = np.moveaxis(np.asarray(x)[..., ::8], -1, 1).reshape(theirs.shape)
+      error = np.linalg.norm(x - theirs) / np.linalg.norm(theirs)
+      assert error < tolerance, (recorded, name)
