@@ -14,10 +14,10 @@ quickstart: $(VENV)/.run
 	$(FAST) $(BIN)/python -m deepemd_jax.main --config=configs/quickstart.py
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not soak"
 
 soak: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
