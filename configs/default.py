@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
   """The paper's settings on the embedded data set."""
-  if arg:
-    raise ValueError(f"this config takes no argument; got {arg!r}")
+  if arg not in ("", "ablation"):
+    raise ValueError(f"no variant {arg!r} of this config; there is :ablation")
   config = ConfigDict()
   # Every random draw of the run follows from it: any integer >= 0.
   config.seed = 0
@@ -60,6 +60,26 @@ def get_config(arg: str = "") -> ConfigDict:
   # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
   model.width = 1.0
 
+  # What is matched: the local descriptors of an image.
+  nodes = config.nodes = ConfigDict()
+  # fcn (cells of the feature map), grid (crops in rows and columns) or sampling
+  # (random crops). Of grid and sampling every crop is encoded and is one node.
+  # Pre-training is the same for all three.
+  nodes.kind = "fcn"
+  # fcn: also averages over grids with so many cells along a side; () for none
+  # (paper's best: (2, 1)).
+  nodes.pyramid = ()
+  # grid: cells along a side, one number per level (paper's best: (5, 3, 2)).
+  nodes.grid = (2, 3)
+  # grid: side of a crop over side of its cell (official: 2); in training it is
+  # drawn from train_ratio, for each image and level.
+  nodes.ratio = 2.0
+  nodes.train_ratio = (1.0, 3.0)
+  # sampling: crops of an image in training, and at test time; 0 is as many.
+  # They are drawn as image.crop_scale, crop_ratio and flip say.
+  nodes.patches = 9
+  nodes.test_patches = 0
+
   layer = config.emd = ConfigDict()
   # auto (network_simplex on CPU, else interior_point), interior_point,
   # network_simplex; for comparison regularized_qp (the paper's) and sinkhorn.
@@ -81,6 +101,16 @@ def get_config(arg: str = "") -> ConfigDict:
   episode.shot = 1
   # Query images per class.
   episode.query = 15
+
+  # The structured FC layer, which makes class nodes of more than one shot by
+  # training them on the support images (official values).
+  sfc = config.sfc = ConfigDict()
+  sfc.epochs = 100
+  sfc.lr = 100.0
+  # Support images a step.
+  sfc.batch_size = 4
+  # As emd.gradient.
+  sfc.gradient = "flow"
 
   pretrain = config.pretrain = ConfigDict()
   pretrain.epochs = 120
@@ -107,6 +137,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # Steps an epoch, and episodes a step (official: 50 and 1).
   metatrain.steps = 50
   metatrain.batch_size = 1
+  # Batch norm: "batch" takes the statistics of each episode (official), "fixed"
+  # the pre-trained ones.
+  metatrain.batch_norm = "batch"
   metatrain.optimizer = "sgd"
   metatrain.lr = 5e-4
   metatrain.schedule = "step"
@@ -123,10 +156,25 @@ def get_config(arg: str = "") -> ConfigDict:
   # Episodes and images in one device call; results do not depend on them.
   evaluate.batch_size = 10
   evaluate.encode_batch_size = 128
+  # What to compare, on the same episodes: deepemd, deepemd_equal_weights,
+  # deepemd_l2, deepemd_sinkhorn, deepemd_qp, deepemd_mean and deepemd_nearest
+  # (more shots without the structured FC layer), prototype, chamfer. () is the
+  # usual three.
+  evaluate.heads = ()
+  # The same test set again with one change each: "5-shot", "grid", ...
+  evaluate.more = ()
+  evaluate.more_episodes = 100
+  # Nodes of the test set that are larger than this many GiB are kept in a file.
+  evaluate.memory = 8.0
   # Also test on these variants of the data set (glyph_clutter: d0_plain ..
   # d3_busy), with this many episodes each.
   evaluate.variants = ()
   evaluate.variant_episodes = 200
   # Query images shown in figures/matched_regions.png.
   evaluate.pictures = 4
+  if arg == "ablation":
+    evaluate.heads = (
+      *("deepemd", "deepemd_equal_weights", "deepemd_l2", "deepemd_sinkhorn"),
+      *("deepemd_qp", "chamfer", "prototype"),
+    )
   return config

@@ -39,6 +39,7 @@ def get_config(arg: str = ""):
   config.metatrain.validation_episodes = 200
 
   config.evaluate.episodes = 600
+  config.evaluate.more = ("5-shot", "grid")
   config.evaluate.variants = tuple(
     f"d{distractors}_{background}"
     for background in ("plain", "relief", "busy")

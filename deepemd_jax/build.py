@@ -1,5 +1,8 @@
 """From a config to things: the one file that maps names to objects."""
 
+import copy
+import re
+
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -9,6 +12,18 @@ SOLVERS = (
   "network_simplex",
   "regularized_qp",
   "sinkhorn",
+)
+NODES = ("fcn", "grid", "sampling")
+HEADS = (
+  "deepemd",
+  "deepemd_equal_weights",
+  "deepemd_l2",
+  "deepemd_sinkhorn",
+  "deepemd_qp",
+  "deepemd_mean",
+  "deepemd_nearest",
+  "prototype",
+  "chamfer",
 )
 
 
@@ -41,17 +56,18 @@ def _stored_side(config) -> int:
   return -(-config.image.size * 3 // 2)
 
 
-def solver(config):
-  """The EMD solver of `config.emd`; None lets `emd` choose."""
+def solver(config, name: str = ""):
+  """The EMD solver `name`, or `config.emd.solver`; None lets `emd` choose."""
   from deepemd_jax import emd
 
-  if config.emd.solver == "interior_point":
+  name = name or config.emd.solver
+  if name == "interior_point":
     return emd.InteriorPoint()
-  if config.emd.solver == "network_simplex":
+  if name == "network_simplex":
     return emd.NetworkSimplex()
-  if config.emd.solver == "regularized_qp":
+  if name == "regularized_qp":
     return emd.RegularizedQP(config.emd.form, config.emd.l2_strength)
-  if config.emd.solver == "sinkhorn":
+  if name == "sinkhorn":
     return emd.Sinkhorn(config.emd.epsilon)
   return None
 
@@ -132,18 +148,112 @@ def random_views(config, images):
   return draw
 
 
+def episode_views(config, images):
+  """As `random_views`, of the kind that `config.nodes` matches: Grid and
+  Sampling have one more axis, the crops, behind `rows` in boxes and flips."""
+  import numpy as np
+
+  from deepemd_jax.data import views
+
+  spec = config.nodes
+  if spec.kind == "fcn":
+    return random_views(config, images)
+  side = images.images.shape[1]
+
+  def draw(rng, rows):
+    sizes = images.sizes[rows.ravel()]
+    if spec.kind == "grid":
+      ratios = rng.uniform(*spec.train_ratio, (len(sizes), len(spec.grid)))
+      boxes = views.grid_boxes(sizes, spec.grid, ratios)
+    else:
+      boxes = _sampled(config, rng, sizes, spec.patches)
+    boxes = _stored_crops(boxes, sizes, side)
+    shape = (*rows.shape, boxes.shape[1])
+    flip = rng.random(shape) < (0.5 if config.image.flip else 0.0)
+    return {
+      "images": images.images[rows],
+      "boxes": boxes.reshape(*shape, 4).astype(np.float32),
+      "flip": flip,
+    }
+
+  return draw
+
+
+def evaluation_crops(config, images):
+  """Grid's and Sampling's crops at test time: `rows -> (boxes, flip)`.
+
+  Those of an image are a function of (seed, row): it is encoded once. Shapes
+  [len(rows), crops, 4] and [len(rows), crops].
+  """
+  import numpy as np
+
+  from deepemd_jax.data import views
+
+  spec = config.nodes
+  side = images.images.shape[1]
+
+  def draw(rows):
+    sizes = images.sizes[rows]
+    if spec.kind == "grid":
+      ratios = np.full((len(sizes), len(spec.grid)), spec.ratio)
+      boxes = views.grid_boxes(sizes, spec.grid, ratios)
+      flip = np.zeros(boxes.shape[:2], bool)
+    else:
+      count = spec.test_patches or spec.patches
+      drawn, flips = [], []
+      for row, size in zip(rows, sizes, strict=True):
+        rng = np.random.default_rng([config.seed, 4, row])
+        drawn.append(_sampled(config, rng, size[None], count))
+        flips.append(rng.random(count) < (0.5 if config.image.flip else 0.0))
+      boxes, flip = np.concatenate(drawn), np.stack(flips)
+    return _stored_crops(boxes, sizes, side).astype(np.float32), flip
+
+  return draw
+
+
+def _sampled(config, rng, sizes, count):
+  """Sampling's boxes [N, count, 4] on the originals."""
+  import numpy as np
+
+  from deepemd_jax.data import views
+
+  boxes = views.random_resized_crop(
+    rng,
+    np.repeat(sizes, count, 0),
+    scale=tuple(config.image.crop_scale),
+    ratio=tuple(config.image.crop_ratio),
+  )
+  return boxes.reshape(len(sizes), count, 4)
+
+
+def _stored_crops(boxes, sizes, side):
+  """`views.to_stored` for [N, crops, 4]."""
+  from deepemd_jax.data import views
+
+  count, crops = boxes.shape[:2]
+  flat = views.to_stored(boxes.reshape(-1, 4), sizes.repeat(crops, 0), side)
+  return flat.reshape(count, crops, 4)
+
+
 def crop(config, size: int):
   """The device side of `random_views`: views to network input.
 
   {"images": [..., S, S, 3], "boxes": [..., 4], "flip": [...]} to
-  [..., size, size, 3].
+  [..., size, size, 3]; boxes and flips may have one more axis, several crops of
+  the same image.
   """
+  import jax.numpy as jnp
+
   from deepemd_jax.data import views
 
   scale = normalise(config)
 
   def cut(drawn):
     images, boxes, flip = drawn["images"], drawn["boxes"], drawn["flip"]
+    if flip.ndim > images.ndim - 3:
+      images = jnp.broadcast_to(
+        images[..., None, :, :, :], (*flip.shape, *images.shape[-3:])
+      )
     pixels = views.crop_resize(
       images.reshape(-1, *images.shape[-3:]),
       boxes.reshape(-1, 4),
@@ -206,6 +316,33 @@ def check(config) -> None:
   require("image.pretrain_size", side == 0 or side >= 16, "use 0 or >= 16")
   one_of("image.crop", config.image.crop, ("center", "whole"))
   require("model.width", config.model.width > 0, "must be above 0")
+  one_of("nodes.kind", config.nodes.kind, NODES)
+  spec = config.nodes
+  for field, least in (("pyramid", 0), ("grid", 1)):
+    holds = len(spec[field]) >= least and all(x >= 1 for x in spec[field])
+    require(f"nodes.{field}", holds, "use whole numbers of at least 1")
+  require("nodes.ratio", spec.ratio > 0, "must be above 0")
+  require("nodes.patches", spec.patches >= 1, "must be at least 1")
+  require("nodes.test_patches", spec.test_patches >= 0, "must be at least 0")
+  low, high = spec.train_ratio
+  require("nodes.train_ratio", 0 < low <= high, "use (low, high), both above 0")
+  require("sfc.epochs", config.sfc.epochs >= 0, "must be at least 0")
+  require("sfc.lr", config.sfc.lr > 0, "must be above 0")
+  require("sfc.batch_size", config.sfc.batch_size >= 1, "must be at least 1")
+  one_of("sfc.gradient", config.sfc.gradient, ("exact", "flow"))
+  one_of(
+    "metatrain.batch_norm", config.metatrain.batch_norm, ("batch", "fixed")
+  )
+  for name in config.evaluate.heads:
+    one_of("evaluate.heads", name, HEADS)
+  heads = config.evaluate.heads
+  require(
+    "evaluate.heads", not heads or "deepemd" in heads, "deepemd must be there"
+  )
+  for change in config.evaluate.more:
+    if not _SHOTS.fullmatch(change):
+      one_of("evaluate.more", change, (*NODES, "5-shot (or another number)"))
+  require("evaluate.memory", config.evaluate.memory >= 0, "must be at least 0")
   one_of("emd.solver", config.emd.solver, SOLVERS)
   one_of("emd.gradient", config.emd.gradient, ("exact", "flow"))
   one_of("emd.form", config.emd.form, ("L2", "QP"))
@@ -231,7 +368,7 @@ def check(config) -> None:
     )
   require("metatrain.steps", config.metatrain.steps >= 1, "must be at least 1")
   least = {"episodes": 2, "batch_size": 1, "encode_batch_size": 1}
-  least |= {"variant_episodes": 2, "pictures": 0}
+  least |= {"variant_episodes": 2, "more_episodes": 2, "pictures": 0}
   for field, floor in least.items():
     value = config.evaluate[field]
     require(f"evaluate.{field}", value >= floor, f"must be at least {floor}")
@@ -253,3 +390,22 @@ def check_feasible(config) -> None:
   for variant, split in wanted:
     counts = source(config, variant).counts(split)
     episodes.check_feasible(counts, split=split, **shape)
+  if "evaluate" in config.stages:
+    for change in config.evaluate.more:
+      other = changed(config, change)
+      shape["shot"] = other.episode.shot
+      counts = source(other).counts("test")
+      episodes.check_feasible(counts, split="test", **shape)
+
+
+_SHOTS = re.compile(r"([1-9]\d*)-shot")
+
+
+def changed(config, change: str):
+  """A copy of the config with one change: "5-shot", say, or "grid"."""
+  other = copy.deepcopy(config)
+  if found := _SHOTS.fullmatch(change):
+    other.episode.shot = int(found[1])
+  else:
+    other.nodes.kind = change
+  return other

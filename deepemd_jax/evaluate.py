@@ -4,10 +4,12 @@ Each image is encoded once; an episode is then only a choice of rows. All heads
 see identical episodes, so their differences are paired.
 """
 
+import functools
 import json
 import os
 import pathlib
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -17,68 +19,144 @@ import numpy as np
 
 from deepemd_jax import build, figures, training
 from deepemd_jax.data import episodes
-from deepemd_jax.models import matching, nodes, resnet
+from deepemd_jax.models import matching, nodes, resnet, sfc
 
-Head = Callable[[jax.Array, jax.Array], jax.Array]
+# (query_nodes [q, n, c], support_nodes [way, shot, n, c], key) -> [q, way]
+Head = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def heads(config) -> dict[str, Head]:
-  """Name -> (query_nodes [q, n, c], class_nodes [way, n, c]) -> logits."""
+  """The heads to compare, by name; `config.evaluate.heads`, or the usual three.
+
+  With more than one shot DeepEMD's class nodes come from the structured FC
+  layer, but for `deepemd_mean` (the mean of the support nodes) and
+  `deepemd_nearest` (the logit of the support image that is most alike).
+  """
+  names = config.evaluate.heads or (
+    ("deepemd", "deepemd_equal_weights", "prototype")
+    if config.episode.shot == 1
+    else ("deepemd", "deepemd_mean", "prototype")
+  )
+  return {name: _head(config, name) for name in names}
+
+
+def _head(config, name: str) -> Head:
   options = {
     "solver": build.solver(config),
     "temperature": config.emd.temperature,
   }
+  options |= {
+    "deepemd_equal_weights": {"weights": "equal"},
+    "deepemd_l2": {"metric": "l2"},
+    "deepemd_sinkhorn": {"solver": build.solver(config, "sinkhorn")},
+    "deepemd_qp": {"solver": build.solver(config, "regularized_qp")},
+  }.get(name, {})
+  plain = {
+    "prototype": matching.prototype_logits,
+    "chamfer": matching.chamfer_logits,
+  }
 
-  def deepemd(query_nodes, class_nodes):
+  def of_mean(query_nodes, support_nodes, key):
+    del key
+    score = plain.get(name, functools.partial(matching.logits, **options))
+    return score(query_nodes, support_nodes.mean(1))
+
+  def of_nearest(query_nodes, support_nodes, key):
+    del key
+    way, shot = support_nodes.shape[:2]
+    each = support_nodes.reshape(way * shot, *support_nodes.shape[2:])
+    logits = matching.logits(query_nodes, each, **options)
+    return logits.reshape(-1, way, shot).max(-1)
+
+  def of_fitted(query_nodes, support_nodes, key):
+    class_nodes = sfc.fit(
+      support_nodes,
+      order=sfc.random_order(
+        key, support_nodes.shape[0] * support_nodes.shape[1], config.sfc.epochs
+      ),
+      learning_rate=config.sfc.lr,
+      batch_size=config.sfc.batch_size,
+      gradient=config.sfc.gradient,
+      **options,
+    )
     return matching.logits(query_nodes, class_nodes, **options)
 
-  def equal_weights(query_nodes, class_nodes):
-    return matching.logits(query_nodes, class_nodes, weights="equal", **options)
-
-  return {
-    "deepemd": deepemd,
-    "deepemd_equal_weights": equal_weights,
-    "prototype": matching.prototype_logits,
-  }
+  if name == "deepemd_nearest":
+    return of_nearest
+  if config.episode.shot == 1 or name == "deepemd_mean" or name in plain:
+    return of_mean
+  return of_fitted
 
 
 def encoder(config) -> Callable:
   """(encoder variables, image set) -> nodes [N, n, c] of its images, in order.
 
-  Make it once: it compiles on first use.
+  A JAX array, or, above `config.evaluate.memory`, a NumPy one in a file that
+  vanishes with it. Make it once: it compiles on first use.
   """
+  whole = config.nodes.kind == "fcn"
   view = build.evaluation_view(config)
-  size = config.evaluate.encode_batch_size
+  cut = build.crop(config, config.image.size)
+  batch = config.evaluate.encode_batch_size
+  limit = config.evaluate.memory * 2**30
 
   @jax.jit
   def encode(variables, pixels):
-    return nodes.from_map(resnet.encode(variables, view(pixels)))
+    maps = resnet.encode(variables, view(pixels))
+    return nodes.pyramid(maps, tuple(config.nodes.pyramid))
+
+  @jax.jit
+  def encode_crops(variables, pixels, boxes, flip):
+    crops = cut({"images": pixels, "boxes": boxes, "flip": flip})
+    maps = resnet.encode(variables, crops.reshape(-1, *crops.shape[2:]))
+    return nodes.from_crops(maps.reshape(*flip.shape, *maps.shape[1:]))
 
   def encode_all(variables, images):
-    parts = []
-    for start in range(0, len(images.labels), size):
-      pixels = images.images[start : start + size]
-      # The last batch is filled up, so that one shape compiles once.
-      fill = [(0, size - len(pixels))] + [(0, 0)] * 3
-      encoded = encode(variables, np.pad(pixels, fill))
-      parts.append(encoded[: len(pixels)])
-    return jnp.concatenate(parts)
+    draw = None if whole else build.evaluation_crops(config, images)
+    count = len(images.labels)
+    size = batch if whole else max(1, batch // draw(np.arange(1))[1].shape[1])
+    kept = None
+    for start in range(0, count, size):
+      # The last batch repeats an image, so that one shape compiles once.
+      rows = np.minimum(np.arange(start, start + size), count - 1)
+      pixels = images.images[rows]
+      if whole:
+        encoded = encode(variables, pixels)
+      else:
+        encoded = encode_crops(variables, pixels, *draw(rows))
+      if kept is None:
+        kept = _room((count, *encoded.shape[1:]), limit)
+      kept[start : start + size] = encoded[: count - start]
+    return kept if isinstance(kept, np.memmap) else jnp.asarray(kept)
 
   return encode_all
 
 
-def scorer(head: Head) -> Callable:
-  """A jitted (nodes [N, n, c], support [e, way, shot], query [e, way, n_query])
-  -> accuracy of each episode, [e], percent."""
+def _room(shape: tuple[int, ...], limit: float) -> np.ndarray:
+  """Uninitialised float32: in memory, or in a nameless file if too large."""
+  if 4 * np.prod(shape) <= limit:
+    return np.empty(shape, np.float32)
+  return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)
 
-  def episode(encoded, support, query):
-    way, n_query = query.shape
-    class_nodes = encoded[support].mean(1)
-    logits = head(encoded[query.reshape(-1)], class_nodes)
+
+def scorer(config, head: Head) -> Callable:
+  """A `(nodes [N, n, c], episodes, numbers [e]) -> accuracy` of each episode,
+  [e], percent. The numbers are the episodes': what is random follows them."""
+
+  def episode(query_nodes, support_nodes, number):
+    way, n_query = query_nodes.shape[:2]
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    flat = query_nodes.reshape(way * n_query, *query_nodes.shape[2:])
+    logits = head(flat, support_nodes, key)
     right = logits.argmax(-1) == jnp.repeat(jnp.arange(way), n_query)
     return 100 * right.mean()
 
-  return jax.jit(jax.vmap(episode, (None, 0, 0)))
+  score = jax.jit(jax.vmap(episode))
+
+  def of_rows(encoded, drawn, numbers):
+    return score(encoded[drawn.query], encoded[drawn.support], numbers)
+
+  return of_rows
 
 
 def sampler(config, images, split: str) -> episodes.EpisodeSampler:
@@ -106,7 +184,7 @@ def accuracies(
     # The last batch repeats early episodes, so that one shape compiles once.
     indices = [i % count for i in range(start, start + batch_size)]
     drawn = episodes.batch(draw, indices)
-    results.append(np.asarray(score(encoded, drawn.support, drawn.query)))
+    results.append(np.asarray(score(encoded, drawn, np.array(indices))))
   return np.concatenate(results)[:count]
 
 
@@ -121,10 +199,11 @@ def validator(config, images, count: int) -> Callable[[dict], dict]:
   `count` validation episodes of DeepEMD and of the pooled prototype."""
   encode = encoder(config)
   draw = sampler(config, images, "val")
-  chosen = heads(config)
+  # The structured FC layer would take longer than the training.
+  deepemd = "deepemd" if config.episode.shot == 1 else "deepemd_mean"
   scores = {
-    "accuracy": scorer(chosen["deepemd"]),
-    "prototype": scorer(chosen["prototype"]),
+    "accuracy": scorer(config, _head(config, deepemd)),
+    "prototype": scorer(config, _head(config, "prototype")),
   }
 
   def validate(variables):
@@ -144,8 +223,18 @@ def run(config, workdir: pathlib.Path) -> None:
   source = build.source(config)
   encoders = _encoders(config, workdir, source.load("val"))
   test = source.load("test")
-  measure = _Measure(config, encoders)
+  encode = _Encode(encoders)
+  measure = _Measure(config, encoders, encode)
   results = measure(test, config.evaluate.episodes, "test")
+  results["more"] = {}
+  for change in config.evaluate.more:
+    other = build.changed(config, change)
+    again = _Measure(other, encoders, encode)
+    found = again(test, config.evaluate.more_episodes, f"test, {change}")
+    results["more"][change] = found | {
+      "episode": other.episode.to_dict(),
+      "nodes": _nodes_fields(other),
+    }
   results["variants"] = {}
   for variant in config.evaluate.variants:
     images = build.source(config, variant).load("test")
@@ -153,8 +242,8 @@ def run(config, workdir: pathlib.Path) -> None:
     measured.pop("timing")
     results["variants"][variant] = measured
   results["encoders"] = {
-    head: {key: value for key, value in found.items() if key != "variables"}
-    for head, found in encoders.items()
+    stage: {key: value for key, value in found.items() if key != "variables"}
+    for stage, found in encoders.items()
   }
   results |= _protocol(config)
   results["timing"]["seconds"] = round(time.monotonic() - began, 1)
@@ -170,9 +259,23 @@ def run(config, workdir: pathlib.Path) -> None:
   )
 
 
+def _nodes_fields(config) -> dict:
+  """What `config.nodes` says of test time."""
+  used = {
+    "fcn": ["pyramid"],
+    "grid": ["grid", "ratio"],
+    "sampling": ["patches"],
+  }
+  spec = config.nodes
+  found = {"kind": spec.kind} | {name: spec[name] for name in used[spec.kind]}
+  if spec.kind == "sampling":
+    found["patches"] = spec.test_patches or spec.patches
+  return found
+
+
 def _encoders(config, workdir, val) -> dict[str, dict]:
-  """Head -> its encoder. DeepEMD's is the last trained stage's best; the
-  prototype gets whichever stage's best suits the prototype on validation
+  """ "deepemd" -> the encoder of all heads but "prototype": the last trained
+  stage's best. The prototype gets whichever stage's best suits it on validation
   episodes: a fair opponent."""
   abstract = jax.eval_shape(
     lambda: resnet.init(jax.random.key(0), width=config.model.width)
@@ -191,43 +294,63 @@ def _encoders(config, workdir, val) -> dict[str, dict]:
       "variables": variables,
     }
   fairest = max(stages, key=lambda s: found[s]["validation"]["prototype"])
-  last = found[stages[-1]]
-  return {
-    "deepemd": last,
-    "deepemd_equal_weights": last,
-    "prototype": found[fairest],
-  }
+  return {"deepemd": found[stages[-1]], "prototype": found[fairest]}
+
+
+class _Encode:
+  """The nodes of an image set, encoded once a stage, however many heads and
+  kinds of episodes look at them."""
+
+  def __init__(self, encoders: dict[str, dict]) -> None:
+    self._variables = {f["stage"]: f["variables"] for f in encoders.values()}
+    self._functions: dict = {}
+    self._images = None
+    self._kept: dict = {}
+    self.count = 0
+
+  def __call__(self, config, stage: str, images):
+    if images is not self._images:  # one image set at a time fits in memory
+      self._images, self._kept = images, {}
+    kind = config.nodes.to_json()
+    if (kind, stage) not in self._kept:
+      if kind not in self._functions:
+        self._functions[kind] = encoder(config)
+      encoded = self._functions[kind](self._variables[stage], images)
+      self._kept[kind, stage] = jax.block_until_ready(encoded)
+      self.count += len(images.labels)
+    return self._kept[kind, stage]
 
 
 class _Measure:
   """All heads on the same episodes of an image set; compiles once."""
 
-  def __init__(self, config, encoders: dict[str, dict]) -> None:
+  def __init__(self, config, encoders: dict[str, dict], encode) -> None:
     self._config = config
-    self._encoders = encoders
-    self._encode = encoder(config)
-    self._scores = {name: scorer(head) for name, head in heads(config).items()}
+    self._encode = encode
+    self._scores = {n: scorer(config, h) for n, h in heads(config).items()}
+    self._stages = {
+      name: encoders.get(name, encoders["deepemd"])["stage"]
+      for name in self._scores
+    }
 
   def __call__(self, images, count: int, name: str) -> dict:
     draw = sampler(self._config, images, "test")
-    began = time.monotonic()
-    encoded = {}
-    for found in self._encoders.values():
-      if found["stage"] not in encoded:
-        nodes_of = self._encode(found["variables"], images)
-        encoded[found["stage"]] = jax.block_until_ready(nodes_of)
+    began, before = time.monotonic(), self._encode.count
+    for stage in set(self._stages.values()):
+      self._encode(self._config, stage, images)
     encoding = time.monotonic() - began
     scores, speed = {}, {}
-    size = self._config.evaluate.batch_size
+    size = min(self._config.evaluate.batch_size, count)
     for head, score in self._scores.items():
-      nodes_of = encoded[self._encoders[head]["stage"]]
+      nodes_of = self._encode(self._config, self._stages[head], images)
       accuracies(score, nodes_of, draw, size, size)  # compiles
       began = time.monotonic()
       scores[head] = accuracies(score, nodes_of, draw, count, size)
-      speed[head] = round(count / (time.monotonic() - began), 1)
+      speed[head] = count / (time.monotonic() - began)
     means = ", ".join(f"{head} {v.mean():.2f}" for head, v in scores.items())
     training.note(f"evaluate {name}: {means}")
     others = [head for head in scores if head != "deepemd"]
+    stages = len(set(self._stages.values()))
     return {
       "heads": {
         head: {"accuracy": float(np.mean(values)), "ci95": interval(values)}
@@ -243,8 +366,12 @@ class _Measure:
       "episodes": count,
       "timing": {
         "encoding_seconds": round(encoding, 2),
-        "encoded_images": len(images.labels) * len(encoded),
-        "episodes_per_second": speed,
+        "encoded_images": self._encode.count - before,
+        "episodes_per_second": {h: round(x, 1) for h, x in speed.items()},
+        "episodes_per_second_with_encoding": {
+          head: round(1 / (1 / x + encoding / stages / count), 1)
+          for head, x in speed.items()
+        },
       },
     }
 
@@ -259,6 +386,7 @@ def _protocol(config) -> dict:
   return {
     "data": config.data.name,
     "image": {"size": config.image.size, "crop": config.image.crop},
+    "nodes": _nodes_fields(config),
     "episode": config.episode.to_dict(),
     "seed": config.seed,
     "versions": {
@@ -282,27 +410,12 @@ def _write(path: pathlib.Path, results: dict) -> None:
 
 def table(results: dict) -> str:
   """The results as text, for the terminal."""
-  shape = results["episode"]
-  lines = [
-    f"{results['data']}: {shape['way']}-way {shape['shot']}-shot, "
-    f"{shape['query']} queries a class, {results['episodes']} test episodes, "
-    f"seed {results['seed']}",
-    "",
-    f"{'head':<28}{'accuracy %':>16}{'encoder':>18}{'episodes/s':>12}",
-  ]
-  speed = results["timing"]["episodes_per_second"]
-  for head, row in results["heads"].items():
-    found = results["encoders"][head]
-    accuracy = f"{row['accuracy']:.2f} +- {row['ci95']:.2f}"
-    where = f"{found['stage']} {found['step']}"
-    lines.append(
-      f"{figures.results_title(head):<28}{accuracy:>16}{where:>18}{speed[head]:>12}"
-    )
-  lines += ["", "paired differences on the same episodes"]
-  for pair, row in results["paired"].items():
-    lines.append(f"{pair:<40}{row['mean']:+.2f} +- {row['ci95']:.2f}")
+  lines = [*_rows(results, results)]
+  for measured in results["more"].values():
+    lines += ["", *_rows(results, measured)]
   if results["variants"]:
-    lines += ["", "clutter" + " " * 9 + "".join(f"{h:>26}" for h in speed)]
+    names = results["heads"]
+    lines += ["", "clutter" + " " * 9 + "".join(f"{h:>26}" for h in names)]
     for variant, measured in results["variants"].items():
       cells = [
         f"{row['accuracy']:.1f} +- {row['ci95']:.1f}"
@@ -310,3 +423,30 @@ def table(results: dict) -> str:
       ]
       lines.append(f"{variant:<16}" + "".join(f"{c:>26}" for c in cells))
   return "\n".join(lines)
+
+
+def _rows(results: dict, measured: dict):
+  """The lines of one set of episodes."""
+  shape = measured["episode"]
+  spec = ", ".join(f"{k} {v}" for k, v in measured["nodes"].items() if v)
+  yield (
+    f"{results['data']}: {shape['way']}-way {shape['shot']}-shot, "
+    f"{shape['query']} queries a class, {measured['episodes']} test episodes, "
+    f"seed {results['seed']}; nodes: {spec.removeprefix('kind ')}"
+  )
+  yield ""
+  yield f"{'':<59}{'episodes/s':>12}{'with':>10}"
+  yield f"{'head':<28}{'accuracy %':>16}{'encoder':>15}{'':>12}{'encoding':>10}"
+  timing = measured["timing"]
+  for head, row in measured["heads"].items():
+    found = results["encoders"].get(head, results["encoders"]["deepemd"])
+    accuracy = f"{row['accuracy']:.2f} +- {row['ci95']:.2f}"
+    where = f"{found['stage']} {found['step']}"
+    speed = timing["episodes_per_second"][head]
+    whole = timing["episodes_per_second_with_encoding"][head]
+    title = figures.results_title(head, shape["shot"])
+    yield f"{title:<28}{accuracy:>16}{where:>15}{speed:>12}{whole:>10}"
+  yield ""
+  yield "paired differences on the same episodes"
+  for pair, row in measured["paired"].items():
+    yield f"{pair:<40}{row['mean']:+.2f} +- {row['ci95']:.2f}"

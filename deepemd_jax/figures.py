@@ -44,14 +44,12 @@ def draw(config, workdir: pathlib.Path, images, drawn, variables, results):
 def matched_pairs(config, images, drawn, variables) -> list:
   """The first query of the first classes, against the class it was given to."""
   count = min(config.evaluate.pictures, len(drawn.classes))
-  view = build.evaluation_view(config)
-  rows = {
-    "support": drawn.support[:, 0],
-    "query": drawn.query[:count, 0],
-  }
-  pixels = {k: np.asarray(view(images.images[r])) for k, r in rows.items()}
-  maps = {k: resnet.encode(variables, p) for k, p in pixels.items()}
-  encoded = {k: nodes.from_map(m) for k, m in maps.items()}
+  rows = {"support": drawn.support[:, 0], "query": drawn.query[:count, 0]}
+  shown, encoded, boxes = {}, {}, {}
+  for side, chosen in rows.items():
+    shown[side], encoded[side], boxes[side] = _looked_at(
+      config, images, chosen, variables
+    )
   problem = matching.match(encoded["query"], encoded["support"])
   plan = emd.solve(
     1.0 - problem.similarity,
@@ -68,8 +66,6 @@ def matched_pairs(config, images, drawn, variables) -> list:
     )
   )
   names = [images.class_names[c] for c in drawn.classes]
-  boxes = nodes.cell_boxes(*maps["query"].shape[1:3], config.image.size)
-  shown = {k: _to_grey_levels(config, p) for k, p in pixels.items()}
   pairs = []
   for i in range(count):
     j = int(logits[i].argmax())
@@ -78,8 +74,8 @@ def matched_pairs(config, images, drawn, variables) -> list:
       visualize.MatchedPair(
         support=shown["support"][j],
         query=shown["query"][i],
-        support_boxes=boxes,
-        query_boxes=boxes,
+        support_boxes=boxes["support"][j],
+        query_boxes=boxes["query"][i],
         support_weights=np.asarray(problem.class_weights[i, j]),
         query_weights=np.asarray(problem.query_weights[i, j]),
         similarity=np.asarray(problem.similarity[i, j]),
@@ -88,6 +84,31 @@ def matched_pairs(config, images, drawn, variables) -> list:
       )
     )
   return pairs
+
+
+def _looked_at(config, images, rows, variables):
+  """What is shown (uint8 [k, S, S, 3]), its nodes [k, n, c] and where on the
+  picture each of them is [k, n, 4]."""
+  stored = images.images[rows]
+  side = config.image.size
+  if config.nodes.kind != "fcn":
+    boxes, flip = build.evaluation_crops(config, images)(rows)
+    crops = build.crop(config, side)(
+      {"images": stored, "boxes": boxes, "flip": flip}
+    )
+    maps = resnet.encode(variables, crops.reshape(-1, *crops.shape[2:]))
+    maps = maps.reshape(*flip.shape, *maps.shape[1:])
+    return stored, nodes.from_crops(maps), boxes
+  pixels = np.asarray(build.evaluation_view(config)(stored))
+  maps = resnet.encode(variables, pixels)
+  grids = [(cells, cells) for cells in config.nodes.pyramid]
+  grids.append(maps.shape[1:3])
+  boxes = np.concatenate([nodes.cell_boxes(*g, side) for g in grids])
+  return (
+    _to_grey_levels(config, pixels),
+    nodes.pyramid(maps, tuple(config.nodes.pyramid)),
+    np.broadcast_to(boxes, (len(rows), *boxes.shape)),
+  )
 
 
 def _to_grey_levels(config, pixels):
@@ -107,10 +128,16 @@ def clutter_panels(variants: dict) -> dict:
   return panels
 
 
-def results_title(head: str) -> str:
+def results_title(head: str, shot: int = 1) -> str:
   """A head's name for people."""
   return {
-    "deepemd": "DeepEMD",
+    "deepemd": "DeepEMD" if shot == 1 else "DeepEMD, SFC",
     "deepemd_equal_weights": "DeepEMD, equal weights",
+    "deepemd_l2": "DeepEMD, l2",
+    "deepemd_sinkhorn": "DeepEMD, Sinkhorn",
+    "deepemd_qp": "DeepEMD, QP",
+    "deepemd_mean": "DeepEMD, mean nodes",
+    "deepemd_nearest": "DeepEMD, nearest shot",
     "prototype": "Prototype (pooled, cosine)",
+    "chamfer": "Chamfer (nearest node)",
   }[head]

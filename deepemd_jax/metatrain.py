@@ -64,7 +64,7 @@ def _batches(config, images):
     **shape,
   )
   size = config.metatrain.batch_size
-  draw = build.random_views(config, images)
+  draw = build.episode_views(config, images)
 
   def batch(step: int) -> dict:
     drawn = episodes.batch(sampler, range(step * size, (step + 1) * size))
@@ -88,8 +88,10 @@ def _loss_function(config):
       solver=solver,
       temperature=config.emd.temperature,
       gradient=config.emd.gradient,
+      pyramid=tuple(config.nodes.pyramid),
     )
-    logits = model(crop(support), crop(query), train=True)
+    train = config.metatrain.batch_norm == "batch"
+    logits = model(crop(support), crop(query), train=train)
     way = logits.shape[0]
     labels = jnp.broadcast_to(jnp.arange(way)[:, None], logits.shape[:2])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

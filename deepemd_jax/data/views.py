@@ -10,6 +10,7 @@ the old one.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,44 @@ def random_resized_crop(
   left = np.where(failed, (width - w) // 2, left)
   top = np.where(failed, (height - h) // 2, top)
   return np.concatenate([left, top, left + w, top + h], 1)
+
+
+def grid_boxes(
+  sizes: np.ndarray, cells: Sequence[int], ratios: np.ndarray
+) -> np.ndarray:
+  """Boxes of Grid: the cells of an image pyramid, each with some context.
+
+  As official `get_grid_location`: lengths are truncated to whole pixels, and at
+  the border a box is cut off, not shifted.
+
+  Args:
+    sizes: int [N, 2], height and width of each image.
+    cells: along a side, one number per level; (2, 3) gives 4 + 9 boxes.
+    ratios: [N, levels], side of a box over side of its cell.
+
+  Returns:
+    float64 [N, sum of cells^2, 4] left, top, right, bottom: whole numbers, the
+    levels in the order given, each row by row.
+  """
+  levels = []
+  for count, ratio in zip(cells, np.asarray(ratios).T, strict=True):
+    (top, bottom), (left, right) = (
+      _spans(np.asarray(size), count, ratio) for size in np.asarray(sizes).T
+    )
+    shape = (len(left), count, count)
+    sides = [left[:, None], top[..., None], right[:, None], bottom[..., None]]
+    level = np.stack([np.broadcast_to(x, shape) for x in sides], -1)
+    levels.append(level.reshape(len(left), count * count, 4))
+  return np.concatenate(levels, 1)
+
+
+def _spans(length: np.ndarray, count: int, ratio: np.ndarray):
+  """Where `count` enlarged cells begin and end, each [N, count]."""
+  cell = np.floor(length / count)
+  reach = np.floor(length / count * ratio) // 2
+  centre = (cell // 2)[:, None] + np.arange(count) * cell[:, None]
+  low = np.maximum(centre - reach[:, None], 0)
+  return low, np.minimum(centre + reach[:, None], length[:, None])
 
 
 def to_stored(boxes: np.ndarray, sizes: np.ndarray, side: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """DeepEMD as one Flax module: backbone, cross-reference weights, EMD layer."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -34,6 +36,7 @@ class DeepEMD(nnx.Module):
     temperature: float = matching.TEMPERATURE,
     weights: str = "cross_reference",
     gradient: str = "exact",
+    pyramid: Sequence[int] = (),
     rngs: nnx.Rngs | None = None,
   ) -> None:
     """Makes the module.
@@ -46,6 +49,7 @@ class DeepEMD(nnx.Module):
       temperature: see there.
       weights: see there.
       gradient: see there.
+      pyramid: as `nodes.pyramid`; whole images only.
       rngs: needed when there is no encoder.
     """
     if encoder is None:
@@ -57,6 +61,7 @@ class DeepEMD(nnx.Module):
     self.temperature = temperature
     self.weights = weights
     self.gradient = gradient
+    self.pyramid = tuple(pyramid)
 
   def __call__(
     self, support: jax.Array, query: jax.Array, *, train: bool = False
@@ -64,23 +69,26 @@ class DeepEMD(nnx.Module):
     """One episode.
 
     Args:
-      support: [way, shot, H, W, 3] normalised images.
-      query: [way, n_query, H, W, 3]. The leading axis is the true class; it is
-        not looked at, so images of unknown class may stand in any order.
+      support: [way, shot, H, W, 3] normalised images, whose nodes are the cells
+        of their maps (FCN), or [way, shot, crops, H, W, 3], where each crop is
+        a node (Grid, Sampling).
+      query: [way, n_query, ...] of the same kind. The leading axis is the true
+        class; it is not looked at, so images of unknown class may stand in any
+        order.
       train: batch norm over all images of the episode together, as the original
         does, and updated running statistics.
 
     Returns:
       logits [way, n_query, way].
     """
-    way, shot, height, width, _ = support.shape
+    way, shot = support.shape[:2]
     if query.shape[2:] != support.shape[2:]:
       raise ValueError(
         f"support images are {support.shape[2:]}, query images "
         f"{query.shape[2:]}; resize them alike"
       )
     images = [x.reshape(-1, *x.shape[2:]) for x in (support, query)]
-    encoded = nodes.from_map(self.encoder(jnp.concatenate(images), train=train))
+    encoded = self._nodes(jnp.concatenate(images), train)
     n, c = encoded.shape[1:]
     class_nodes = encoded[: way * shot].reshape(way, shot, n, c).mean(1)
     scores = matching.logits(
@@ -92,3 +100,9 @@ class DeepEMD(nnx.Module):
       gradient=self.gradient,
     )
     return scores.reshape(*query.shape[:2], way)
+
+  def _nodes(self, images: jax.Array, train: bool) -> jax.Array:
+    if images.ndim == 4:
+      return nodes.pyramid(self.encoder(images, train=train), self.pyramid)
+    maps = self.encoder(images.reshape(-1, *images.shape[2:]), train=train)
+    return nodes.from_crops(maps.reshape(*images.shape[:2], *maps.shape[1:]))

@@ -25,6 +25,7 @@ from deepemd_jax import emd
 
 TEMPERATURE = 12.5
 WEIGHTS = ("cross_reference", "equal")
+METRICS = ("cosine", "l2")
 _HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would cost three digits of the EMD
 _FLOOR = 1e-3
 
@@ -33,7 +34,8 @@ class Match(NamedTuple):
   """The transport problems between every query and every class.
 
   Attributes:
-    similarity: [q, way, n, m], cosine of the centred nodes; cost = 1 - it.
+    similarity: [q, way, n, m], cosine of the centred nodes, or 1 - their
+      squared distance; cost = 1 - it.
     query_weights: [q, way, n], each sums to n.
     class_weights: [q, way, m], each sums to m.
   """
@@ -77,11 +79,31 @@ def _scaled(weights: jax.Array) -> jax.Array:
   return weights * (weights.shape[-1] / weights.sum(-1, keepdims=True))
 
 
+def _similarity(query_nodes, class_nodes, metric: str) -> jax.Array:
+  """[q, way, n, m]."""
+  if metric == "cosine":
+    pair = centred(query_nodes), centred(class_nodes)
+  elif metric == "l2":
+    pair = tuple(
+      x - x.mean(-1, keepdims=True) for x in (query_nodes, class_nodes)
+    )
+  else:
+    raise ValueError(f"metric is {metric!r}; use one of {METRICS}")
+  product = jnp.einsum("qnc,wmc->qwnm", *pair, precision=_HIGHEST)
+  if metric == "cosine":
+    return product
+  query, of_class = (jnp.sum(x * x, -1) for x in pair)
+  squares = query[:, None, :, None] + of_class[None, :, None, :]
+  # Rounding must not make a squared distance negative.
+  return 1.0 - jnp.maximum(squares - 2.0 * product, 0.0)
+
+
 def match(
   query_nodes: Float[Array, "q n c"],
   class_nodes: Float[Array, "way m c"],
   *,
   weights: str = "cross_reference",
+  metric: str = "cosine",
 ) -> Match:
   """Sets up the q x way transport problems of an episode.
 
@@ -92,13 +114,10 @@ def match(
     query_nodes: [q, n, c].
     class_nodes: [way, m, c].
     weights: "cross_reference", or "equal" (each node 1: the paper's ablation).
+    metric: "cosine", or "l2", whose cost is the squared distance of the centred
+      nodes, not scaled (the official `-metric l2`).
   """
-  similarity = jnp.einsum(
-    "qnc,wmc->qwnm",
-    centred(query_nodes),
-    centred(class_nodes),
-    precision=_HIGHEST,
-  )
+  similarity = _similarity(query_nodes, class_nodes, metric)
   if weights == "equal":
     ones = jnp.ones_like(similarity)
     return Match(similarity, ones[..., 0], ones[..., 0, :])
@@ -119,6 +138,7 @@ def logits(
   *,
   weights: str = "cross_reference",
   gradient: str = "exact",
+  metric: str = "cosine",
 ) -> Float[Array, "q way"]:
   """DeepEMD's class scores.
 
@@ -131,6 +151,7 @@ def logits(
     weights: see `match`.
     gradient: "exact", or "flow" as the official OpenCV path (see
       `emd.distance`).
+    metric: see `match`.
 
   Returns:
     [q, way]; larger is more alike; at most temperature * min(n, m) / n.
@@ -138,7 +159,7 @@ def logits(
   References:
     DeepEMD, CVPR 2020, equations 6 and 9.
   """
-  problem = match(query_nodes, class_nodes, weights=weights)
+  problem = match(query_nodes, class_nodes, weights=weights, metric=metric)
   n, m = problem.similarity.shape[-2:]
   value = emd.distance(
     1.0 - problem.similarity,
@@ -170,3 +191,20 @@ def prototype_logits(
   return temperature * jnp.matmul(
     pooled(query_nodes), pooled(class_nodes).T, precision=_HIGHEST
   )
+
+
+def chamfer_logits(
+  query_nodes: Float[Array, "q n c"],
+  class_nodes: Float[Array, "way m c"],
+  temperature: float = TEMPERATURE,
+) -> Float[Array, "q way"]:
+  """The baseline without a plan: every node takes the most similar of the other
+  image, whoever else took it; the mean over the nodes of both images.
+
+  References:
+    Fan, Su, Guibas, "A Point Set Generation Network", CVPR 2017 (the Chamfer
+    distance); one direction of it is Li et al., "DN4", CVPR 2019, with k = 1.
+  """
+  similarity = _similarity(query_nodes, class_nodes, "cosine")
+  both = similarity.max(-1).mean(-1) + similarity.max(-2).mean(-1)
+  return temperature / 2 * both

@@ -40,6 +40,7 @@ def fit(
   temperature: float = matching.TEMPERATURE,
   weights: str = "cross_reference",
   gradient: str = "flow",
+  metric: str = "cosine",
 ) -> Float[Array, "way n c"]:
   """The class nodes that classify the support images best.
 
@@ -58,6 +59,7 @@ def fit(
     temperature: see there.
     weights: see there.
     gradient: see there; "flow" is what the official evaluation does.
+    metric: see there.
 
   Returns:
     [way, n, c].
@@ -79,6 +81,7 @@ def fit(
     temperature=temperature,
     weights=weights,
     gradient=gradient,
+    metric=metric,
   )
 
   def loss(class_nodes, chosen, there):
