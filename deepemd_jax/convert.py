@@ -1,10 +1,21 @@
-"""The official PyTorch checkpoints, in our names."""
+"""The official PyTorch checkpoints, in our names.
 
+    python -m deepemd_jax.convert max_acc.pth DIR
+
+makes DIR, a workdir that `deepemd_jax.main` evaluates, or meta-trains on.
+"""
+
+import json
+import os
+import pathlib
 import re
+import shutil
+import sys
 from collections.abc import Mapping
 
 import numpy as np
 
+from deepemd_jax import checkpoint, torch_file
 from deepemd_jax.errors import InputError
 
 _BN = {
@@ -91,3 +102,70 @@ def _names(variables: dict) -> set[str]:
     for module, leaves in modules.items()
     for leaf in leaves
   }
+
+
+def convert(source, directory) -> None:
+  """Turns the authors' file into a workdir with a pre-trained encoder.
+
+  Args:
+    source: a `.pth` file: {"params": state dict}, or the state dict itself.
+    directory: the workdir to make; must not exist, or be empty.
+
+  Raises:
+    InputError: the file cannot be read, is refused (see `torch_file`), or holds
+      another network; the directory is in use. Nothing is left behind.
+  """
+  directory = pathlib.Path(directory)
+  if directory.exists() and (
+    not directory.is_dir() or any(directory.iterdir())
+  ):
+    raise InputError(f"{directory} is in use; give an empty or new directory")
+  found = torch_file.load(source)
+  if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
+    found = found["params"]
+  if not isinstance(found, Mapping):
+    raise InputError(
+      f"{source} holds a {type(found).__name__}, not a state dict"
+    )
+  variables = from_torch(found)
+  stem = variables["params"]["layer1"]["conv1"]["kernel"]
+  fields = {"model": {"width": stem.shape[-1] / 64}}
+  scratch = directory.with_name(directory.name + ".tmp")
+  try:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    (scratch / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    with checkpoint.Checkpoints(scratch / "pretrain" / "checkpoints") as saved:
+      meta = {"converted_from": pathlib.Path(source).name}
+      train = {"none": np.zeros(1, np.float32)}
+      saved.save(0, model=variables, train=train, meta=meta, score=0.0)
+      saved.wait()
+    os.replace(scratch, directory)
+  except OSError as error:
+    raise InputError(f"cannot write {directory}: {error.strerror}") from error
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+  """The command line; the exit code."""
+  if len(arguments) != 2:
+    sys.stderr.write(
+      "deepemd_jax: error: use python -m deepemd_jax.convert FILE.pth DIR\n"
+    )
+    return 2
+  try:
+    convert(*arguments)
+  except InputError as error:
+    sys.stderr.write(f"deepemd_jax: error: {' '.join(str(error).split())}\n")
+    return 2
+  print(
+    f"{arguments[1]} is ready; test it with python -m deepemd_jax.main "
+    f"--config=configs/NAME.py --config.stages='(\"evaluate\",)' "
+    f"--workdir={arguments[1]}"
+  )
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

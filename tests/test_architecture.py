@@ -18,7 +18,8 @@ MAY_IMPORT = {
   "checkpoint": {"errors"},
   "metrics": {"errors"},
   "visualize": {"errors"},
-  "convert": {"errors", "models"},
+  "convert": {"errors", "checkpoint", "torch_file"},
+  "torch_file": {"errors"},
 }
 # Third-party packages that only these files may import.
 ONLY_IN = {

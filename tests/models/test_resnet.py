@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import recipe_state_dict
 
 from deepemd_jax import convert
 from deepemd_jax.errors import InputError
@@ -15,32 +16,6 @@ from deepemd_jax.models import convolution, resnet
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 MEAN = np.array([125.3, 123.0, 113.9]) / 255
 STD = np.array([63.0, 62.1, 66.7]) / 255
-
-
-def recipe_state_dict():
-  """The state dict that the recording used, rebuilt from its seed."""
-  recorded = json.loads((GOLDEN / "resnet12_state_dict.json").read_text())
-  rng = np.random.default_rng(0)
-  state = {}
-  for key, shape in sorted(recorded["resnet_state_dict"].items()):
-    if key.endswith("num_batches_tracked"):
-      value = np.zeros(shape)
-    elif len(shape) == 4:
-      fan = np.sqrt(2 / (shape[1] * shape[2] * shape[3]))
-      value = rng.standard_normal(shape) * fan
-    elif key.endswith("running_mean"):
-      value = 0.1 * rng.standard_normal(shape)
-    elif key.endswith("running_var"):
-      value = 0.5 + rng.random(shape)
-    elif key.endswith("weight"):
-      value = 0.8 + 0.4 * rng.random(shape)
-    else:
-      value = 0.1 * rng.standard_normal(shape)
-    state[key] = value.astype(np.float32)
-    total, first = recorded["recipe_sum_and_first_value"][key]
-    np.testing.assert_allclose(state[key].sum(dtype=np.float64), total, 1e-6)
-    np.testing.assert_allclose(np.ravel(state[key])[0], first, 1e-6)
-  return state
 
 
 @pytest.fixture(scope="module")
