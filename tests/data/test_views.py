@@ -12,6 +12,7 @@ from PIL import Image
 from deepemd_jax.data import views
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN_VIEWS = np.load(GOLDEN / "transforms.npz")
 
 
 def pictures(rng, count, height, width):
@@ -188,3 +189,53 @@ def test_a_crop_of_a_stored_copy_is_a_crop_of_the_original():
     )[0]
     expected = pil(np.asarray(photo), box[0], False, 84)
     assert np.abs(np.asarray(found) - expected).mean() < 1
+
+
+def test_grid_boxes_are_the_official_ones():
+  for size, ratio, cells, *spans in GOLDEN_VIEWS["grid_location_table"]:
+    cells = int(cells)
+    boxes = views.grid_boxes([[size, size]], [cells], [[ratio]])[0]
+    expected = np.reshape(spans[: 2 * cells], (cells, 2))
+    grid = boxes.reshape(cells, cells, 4)
+    np.testing.assert_array_equal(grid[0][:, [0, 2]], expected)
+    np.testing.assert_array_equal(grid[:, 0][:, [1, 3]], expected)
+  together = views.grid_boxes(GOLDEN_VIEWS["hw"], [2, 3], np.full((4, 2), 2.0))
+  for i in range(4):
+    np.testing.assert_array_equal(
+      together[i], GOLDEN_VIEWS[f"im{i}_grid_boxes"]
+    )
+
+
+def test_grid_ratios_are_each_images_and_levels_own():
+  sizes = np.array([[90, 60], [60, 90]])
+  boxes = views.grid_boxes(sizes, [2, 3], np.array([[1.0, 2.0], [3.0, 1.0]]))
+  widths = boxes[..., 2] - boxes[..., 0]
+  assert widths[0, :4].max() == 30 and widths[0, 4:].max() == 40
+  assert widths[1, 0] == 89  # 22 + 67: cut off at the left border
+  assert widths[1, 4:].max() == 30
+
+
+def assert_a_level_apart(found, expected):
+  difference = np.abs(np.asarray(found) - np.asarray(expected, np.float32))
+  assert difference.max() <= 1
+  assert (difference == 0).mean() >= 0.75
+
+
+@pytest.mark.parametrize("i", [0, 1, 3])
+def test_views_of_the_official_data_sets(i):
+  """Recorded with Pillow 13, which resizes tall images down first: up to a
+  fifth of their pixels differ by one grey level from every earlier Pillow."""
+  image = GOLDEN_VIEWS[f"im{i}_u8"][None]
+  view = views.evaluation_images(jnp.asarray(image))[0]
+  assert_a_level_apart(view, GOLDEN_VIEWS[f"im{i}_fcn_eval_u8"])
+  boxes = GOLDEN_VIEWS[f"im{i}_grid_boxes"].astype(float)
+  crops = views.crop_resize(
+    np.repeat(image, len(boxes), 0), boxes, np.zeros(len(boxes), bool)
+  )
+  assert_a_level_apart(crops[:, ::6, ::6], GOLDEN_VIEWS[f"im{i}_grid_sub6_u8"])
+  here = GOLDEN_VIEWS["rrc_params"][:, 0] == i
+  _, top, left, height, width = GOLDEN_VIEWS["rrc_params"][here].T
+  boxes = np.stack([left, top, left + width, top + height], 1)
+  flip = GOLDEN_VIEWS["rrc_flip"][here]
+  crops = views.crop_resize(np.repeat(image, len(boxes), 0), boxes, flip)
+  assert_a_level_apart(crops[:, ::7, ::7], GOLDEN_VIEWS["rrc_sub7_u8"][here])

@@ -133,6 +133,31 @@ def test_a_constant_node_has_finite_gradients():
   assert np.isfinite(np.asarray(gradient)).all()
 
 
+def test_chamfer_takes_the_most_alike(episode):
+  query, support = (np.asarray(x) for x in episode)
+  query, support = (x - x.mean(-1, keepdims=True) for x in (query[:3], support))
+  query, support = (
+    x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (query, support)
+  )
+  for i, j in np.ndindex(3, 5):
+    cosine = query[i] @ support[j].T
+    expected = (cosine.max(1).mean() + cosine.max(0).mean()) / 2 * 12.5
+    ours = matching.chamfer_logits(episode[0][:3], episode[1])[i, j]
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
+def test_l2_is_the_squared_distance_of_centred_nodes(episode):
+  query, support = (np.asarray(x, np.float64) for x in episode)
+  query, support = (x - x.mean(-1, keepdims=True) for x in (query[:2], support))
+  squares = ((query[:, None, :, None] - support[None, :, None]) ** 2).sum(-1)
+  ours = matching.match(episode[0][:2], episode[1], metric="l2").similarity
+  np.testing.assert_allclose(ours, 1 - squares, rtol=1e-4, atol=1e-4)
+  same = matching.match(episode[0], episode[0], metric="l2").similarity
+  assert same.max() <= 1
+  with pytest.raises(ValueError, match="cosine"):
+    matching.match(*episode, metric="L2")
+
+
 def test_prototype_is_the_cosine_of_pooled_nodes(episode):
   query, support = (np.asarray(x).mean(1) for x in episode)
   query /= np.linalg.norm(query, axis=1, keepdims=True)
@@ -180,6 +205,25 @@ class TestModule:
     encoded = nodes.from_map(resnet.encode(variables, images))
     expected = matching.logits(encoded[2:], encoded[:2])
     np.testing.assert_allclose(scores.reshape(4, 2), expected, atol=1e-4)
+
+  def test_crops_and_the_pyramid(self):
+    variables = resnet.init(jax.random.key(1), width=0.0625)
+    images = jax.random.normal(jax.random.key(2), (12, 32, 32, 3))
+    maps = resnet.encode(variables, images)
+
+    def score(model, images):
+      return nnx.jit(model)(images[:2, None], images[2:, None])
+
+    model = DeepEMD(resnet.to_module(variables), pyramid=(1,))
+    encoded = nodes.pyramid(maps[:4], (1,))
+    expected = matching.logits(encoded[2:], encoded[:2])
+    np.testing.assert_allclose(
+      score(model, images[:4])[:, 0], expected, atol=1e-4
+    )
+    crops = images.reshape(4, 3, 32, 32, 3)
+    encoded = nodes.from_crops(maps.reshape(4, 3, *maps.shape[1:]))
+    expected = matching.logits(encoded[2:], encoded[:2])
+    np.testing.assert_allclose(score(model, crops)[:, 0], expected, atol=1e-4)
 
   def test_mistakes(self):
     with pytest.raises(ValueError, match="rngs"):
