@@ -55,6 +55,7 @@ def reference(cost, a, b):
 
 def recorded_cases():
   """The interior point's rest is compilation time, left to `make soak`."""
+  cases = []
   for solver in SOLVERS:
     for size in SIZES:
       for x64 in (False, True):
@@ -62,7 +63,8 @@ def recorded_cases():
         later = slow and size not in ("9x9", "25x25", "9x13")
         name = f"{size}-{64 if x64 else 32}-{type(solver).__name__}"
         marks = [pytest.mark.soak] if later else []
-        yield pytest.param(solver, size, x64, marks=marks, id=name)
+        cases.append(pytest.param(solver, size, x64, marks=marks, id=name))
+  return cases
 
 
 @pytest.mark.parametrize(
