@@ -127,6 +127,8 @@ def distance(
   cost, a, b = problem.prepare(cost, a, b)
   if gradient == "exact" and getattr(solver, "differentiable", False):
     return jnp.sum(cost * solver(cost, a, b).flow, (-2, -1))
+  if gradient == "flow":  # so that nothing behind the masses is differentiated
+    a, b = jax.lax.stop_gradient((a, b))
   return _distance(solver, gradient, cost, a, b)
 
 

@@ -72,6 +72,16 @@ def _cores() -> int:
   return os.cpu_count() or 1
 
 
+@functools.cache
+def _pool(threads: int, process: int) -> concurrent.futures.Executor:
+  """Threads that wait for work: to start them costs as much as ten problems.
+
+  `process` is there because a forked process has none of its parent's threads.
+  """
+  del process
+  return concurrent.futures.ThreadPoolExecutor(threads)
+
+
 def _solve_batch(cost, a, b, *, threads):
   """The host's side: flow and potentials of [..., n, m], [..., n], [..., m]."""
   # Here, not at the top: POT is needed by this solver alone, when it runs.
@@ -84,19 +94,22 @@ def _solve_batch(cost, a, b, *, threads):
   targets *= sources.sum(1, keepdims=True) / targets.sum(1, keepdims=True)
   flow, f, g = (np.empty_like(x) for x in (costs, sources, targets))
 
-  def work(indices):
+  # Problems differ: each thread takes the next one when it is ready for it.
+  waiting = iter(range(len(costs)))
+
+  def work():
     # The compiled core releases the interpreter lock.
-    for i in indices:
+    for i in waiting:
       found = emd_c(sources[i], targets[i], costs[i], _PIVOTS, 1)
       flow[i], _, f[i], g[i], _ = found
 
-  # More pieces than threads: problems differ, and no thread should wait long.
-  everything = np.arange(len(costs))
-  if threads == 1 or len(costs) < 2 * threads:
-    work(everything)
-  else:
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-      list(pool.map(work, np.array_split(everything, 4 * threads)))
+  others = min(threads, len(costs)) - 1
+  helpers = [_pool(others, os.getpid()).submit(work) for _ in range(others)]
+  work()
+  for helper in helpers:
+    # One that has not begun, behind another batch, has nothing left to do.
+    if not helper.cancel():
+      helper.result()
   f -= 0.5
   return [
     x.astype(dtype, copy=False).reshape(shape)
