@@ -3,10 +3,10 @@
 Every view is a box and a flip: the host draws them, `crop_resize` cuts them on
 the device. It equals PIL's `crop().resize(BILINEAR)`, which the original and
 all published numbers use; `jax.image.scale_and_translate` differs by up to 67
-grey levels, because it looks outside the crop. PIL resizes across, rounds to 8
-bit, and resizes down; Pillow 13 swaps the two where that is faster (its pull
-request 9549), which moves some pixels by a grey level. Here the order is always
-the old one.
+grey levels, because it looks outside the crop. PIL resizes in one direction,
+rounds to 8 bit, and resizes in the other. Across comes first, but since Pillow
+13 not where height shrinks by more than twice as many pixels as width (its pull
+request 9549); older ones differ there by a grey level in some pixels.
 """
 
 import functools
@@ -22,22 +22,37 @@ _MARGIN = 92 / 84
 
 
 def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
-  """[size, side] weights of PIL's antialiased bilinear filter on a crop.
+  """[2, size, side] weights of PIL's antialiased bilinear filter on a crop.
 
   A triangle as wide as the scale, centred on each output pixel, cut off at the
-  crop's border and renormalised.
+  crop's border, renormalised and rounded to multiples of 2^-22, which many sums
+  turn on (enlarging by 3/2 gives nothing but sixths, and halves of grey levels)
+  and float32 has not the bits for: multiples of 2^-11, and what is left.
   """
-  scale = (stop - start) / size
-  radius = jnp.maximum(scale, 1.0)
-  centre = start + (jnp.arange(size) + 0.5) * scale
+  # In units of half a pixel over size, in which whole boxes have whole numbers.
+  length = stop - start
+  radius = 2 * jnp.maximum(length, size)
   pixel = jnp.arange(side)
-  reach = jnp.abs(pixel + 0.5 - centre[:, None]) / radius
+  place = (2 * (pixel - start) + 1) * size
+  centre = (2 * jnp.arange(size) + 1) * length
+  distance = jnp.abs(place - centre[:, None])
   # A pixel belongs to a fractional crop when its centre does; the one in the
   # middle always does, or a crop below one pixel would be empty.
   inside = (pixel + 0.5 > start) & (pixel + 0.5 < stop)
   inside |= pixel == jnp.clip(jnp.floor((start + stop) / 2), 0, side - 1)
-  weights = jnp.where(inside, jnp.maximum(1.0 - reach, 0.0), 0.0)
-  return weights / weights.sum(1, keepdims=True)
+  weights = jnp.where(inside, jnp.maximum(radius - distance, 0.0), 0.0)
+  total = weights.sum(1, keepdims=True)
+  weights = weights * 2.0**11
+  high = jnp.floor(weights / total)
+  low = jnp.floor((weights - high * total) * 2.0**11 / total + 0.5)
+  return jnp.stack([high * 2.0**-11, low * 2.0**-22])
+
+
+def _resized(weights: jax.Array, image: jax.Array) -> jax.Array:
+  """Whole numbers [h, side, 3] -> whole numbers [h, size, 3]."""
+  coarse, fine = jnp.einsum("kpw,hwc->khpc", weights, image, precision=_HIGHEST)
+  whole = jnp.floor(coarse)
+  return whole + jnp.floor((coarse - whole) + 0.5 + fine)
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -55,22 +70,31 @@ def crop_resize(
     size: side of the result.
 
   Returns:
-    float32 grey levels 0..255, whole numbers, [N, size, size, 3]; within 2 grey
-    levels of PIL, nearly all equal.
+    float32 grey levels 0..255, whole numbers, [N, size, size, 3]; PIL's own for
+    whole boxes.
   """
   height, width = images.shape[1:3]
+  side = max(height, width)
+  images = jnp.pad(
+    images, ((0, 0), (0, side - height), (0, side - width), (0, 0))
+  )
 
   def one(image, box, mirrored):
-    across = _weights(width, size, box[0], box[2])
-    down = _weights(height, size, box[1], box[3])
-    across = jnp.where(mirrored, across[::-1], across)
-    # As PIL: across first, rounded to 8 bit, then down.
-    image = jnp.einsum(
-      "pw,hwc->hpc", across, image.astype(jnp.float32), precision=_HIGHEST
+    across = _weights(side, size, box[0], box[2])
+    across = jnp.where(mirrored, across[:, ::-1], across)
+    down = _weights(side, size, box[1], box[3])
+    # Down first is across first on the image's transpose.
+    shrunk_across, shrunk_down = box[2] - box[0] - size, box[3] - box[1] - size
+    turned = (shrunk_down > 0) & (shrunk_down > 2 * shrunk_across)
+    first, second = (
+      jnp.where(turned, down, across),
+      jnp.where(turned, across, down),
     )
-    image = jnp.floor(image + 0.5)
-    image = jnp.einsum("oh,hpc->opc", down, image, precision=_HIGHEST)
-    return jnp.clip(jnp.floor(image + 0.5), 0, 255)
+    image = jnp.where(turned, image.swapaxes(0, 1), image)
+    image = _resized(first, image.astype(jnp.float32))
+    image = _resized(second, image.swapaxes(0, 1))
+    image = jnp.where(turned, image, image.swapaxes(0, 1))
+    return jnp.clip(image, 0, 255)
 
   return jax.vmap(one)(images, boxes.astype(jnp.float32), flip)
 
