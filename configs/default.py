@@ -79,6 +79,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # They are drawn as image.crop_scale, crop_ratio and flip say.
   nodes.patches = 9
   nodes.test_patches = 0
+  # sampling: a test image's crops are drawn once, and it is encoded once; True
+  # draws others for every episode (official), and each head encodes them anew.
+  nodes.redraw = False
 
   layer = config.emd = ConfigDict()
   # auto (network_simplex on CPU, else interior_point), interior_point,
@@ -173,6 +176,8 @@ def get_config(arg: str = "") -> ConfigDict:
   # Query images shown in figures/matched_regions.png.
   evaluate.pictures = 4
   if arg == "ablation":
+    # Time grows as 1 / epsilon, and faster for the worst problem of a batch.
+    layer.epsilon = 0.05
     evaluate.heads = (
       *("deepemd", "deepemd_equal_weights", "deepemd_l2", "deepemd_sinkhorn"),
       *("deepemd_qp", "chamfer", "prototype"),

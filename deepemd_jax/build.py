@@ -180,10 +180,12 @@ def episode_views(config, images):
 
 
 def evaluation_crops(config, images):
-  """Grid's and Sampling's crops at test time: `rows -> (boxes, flip)`.
+  """Grid's and Sampling's crops at test time: `(rows, episode=None) -> (boxes,
+  flip)`.
 
-  Those of an image are a function of (seed, row): it is encoded once. Shapes
-  [len(rows), crops, 4] and [len(rows), crops].
+  Those of an image are a function of (seed, row): it is encoded once. With an
+  episode's number Sampling draws others for each. Shapes [len(rows), crops, 4]
+  and [len(rows), crops].
   """
   import numpy as np
 
@@ -192,7 +194,7 @@ def evaluation_crops(config, images):
   spec = config.nodes
   side = images.images.shape[1]
 
-  def draw(rows):
+  def draw(rows, episode=None):
     sizes = images.sizes[rows]
     if spec.kind == "grid":
       ratios = np.full((len(sizes), len(spec.grid)), spec.ratio)
@@ -202,7 +204,8 @@ def evaluation_crops(config, images):
       count = spec.test_patches or spec.patches
       drawn, flips = [], []
       for row, size in zip(rows, sizes, strict=True):
-        rng = np.random.default_rng([config.seed, 4, row])
+        again = [] if episode is None else [episode]
+        rng = np.random.default_rng([config.seed, 4, row, *again])
         drawn.append(_sampled(config, rng, size[None], count))
         flips.append(rng.random(count) < (0.5 if config.image.flip else 0.0))
       boxes, flip = np.concatenate(drawn), np.stack(flips)

@@ -92,7 +92,9 @@ def encoder(config) -> Callable:
   """(encoder variables, image set) -> nodes [N, n, c] of its images, in order.
 
   A JAX array, or, above `config.evaluate.memory`, a NumPy one in a file that
-  vanishes with it. Make it once: it compiles on first use.
+  vanishes with it. Where `config.nodes.redraw` gives an image other crops in
+  every episode, a function instead: (rows [e, ...], episode numbers [e]) ->
+  nodes [e, ..., n, c]. Make it once: it compiles on first use.
   """
   whole = config.nodes.kind == "fcn"
   view = build.evaluation_view(config)
@@ -129,7 +131,25 @@ def encoder(config) -> Callable:
       kept[start : start + size] = encoded[: count - start]
     return kept if isinstance(kept, np.memmap) else jnp.asarray(kept)
 
-  return encode_all
+  def encode_anew(variables, images):
+    draw = build.evaluation_crops(config, images)
+
+    def of_episodes(rows, numbers):
+      each = rows.reshape(len(rows), -1)
+      drawn = [draw(r, int(i)) for r, i in zip(each, numbers, strict=True)]
+      boxes, flip = (np.concatenate(x) for x in zip(*drawn, strict=True))
+      count, size = len(boxes), max(1, batch // flip.shape[1])
+      parts = []
+      for start in range(0, count, size):
+        at = np.minimum(np.arange(start, start + size), count - 1)
+        pixels = images.images[each.ravel()[at]]
+        parts.append(encode_crops(variables, pixels, boxes[at], flip[at]))
+      nodes_of = jnp.concatenate(parts)[:count]
+      return nodes_of.reshape(*rows.shape, *nodes_of.shape[1:])
+
+    return of_episodes
+
+  return encode_anew if config.nodes.redraw and not whole else encode_all
 
 
 def _room(shape: tuple[int, ...], limit: float) -> np.ndarray:
@@ -140,8 +160,10 @@ def _room(shape: tuple[int, ...], limit: float) -> np.ndarray:
 
 
 def scorer(config, head: Head) -> Callable:
-  """A `(nodes [N, n, c], episodes, numbers [e]) -> accuracy` of each episode,
-  [e], percent. The numbers are the episodes': what is random follows them."""
+  """A `(nodes, episodes, numbers [e]) -> accuracy` of each, [e], percent.
+
+  Nodes are what `encoder` gives. What is random follows the episodes' numbers.
+  """
 
   def episode(query_nodes, support_nodes, number):
     way, n_query = query_nodes.shape[:2]
@@ -154,7 +176,13 @@ def scorer(config, head: Head) -> Callable:
   score = jax.jit(jax.vmap(episode))
 
   def of_rows(encoded, drawn, numbers):
-    return score(encoded[drawn.query], encoded[drawn.support], numbers)
+    if callable(encoded):
+      query, support = (
+        encoded(rows, numbers) for rows in (drawn.query, drawn.support)
+      )
+    else:
+      query, support = encoded[drawn.query], encoded[drawn.support]
+    return score(query, support, numbers)
 
   return of_rows
 
@@ -264,7 +292,7 @@ def _nodes_fields(config) -> dict:
   used = {
     "fcn": ["pyramid"],
     "grid": ["grid", "ratio"],
-    "sampling": ["patches"],
+    "sampling": ["patches", "redraw"],
   }
   spec = config.nodes
   found = {"kind": spec.kind} | {name: spec[name] for name in used[spec.kind]}
@@ -299,7 +327,7 @@ def _encoders(config, workdir, val) -> dict[str, dict]:
 
 class _Encode:
   """The nodes of an image set, encoded once a stage, however many heads and
-  kinds of episodes look at them."""
+  kinds of episodes look at them (but see `encoder`). `count` counts images."""
 
   def __init__(self, encoders: dict[str, dict]) -> None:
     self._variables = {f["stage"]: f["variables"] for f in encoders.values()}
@@ -316,9 +344,19 @@ class _Encode:
       if kind not in self._functions:
         self._functions[kind] = encoder(config)
       encoded = self._functions[kind](self._variables[stage], images)
+      if callable(encoded):
+        encoded = self._counted(encoded)
+      else:
+        self.count += len(images.labels)
       self._kept[kind, stage] = jax.block_until_ready(encoded)
-      self.count += len(images.labels)
     return self._kept[kind, stage]
+
+  def _counted(self, encode):
+    def counted(rows, numbers):
+      self.count += rows.size
+      return encode(rows, numbers)
+
+    return counted
 
 
 class _Measure:

@@ -116,6 +116,25 @@ def test_episodes_do_not_depend_on_the_batch(shot, images):
   np.testing.assert_array_equal(alone, filed)
 
 
+def test_crops_drawn_anew_for_every_episode(images, variables):
+  """The official way: an episode's crops are its own, whatever the batch."""
+  config = small("sampling")
+  config.nodes.redraw = True
+  config.evaluate.encode_batch_size = 7
+  found = {"stage": "x", "variables": variables}
+  once = evaluate._Encode({"deepemd": found})
+  nodes = once(config, "x", images)
+  rows = np.array([[0, 5], [5, 0], [0, 5]])
+  together = np.asarray(nodes(rows, np.array([3, 4, 4])))
+  alone = np.asarray(nodes(rows[1:2], np.array([4])))
+  np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
+  np.testing.assert_allclose(together[1], together[2][::-1], atol=1e-5)
+  assert np.abs(together[0] - together[2]).max() > 1e-3
+  assert once.count == 8
+  batches = [score(config, "prototype", nodes, images, 5, b) for b in (1, 5)]
+  np.testing.assert_array_equal(*batches)
+
+
 def test_every_head_is_what_it_says(images):
   """Against the slow and obvious: one episode, one head at a time."""
   rng = np.random.default_rng(2)
