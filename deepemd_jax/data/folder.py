@@ -5,9 +5,8 @@
     CSV label,split                         which split a class belongs to
     CSV filename,label,split                images anywhere below root
 
-Images of any kind become the RGB a person expects: turned by their EXIF tag,
-alpha on white, 16-bit grey scaled to 8. What cannot be read is an error that
-names every bad file.
+Images of any kind become the RGB a person expects (see `pictures`). What cannot
+be read is an error that names every bad file.
 """
 
 import concurrent.futures
@@ -18,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from deepemd_jax.data import pictures
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _LISTED = 10
 
 
@@ -64,7 +63,7 @@ def listing(
   if not any(found.values()):
     raise InputError(
       f"image folder {str(root)!r} holds no images; put those of each class "
-      f"into a directory of their own ({', '.join(SUFFIXES)})"
+      f"into a directory of their own ({', '.join(pictures.SUFFIXES)})"
     )
   _refuse_shared(found)
   return found
@@ -111,7 +110,7 @@ def _images(folder: pathlib.Path, inside: pathlib.Path) -> list[pathlib.Path]:
   for here, directories, files in os.walk(folder, onerror=_unreadable):
     directories[:] = [name for name in directories if name[0] != "."]
     shown = [name for name in files if name[0] != "."]
-    chosen = [n for n in shown if n.lower().endswith(SUFFIXES)]
+    chosen = [n for n in shown if n.lower().endswith(pictures.SUFFIXES)]
     for name in directories + chosen:
       _refuse_outside(pathlib.Path(here, name), inside)
     paths += [pathlib.Path(here, name) for name in chosen]
@@ -186,41 +185,6 @@ def _from_table(root, table):
   return found
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-  """The picture as a person sees it, in RGB."""
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I") or image.mode == "F":
-    return _eight_bit(image).convert("RGB")
-  if "A" in image.getbands() or "transparency" in image.info:
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-  return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-  """Grey of more than 8 bit. Its white is 65535 in 16 bit; 32 bit does not say,
-  so there it is the smallest of the usual ones, 1, 255 and 65535, that fits."""
-  values = np.nan_to_num(np.asarray(image, np.float64))
-  white = 65535.0
-  if not image.mode.startswith("I;16"):
-    white = next((w for w in (1.0, 255.0) if values.max() <= w), white)
-  levels = np.clip(np.rint(values * (255 / white)), 0, 255)
-  return Image.fromarray(levels.astype(np.uint8))
-
-
-def _problem(path: pathlib.Path) -> str | None:
-  """Why an image cannot be read, or None."""
-  try:
-    with Image.open(path) as file:
-      to_rgb(file)
-  except Image.UnidentifiedImageError:
-    return "not an image"
-  except Exception as error:  # decoders raise nearly anything on broken files
-    return str(error) or type(error).__name__
-  return None
-
-
 def check(paths: Iterable[pathlib.Path]) -> None:
   """Decodes images, to refuse the bad ones.
 
@@ -229,7 +193,7 @@ def check(paths: Iterable[pathlib.Path]) -> None:
   """
   paths = list(paths)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    problems = list(pool.map(_problem, paths))
+    problems = list(pool.map(pictures.problem, paths))
   bad = [
     f"{path} ({problem})"
     for path, problem in zip(paths, problems, strict=True)
@@ -244,8 +208,8 @@ def check(paths: Iterable[pathlib.Path]) -> None:
 
 
 def _squashed(path: pathlib.Path, side: int):
-  with Image.open(path) as file:
-    image = to_rgb(file)
+  with pictures.open_image(path) as file:
+    image = pictures.to_rgb(file)
   small = image.resize((side, side), Image.Resampling.BILINEAR)
   return np.asarray(small), (image.height, image.width)
 
