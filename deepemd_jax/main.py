@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deepemd_jax import build
-from deepemd_jax.errors import InputError
+from deepemd_jax.errors import InputError, MissingData
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -217,6 +217,11 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
   try:
     run(_CONFIG.value, _workdir())
+  except MissingData as error:
+    sys.stderr.write(
+      "\n".join([f"deepemd_jax: error: {error}", *error.lines[1:], ""])
+    )
+    sys.exit(2)
   except InputError as error:
     _refuse(str(error))
   except KeyboardInterrupt:

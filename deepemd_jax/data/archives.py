@@ -42,31 +42,48 @@ def read(
     InputError: there is nothing to read there, it is damaged, or it is
       something else; also while the images are taken from the iterator.
   """
-  source = pathlib.Path(source)
-  if not source.exists():
-    raise InputError(f"there is no file or folder {str(source)!r}")
-  classes = list(benchmark.split_of())
-  archive = source / benchmark.archives[0].file
-  if archive.is_file():
-    source = archive
-  if source.is_dir():
-    unpacked = _unpacked(benchmark, source)
-    if unpacked is None:
-      return layouts.read(benchmark, source)
-    source = unpacked
-  kind = benchmark.kind
+  source, ready = _locate(benchmark, source)
+  if ready:
+    return layouts.read(benchmark, source)
+  kind, classes = benchmark.kind, set(benchmark.split_of())
   if kind == "cub":
-    return _cub(source, set(classes), boxed=benchmark.boxed)
+    return _cub(source, classes, boxed=benchmark.boxed)
   if kind == "cifar":
     return _cifar(source)
   if kind == "ilsvrc":
     numbers = None
     if benchmark.name == "miniimagenet":
       numbers = splits.file_numbers(benchmark.name)
-    return _ilsvrc(source, set(classes), numbers)
+    return _ilsvrc(source, classes, numbers)
   if kind == "cars":
-    return _cars(source, classes)
+    return _cars(source)
   return _products(source)
+
+
+def describe(benchmark: catalogue.Benchmark, source: str | os.PathLike) -> str:
+  """What `source` is, for the record: in words that hold on any machine."""
+  _, ready = _locate(benchmark, source)
+  words = f"made from {pathlib.Path(source).resolve().name}"
+  if ready:
+    return f"{words}, a ready folder, its images as they were"
+  if benchmark.name == "miniimagenet":
+    return f"{words}, the 600 images a class that easyfsl lists"
+  return words
+
+
+def _locate(benchmark, source) -> tuple[pathlib.Path, bool]:
+  """The archive or what was unpacked from it; and whether it is neither of
+  them, but a ready folder."""
+  source = pathlib.Path(source)
+  if not source.exists():
+    raise InputError(f"there is no file or folder {str(source)!r}")
+  if not source.is_dir():
+    return source, False
+  archive = source / benchmark.archives[0].file
+  if archive.is_file():
+    return archive, False
+  unpacked = _unpacked(benchmark, source)
+  return (unpacked, False) if unpacked else (source, True)
 
 
 _SIGNS = {
@@ -193,9 +210,8 @@ def _cub(path, classes: Collection[str], *, boxed: bool) -> Iterator[Item]:
   """CUB_200_2011.tgz: CUB_200_2011/images/<class>/<image>, and tables."""
   boxes = _boxes(path) if boxed else {}
   for member in _members(path):
-    above, label, name = ("/" + member.name).rsplit("/", 2)
-    in_images = f"/{above}".endswith("/images")
-    if not (in_images and label in classes and _shown(name)):
+    above, label, name = ["", "", *member.name.split("/")][-3:]
+    if not (above == "images" and label in classes and _shown(name)):
       continue
     key = f"{label}/{name}"
     if boxed and key not in boxes:
@@ -303,10 +319,12 @@ def _products(path) -> Iterator[Item]:
   yield from _listed(path, label_of)
 
 
-def _cars(path, names: list[str]) -> Iterator[Item]:
+def _cars(path) -> Iterator[Item]:
   """car_ims.tgz, and cars_annos.mat beside it; or the folder of both."""
   import scipy.io
 
+  lists = splits.load("cars196")["splits"]
+  names = [name for split in lists.values() for name in split]
   table = (path if path.is_dir() else path.parent) / "cars_annos.mat"
   if not table.is_file():
     raise InputError(

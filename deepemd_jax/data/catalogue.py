@@ -23,9 +23,9 @@ class Archive:
   Attributes:
     file: what it is called.
     url: where it comes from.
-    size: in bytes, if known; else 0.
+    size: in bytes, about where there is no sha256; 0 if small.
     sha256: of its content, if known; else "".
-    open: whether anybody may fetch it from `url` without an account.
+    open: whether it may be fetched from `url` by http, without an account.
   """
 
   file: str
@@ -129,10 +129,13 @@ _PRODUCTS = Archive(
   "ftp://cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
   3083860082,
   "b04fa78210e69fab050ce73939550e1cd0f96890bdd98ec9fee732c3b756ef48",
-  open=True,
 )
 _CARS = (
-  Archive("car_ims.tgz", "http://ai.stanford.edu/~jkrause/car196/car_ims.tgz"),
+  Archive(
+    "car_ims.tgz",
+    "http://ai.stanford.edu/~jkrause/car196/car_ims.tgz",
+    1956000000,
+  ),
   Archive(
     "cars_annos.mat", "http://ai.stanford.edu/~jkrause/car196/cars_annos.mat"
   ),
@@ -188,8 +191,8 @@ BENCHMARKS = {
     ),
     _benchmark(
       "miniimagenet",
-      "miniImageNet, Ravi & Larochelle's classes; cut from ILSVRC-2012: the "
-      "600 images a class that easyfsl lists",
+      "miniImageNet, Ravi & Larochelle's 64/16/20 classes of ILSVRC-2012, 600 "
+      "images each",
       *(160, "ilsvrc", (_ILSVRC,)),
       layouts=(*_FOLDERS, "lists"),
     ),
@@ -259,3 +262,8 @@ def parse(name: str) -> tuple[Benchmark, int]:
 def protocol(benchmark: Benchmark, side: int) -> str:
   """The full name, with the size of the stored copies: "cub:160"."""
   return f"{benchmark.name}:{side if side != ORIGINAL else 'original'}"
+
+
+def folder_name(benchmark: Benchmark) -> str:
+  """The name that TFDS knows it by: some have builders there that differ."""
+  return f"deepemd_{benchmark.name}"

@@ -6,21 +6,19 @@ images of a split in memory, preparing the data set on first use.
 """
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import io
 import os
 import pathlib
-import shutil
-import sys
 
 import numpy as np
 from PIL import Image
 
-from deepemd_jax.data import folder, splits
+from deepemd_jax.data import builders, folder, splits
 from deepemd_jax.errors import InputError
+
+default_directory = builders.default_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +38,6 @@ class ImageSet:
   class_names: tuple[str, ...]
   keys: tuple[str, ...]
   sizes: np.ndarray
-
-
-def default_directory() -> str:
-  """Where TensorFlow Datasets keeps its data sets on this machine."""
-  home = os.path.join("~", "tensorflow_datasets")
-  return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or home)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +85,7 @@ class GlyphClutterSource:
       data_dir=self.directory,
       file_format="array_record",
     )
-    _prepare(make())
+    builders.once(make())
     # A new one: the other may have read its info before there was any.
     builder = make()
     # Decoded by Pillow here: TFDS would ask, on stderr, for OpenCV.
@@ -115,45 +107,6 @@ class GlyphClutterSource:
       tuple(row["key"].decode() for row in rows),
       np.full((len(rows), 2), images.shape[1], np.int32),
     )
-
-
-def _prepare(builder) -> None:
-  """TFDS preparation by one process at a time; leaves no ruins.
-
-  TFDS writes into a directory called incomplete and renames it at the end, so
-  what is there is whole. What a killed process left is removed: under the lock
-  nobody else is writing.
-  """
-  final = pathlib.Path(builder.data_path)
-  if final.exists():
-    return
-  try:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with open(final.parent / ".lock", "w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      for ruin in final.parent.glob(f"incomplete.*_{final.name}"):
-        shutil.rmtree(ruin)
-      if not final.exists():
-        name = f"{builder.name}/{builder.builder_config.name}"
-        print(f"preparing {name} in {final}", file=sys.stderr, flush=True)
-        _quietly(builder.download_and_prepare)
-  except OSError as error:
-    raise InputError(
-      f"cannot prepare data in {final}: {error.strerror or error}; choose "
-      "another place with --config.data.directory"
-    ) from error
-
-
-def _quietly(function) -> None:
-  """TFDS prints two lines and five progress bars for what takes seconds."""
-  import tensorflow_datasets as tfds
-
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      function()
-  finally:
-    tfds.enable_progress_bar()
 
 
 @dataclasses.dataclass(frozen=True)

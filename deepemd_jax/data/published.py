@@ -15,8 +15,10 @@ import pathlib
 import types
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from tensorflow_datasets.core import dataset_builder
 
 from deepemd_jax.data import archives, catalogue, pictures
 from deepemd_jax.data.layouts import Item
@@ -47,17 +49,17 @@ class Work:
   """How to prepare.
 
   Attributes:
-    source: the archive or folder to read; None downloads the archive.
+    source: the archive or folder to read.
     skip_bad: leave unreadable images out, and note them, instead of failing.
     progress: called with the number of images done and of all.
   """
 
-  source: str | os.PathLike | None
+  source: str | os.PathLike
   skip_bad: bool
   progress: Callable[[int, int], None]
 
 
-class Published(tfds.core.FileReaderBuilder, skip_registration=True):
+class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
   """A builder that gets its benchmark from `make`."""
 
   VERSION = tfds.core.Version("0.0.0")
@@ -76,8 +78,8 @@ class Published(tfds.core.FileReaderBuilder, skip_registration=True):
           names=list(self.benchmark.split_of())
         ),
         "key": tfds.features.Text(),
-        "height": tfds.features.Scalar("int32"),
-        "width": tfds.features.Scalar("int32"),
+        "height": tfds.features.Scalar(np.int32),
+        "width": tfds.features.Scalar(np.int32),
       }
     )
     return tfds.core.DatasetInfo(
@@ -88,17 +90,16 @@ class Published(tfds.core.FileReaderBuilder, skip_registration=True):
     )
 
   def _download_and_prepare(self, dl_manager, download_config) -> None:
-    del download_config
-    source = self._work.source
-    if source is None:
-      source = dl_manager.download(self.benchmark.archives[0].url)
-    items = archives.read(self.benchmark, source)
+    del dl_manager, download_config  # `fetch` has been there before
+    items = archives.read(self.benchmark, self._work.source)
     info = self._info()  # of the scratch folder, for the while
     skipped, counts = self._write(items, info)
     _sync(pathlib.Path(self.data_dir), counts)
+    # Only now: the splits of `info` know their files.
     self.info.set_splits(tfds.core.splits.SplitDict(info.splits.values()))
     self.info.metadata.update(
-      source=f"{self.benchmark.title}; made from {_plain_name(self, source)}",
+      source=f"{self.benchmark.title}; "
+      f"{archives.describe(self.benchmark, self._work.source)}",
       skipped=skipped,
       counts=counts,
     )
@@ -230,27 +231,13 @@ def _sync(folder: pathlib.Path, counts: dict[str, dict[str, int]]) -> None:
     raise OSError(f"{found} of {wanted} images were written; is the disk full?")
 
 
-def _plain_name(builder: Published, source) -> str:
-  if builder._work.source is None:
-    return builder.benchmark.archives[0].file
-  return pathlib.Path(source).resolve().name
-
-
 @functools.cache
 def builder_class(benchmark: catalogue.Benchmark) -> type[Published]:
   """The builder class of one data set."""
-  urls = {
-    archive.url: tfds.download.checksums.UrlInfo(
-      size=archive.size, checksum=archive.sha256, filename=archive.file
-    )
-    for archive in benchmark.archives
-    if archive.open
-  }
   fields = {
-    "name": folder_name(benchmark),
+    "name": catalogue.folder_name(benchmark),
     "benchmark": benchmark,
     "VERSION": tfds.core.Version(benchmark.version),
-    "url_infos": urls,
     "__module__": __name__,
     "__doc__": benchmark.title,
   }
