@@ -34,7 +34,7 @@ _WORKDIR = flags.DEFINE_string(
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Fields that may change between two runs in one workdir: they do not alter what
 # the training stages learn.
-_FREE = ("stages", "evaluate", "sfc")
+_FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
 
 
 def run(config, workdir: pathlib.Path) -> None:
@@ -74,7 +74,7 @@ def _claim(workdir: pathlib.Path, config) -> None:
       # Not those that only one of two versions of this program knows.
       for name in sorted(_names(before) & _names(fields))
       if (training or name.split(".")[0] == "model")
-      and name.split(".")[0] not in _FREE
+      and not {name, name.split(".")[0]} & set(_FREE)
       and _get(before, name) != _get(fields, name)
     ]
     if differing:

@@ -5,25 +5,21 @@
     CSV label,split                         which split a class belongs to
     CSV filename,label,split                images anywhere below root
 
-Images of any kind become the RGB a person expects (see `pictures`). What cannot
-be read is an error that names every bad file.
+Which files there are, and what for; `datasets` reads them.
 """
 
-import concurrent.futures
 import csv
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
 
 from deepemd_jax.data import pictures
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
-_LISTED = 10
 
 
 def listing(
@@ -183,46 +179,3 @@ def _from_table(root, table):
       raise InputError(f"{where}: no file {name!r} in {str(root)!r}")
     found[split].setdefault(label, []).append(path)
   return found
-
-
-def check(paths: Iterable[pathlib.Path]) -> None:
-  """Decodes images, to refuse the bad ones.
-
-  Raises:
-    InputError: some cannot be read; it names them, and says why.
-  """
-  paths = list(paths)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    problems = list(pool.map(pictures.problem, paths))
-  bad = [
-    f"{path} ({problem})"
-    for path, problem in zip(paths, problems, strict=True)
-    if problem
-  ]
-  if bad:
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-    raise InputError(
-      f"{len(bad)} of {len(paths)} images cannot be read: "
-      f"{', '.join(bad[:_LISTED])}{more}; repair or remove them"
-    )
-
-
-def _squashed(path: pathlib.Path, side: int):
-  with pictures.open_image(path) as file:
-    image = pictures.to_rgb(file)
-  small = image.resize((side, side), Image.Resampling.BILINEAR)
-  return np.asarray(small), (image.height, image.width)
-
-
-def read(
-  paths: Sequence[pathlib.Path], side: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes images, which `check` has passed; squashes them to side x side.
-
-  Returns:
-    uint8 [N, side, side, 3], and int32 [N, 2] original heights and widths.
-  """
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    results = list(pool.map(lambda path: _squashed(path, side), paths))
-  images = np.stack([pixels for pixels, _ in results])
-  return images, np.array([size for _, size in results], np.int32)
