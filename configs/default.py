@@ -23,11 +23,23 @@ def get_config(arg: str = "") -> ConfigDict:
   config.stages = ("pretrain", "metatrain", "evaluate")
 
   data = config.data = ConfigDict()
-  # glyph_clutter (made on the spot) or folder (your images).
+  # glyph_clutter (made on the spot), folder (your images) or published: cub,
+  # cub_full, miniimagenet, tieredimagenet, fc100, cifar_fs. Images are decoded
+  # once, to squares whose side, in pixels, is part of the name: cub is cub:160
+  # (random crops within 2 grey levels of crops of the originals); cub:84 are
+  # the small ones of many papers, another protocol; cub:original decodes
+  # whenever an image is read.
   data.name = "glyph_clutter"
-  # Where prepared data sets are kept; "" is $TFDS_DATA_DIR, or
-  # ~/tensorflow_datasets.
+  # The same for the split test alone; "" is data.name. To train on one data set
+  # and test on another.
+  data.test_name = ""
+  # Where prepared data sets and decoded copies are kept; "" is $TFDS_DATA_DIR,
+  # or ~/tensorflow_datasets.
   data.directory = ""
+  # Processes that make training batches; 0 is two threads, which keep up where
+  # images are copies. For originals, which are decoded again and again: one for
+  # every two CPU cores, say. Results do not depend on it.
+  data.workers = 0
   # folder: the root, holding one directory per class, or train/, val/, test/.
   data.folder = ""
   # folder: a CSV with columns filename,label,split or label,split; "" for none.

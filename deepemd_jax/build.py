@@ -1,8 +1,12 @@
 """From a config to things: the one file that maps names to objects."""
 
 import copy
+import difflib
+import functools
+import os
 import re
 
+from deepemd_jax.data import catalogue
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -27,33 +31,66 @@ HEADS = (
 )
 
 
-def source(config, variant: str = "default"):
-  """The data source of `config.data`: `.counts(split)` and `.load(split)`."""
+def source(config, variant: str = "default", split: str = ""):
+  """The data source of `config.data`, for `split`; see `data.datasets`."""
   from deepemd_jax.data import datasets
 
-  if config.data.name == "glyph_clutter":
-    directory = config.data.directory or datasets.default_directory()
+  name = config.data.name
+  if split == "test" and config.data.test_name:
+    name = config.data.test_name
+  directory = os.path.abspath(
+    os.path.expanduser(config.data.directory or datasets.default_directory())
+  )
+  if name == "glyph_clutter":
     return datasets.GlyphClutterSource(directory, variant=variant)
   if variant != "default":
     raise InputError(
-      f"data set {config.data.name!r} has no variant {variant!r}; set "
+      f"data set {name!r} has no variant {variant!r}; set "
       "config.evaluate.variants to ()"
     )
+  if name.partition(":")[0] != "folder":
+    return datasets.BenchmarkSource(name, directory)
   return datasets.FolderSource(
     config.data.folder,
-    # Stored a little larger than needed: the centre view keeps 84 of 92.
-    size=_stored_side(config),
+    directory,
+    side=_folder_side(name, config.image.size),
     fractions=tuple(config.data.fractions),
     csv=config.data.csv or None,
     seed=config.seed,
   )
 
 
-def _stored_side(config) -> int:
-  """Side of the square copy of a user's image: large enough that random crops
-  of it are close to crops of the original (128 for 84, data sheets say 2.5 grey
-  levels on average)."""
-  return -(-config.image.size * 3 // 2)
+def _folder_side(name: str, size: int) -> int:
+  """Side of the square copies of a user's images, 0 for none.
+
+  Random crops of copies of 160 are within 2 grey levels, on average, of crops
+  of the originals where they are 84 wide (`benchmarks/data.py`).
+  """
+  suffix = name.partition(":")[2]
+  if not suffix:
+    return -(-size * 160 // 84)
+  if suffix == "original":
+    return 0
+  if suffix.isdecimal() and 16 <= int(suffix) <= 1024:
+    return int(suffix)
+  raise InputError(
+    f"data set {name!r}: {suffix!r} is no size of stored copies; use "
+    "folder:original or a side of 16 to 1024 pixels, such as folder:160"
+  )
+
+
+def _check_name(name: str, size: int) -> None:
+  """Refuses what is not the name of a data set."""
+  plain = name.partition(":")[0]
+  if plain == "folder":
+    _folder_side(name, size)
+  elif plain in catalogue.BENCHMARKS:
+    catalogue.parse(name)
+  elif name != "glyph_clutter":
+    known = ("glyph_clutter", "folder", *catalogue.BENCHMARKS)
+    near = difflib.get_close_matches(plain, known, 2)
+    hint = f"did you mean {' or '.join(near)}" if near else ", ".join(known)
+    raise InputError(f"there is no data set {name!r}; {hint}")
 
 
 def solver(config, name: str = ""):
@@ -116,72 +153,76 @@ def normalise(config):
   return lambda images: (images - mean) / std
 
 
-def random_views(config, images):
+def random_views(config, images, size: int):
   """Training views, host side: `(rng, rows) -> {"images", "boxes", "flip"}`.
 
   Random resized crops are drawn in the original image's coordinates, flips with
-  probability 1/2 where `config.image.flip`; `crop` cuts them on the device.
-  Arrays have the shape of `rows` in front.
+  probability 1/2 where `config.image.flip`; `crop` cuts them on the device,
+  `size` pixels wide. Arrays have the shape of `rows` in front. Can be pickled,
+  as can all views.
   """
-  import numpy as np
-
-  from deepemd_jax.data import views
-
-  side = images.images.shape[1]
-
-  def draw(rng, rows):
-    sizes = images.sizes[rows.ravel()]
-    boxes = views.random_resized_crop(
-      rng,
-      sizes,
-      scale=tuple(config.image.crop_scale),
-      ratio=tuple(config.image.crop_ratio),
-    )
-    boxes = views.to_stored(boxes, sizes, side)
-    flip = rng.random(rows.shape) < (0.5 if config.image.flip else 0.0)
-    return {
-      "images": images.images[rows],
-      "boxes": boxes.reshape(*rows.shape, 4).astype(np.float32),
-      "flip": flip,
-    }
-
-  return draw
+  return functools.partial(
+    _views, images, size, _random_boxes(config), _flips(config)
+  )
 
 
 def episode_views(config, images):
   """As `random_views`, of the kind that `config.nodes` matches: Grid and
   Sampling have one more axis, the crops, behind `rows` in boxes and flips."""
-  import numpy as np
+  spec = config.nodes
+  boxes = {
+    "fcn": _random_boxes(config),
+    "grid": functools.partial(
+      _grid_boxes, cells=tuple(spec.grid), ratio=tuple(spec.train_ratio)
+    ),
+    "sampling": _random_boxes(config, spec.patches),
+  }[spec.kind]
+  size = config.image.size
+  return functools.partial(_views, images, size, boxes, _flips(config))
 
+
+def _views(images, size, draw, flips, rng, rows):
+  """`draw(rng, sizes [N, 2])` gives boxes [N, 4] or [N, crops, 4]."""
+  boxes = draw(rng, images.sizes[rows.ravel()])
+  boxes = boxes.reshape(*rows.shape, *boxes.shape[1:])
+  flip = rng.random(boxes.shape[:-1]) < flips
+  pixels, boxes = images.cut(rows, boxes, size)
+  return {"images": pixels, "boxes": boxes, "flip": flip}
+
+
+def _flips(config) -> float:
+  return 0.5 if config.image.flip else 0.0
+
+
+def _random_boxes(config, crops: int = 0):
+  return functools.partial(
+    _random_crops,
+    crops=crops,
+    scale=tuple(config.image.crop_scale),
+    ratio=tuple(config.image.crop_ratio),
+  )
+
+
+def _random_crops(rng, sizes, *, crops, **ranges):
+  """One box an image, or several."""
   from deepemd_jax.data import views
 
-  spec = config.nodes
-  if spec.kind == "fcn":
-    return random_views(config, images)
-  side = images.images.shape[1]
+  if not crops:
+    return views.random_resized_crop(rng, sizes, **ranges)
+  boxes = views.random_resized_crop(rng, sizes.repeat(crops, 0), **ranges)
+  return boxes.reshape(len(sizes), crops, 4)
 
-  def draw(rng, rows):
-    sizes = images.sizes[rows.ravel()]
-    if spec.kind == "grid":
-      ratios = rng.uniform(*spec.train_ratio, (len(sizes), len(spec.grid)))
-      boxes = views.grid_boxes(sizes, spec.grid, ratios)
-    else:
-      boxes = _sampled(config, rng, sizes, spec.patches)
-    boxes = _stored_crops(boxes, sizes, side)
-    shape = (*rows.shape, boxes.shape[1])
-    flip = rng.random(shape) < (0.5 if config.image.flip else 0.0)
-    return {
-      "images": images.images[rows],
-      "boxes": boxes.reshape(*shape, 4).astype(np.float32),
-      "flip": flip,
-    }
 
-  return draw
+def _grid_boxes(rng, sizes, *, cells, ratio):
+  from deepemd_jax.data import views
+
+  ratios = rng.uniform(*ratio, (len(sizes), len(cells)))
+  return views.grid_boxes(sizes, cells, ratios)
 
 
 def evaluation_crops(config, images):
   """Grid's and Sampling's crops at test time: `(rows, episode=None) -> (boxes,
-  flip)`.
+  flip)`, in pixels of the originals.
 
   Those of an image are a function of (seed, row): it is encoded once. With an
   episode's number Sampling draws others for each. Shapes [len(rows), crops, 4]
@@ -192,58 +233,31 @@ def evaluation_crops(config, images):
   from deepemd_jax.data import views
 
   spec = config.nodes
-  side = images.images.shape[1]
+  several = _random_boxes(config, spec.test_patches or spec.patches)
 
   def draw(rows, episode=None):
     sizes = images.sizes[rows]
     if spec.kind == "grid":
       ratios = np.full((len(sizes), len(spec.grid)), spec.ratio)
       boxes = views.grid_boxes(sizes, spec.grid, ratios)
-      flip = np.zeros(boxes.shape[:2], bool)
-    else:
-      count = spec.test_patches or spec.patches
-      drawn, flips = [], []
-      for row, size in zip(rows, sizes, strict=True):
-        again = [] if episode is None else [episode]
-        rng = np.random.default_rng([config.seed, 4, row, *again])
-        drawn.append(_sampled(config, rng, size[None], count))
-        flips.append(rng.random(count) < (0.5 if config.image.flip else 0.0))
-      boxes, flip = np.concatenate(drawn), np.stack(flips)
-    return _stored_crops(boxes, sizes, side).astype(np.float32), flip
+      return boxes, np.zeros(boxes.shape[:2], bool)
+    drawn, flips = [], []
+    for row, size in zip(rows, sizes, strict=True):
+      again = [] if episode is None else [episode]
+      rng = np.random.default_rng([config.seed, 4, row, *again])
+      drawn.append(several(rng, size[None]))
+      flips.append(rng.random(drawn[-1].shape[1]) < _flips(config))
+    return np.concatenate(drawn), np.stack(flips)
 
   return draw
-
-
-def _sampled(config, rng, sizes, count):
-  """Sampling's boxes [N, count, 4] on the originals."""
-  import numpy as np
-
-  from deepemd_jax.data import views
-
-  boxes = views.random_resized_crop(
-    rng,
-    np.repeat(sizes, count, 0),
-    scale=tuple(config.image.crop_scale),
-    ratio=tuple(config.image.crop_ratio),
-  )
-  return boxes.reshape(len(sizes), count, 4)
-
-
-def _stored_crops(boxes, sizes, side):
-  """`views.to_stored` for [N, crops, 4]."""
-  from deepemd_jax.data import views
-
-  count, crops = boxes.shape[:2]
-  flat = views.to_stored(boxes.reshape(-1, 4), sizes.repeat(crops, 0), side)
-  return flat.reshape(count, crops, 4)
 
 
 def crop(config, size: int):
   """The device side of `random_views`: views to network input.
 
   {"images": [..., S, S, 3], "boxes": [..., 4], "flip": [...]} to
-  [..., size, size, 3]; boxes and flips may have one more axis, several crops of
-  the same image.
+  [..., size, size, 3]; boxes and flips may have one more axis than images,
+  several crops of the same one.
   """
   import jax.numpy as jnp
 
@@ -266,6 +280,14 @@ def crop(config, size: int):
     return scale(pixels.reshape(*flip.shape, size, size, 3))
 
   return cut
+
+
+def evaluation_side(config) -> int:
+  """Side of whole images that `evaluation_view` does not resize."""
+  from deepemd_jax.data import views
+
+  size = config.image.size
+  return size if config.image.crop == "whole" else views.large_side(size)
 
 
 def evaluation_view(config):
@@ -310,9 +332,17 @@ def check(config) -> None:
   require("stages", bool(config.stages), f"name some of {', '.join(stages)}")
   for name in config.stages:
     one_of("stages", name, stages)
-  one_of("data.name", config.data.name, ("glyph_clutter", "folder"))
-  if config.data.name == "folder":
-    require("data.folder", bool(config.data.folder), "name your image folder")
+  for field in ("name", "test_name"):
+    name = config.data[field]
+    if field == "test_name" and not name:
+      continue
+    try:
+      _check_name(name, config.image.size)
+    except InputError as error:
+      problems.append(f"config.data.{field}: {error}")
+    if name.partition(":")[0] == "folder":
+      require("data.folder", bool(config.data.folder), "name your image folder")
+  require("data.workers", config.data.workers >= 0, "must be at least 0")
   require("seed", config.seed >= 0, "use an integer >= 0")
   require("image.size", config.image.size >= 16, "ResNet-12 needs at least 16")
   side = config.image.pretrain_size
@@ -380,7 +410,13 @@ def check(config) -> None:
 
 
 def check_feasible(config) -> None:
-  """Refuses episodes that the class lists cannot fill; reads no images."""
+  """Refuses data that are not there, and episodes that the classes cannot fill;
+  reads no images, imports no JAX.
+
+  Raises:
+    MissingData: a data set has to be fetched first.
+    InputError: there are too few classes or images.
+  """
   from deepemd_jax.data import episodes
 
   shape = {name: config.episode[name] for name in ("way", "shot", "query")}
@@ -391,14 +427,16 @@ def check_feasible(config) -> None:
   if "evaluate" in config.stages:
     wanted += [(variant, "test") for variant in config.evaluate.variants]
   for variant, split in wanted:
-    counts = source(config, variant).counts(split)
+    counts = source(config, variant, split).counts(split)
     episodes.check_feasible(counts, split=split, **shape)
   if "evaluate" in config.stages:
     for change in config.evaluate.more:
       other = changed(config, change)
       shape["shot"] = other.episode.shot
-      counts = source(other).counts("test")
+      counts = source(other, split="test").counts("test")
       episodes.check_feasible(counts, split="test", **shape)
+  for split in sorted({split for _, split in wanted}):
+    source(config, split=split).check()
 
 
 _SHOTS = re.compile(r"([1-9]\d*)-shot")

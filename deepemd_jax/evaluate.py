@@ -4,6 +4,7 @@ Each image is encoded once; an episode is then only a choice of rows. All heads
 see identical episodes, so their differences are paired.
 """
 
+import copy
 import functools
 import json
 import os
@@ -97,6 +98,7 @@ def encoder(config) -> Callable:
   nodes [e, ..., n, c]. Make it once: it compiles on first use.
   """
   whole = config.nodes.kind == "fcn"
+  side = build.evaluation_side(config)
   view = build.evaluation_view(config)
   cut = build.crop(config, config.image.size)
   batch = config.evaluate.encode_batch_size
@@ -121,11 +123,12 @@ def encoder(config) -> Callable:
     for start in range(0, count, size):
       # The last batch repeats an image, so that one shape compiles once.
       rows = np.minimum(np.arange(start, start + size), count - 1)
-      pixels = images.images[rows]
       if whole:
-        encoded = encode(variables, pixels)
+        encoded = encode(variables, images.whole(rows, side))
       else:
-        encoded = encode_crops(variables, pixels, *draw(rows))
+        boxes, flip = draw(rows)
+        pixels, boxes = images.cut(rows, boxes, config.image.size)
+        encoded = encode_crops(variables, pixels, boxes, flip)
       if kept is None:
         kept = _room((count, *encoded.shape[1:]), limit)
       kept[start : start + size] = encoded[: count - start]
@@ -142,8 +145,10 @@ def encoder(config) -> Callable:
       parts = []
       for start in range(0, count, size):
         at = np.minimum(np.arange(start, start + size), count - 1)
-        pixels = images.images[each.ravel()[at]]
-        parts.append(encode_crops(variables, pixels, boxes[at], flip[at]))
+        pixels, cut_out = images.cut(
+          each.ravel()[at], boxes[at], config.image.size
+        )
+        parts.append(encode_crops(variables, pixels, cut_out, flip[at]))
       nodes_of = jnp.concatenate(parts)[:count]
       return nodes_of.reshape(*rows.shape, *nodes_of.shape[1:])
 
@@ -248,9 +253,8 @@ def validator(config, images, count: int) -> Callable[[dict], dict]:
 def run(config, workdir: pathlib.Path) -> None:
   """Tests the best encoders; writes results.json, figures and a table."""
   began = time.monotonic()
-  source = build.source(config)
-  encoders = _encoders(config, workdir, source.load("val"))
-  test = source.load("test")
+  encoders = _encoders(config, workdir, build.source(config).load("val"))
+  test = build.source(config, split="test").load("test")
   encode = _Encode(encoders)
   measure = _Measure(config, encoders, encode)
   results = measure(test, config.evaluate.episodes, "test")
@@ -265,7 +269,7 @@ def run(config, workdir: pathlib.Path) -> None:
     }
   results["variants"] = {}
   for variant in config.evaluate.variants:
-    images = build.source(config, variant).load("test")
+    images = build.source(config, variant, "test").load("test")
     measured = measure(images, config.evaluate.variant_episodes, variant)
     measured.pop("timing")
     results["variants"][variant] = measured
@@ -273,7 +277,7 @@ def run(config, workdir: pathlib.Path) -> None:
     stage: {key: value for key, value in found.items() if key != "variables"}
     for stage, found in encoders.items()
   }
-  results |= _protocol(config)
+  results |= _protocol(config, workdir)
   results["timing"]["seconds"] = round(time.monotonic() - began, 1)
   _write(workdir / "results.json", results)
   print(table(results), flush=True)
@@ -414,7 +418,7 @@ class _Measure:
     }
 
 
-def _protocol(config) -> dict:
+def _protocol(config, workdir) -> dict:
   """What a reader needs to repeat or compare the numbers."""
   import flax
   import jaxlib
@@ -423,6 +427,10 @@ def _protocol(config) -> dict:
 
   return {
     "data": config.data.name,
+    "protocol": {
+      "trained on": _described(build.source(_trained(config, workdir))),
+      "tested on": _described(build.source(config, split="test")),
+    },
     "image": {"size": config.image.size, "crop": config.image.crop},
     "nodes": _nodes_fields(config),
     "episode": config.episode.to_dict(),
@@ -437,6 +445,23 @@ def _protocol(config) -> dict:
     },
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
   }
+
+
+def _described(source) -> dict:
+  return {"name": source.protocol, "title": source.title}
+
+
+def _trained(config, workdir: pathlib.Path):
+  """The config with the data that the workdir's encoders were trained on: they
+  may be tested on others."""
+  noted = workdir / "config.json"
+  found = copy.deepcopy(config)
+  if noted.exists():
+    fields = json.loads(noted.read_text())
+    for part in ("data", "image"):
+      before = fields[part]
+      found[part].update({k: before[k] for k in found[part] if k in before})
+  return found
 
 
 def _write(path: pathlib.Path, results: dict) -> None:
@@ -467,8 +492,13 @@ def _rows(results: dict, measured: dict):
   """The lines of one set of episodes."""
   shape = measured["episode"]
   spec = ", ".join(f"{k} {v}" for k, v in measured["nodes"].items() if v)
+  data, trained = (
+    results["protocol"][which]["name"] for which in ("tested on", "trained on")
+  )
+  if trained != data:
+    data = f"{trained} to {data}"
   yield (
-    f"{results['data']}: {shape['way']}-way {shape['shot']}-shot, "
+    f"{data}: {shape['way']}-way {shape['shot']}-shot, "
     f"{shape['query']} queries a class, {measured['episodes']} test episodes, "
     f"seed {results['seed']}; nodes: {spec.removeprefix('kind ')}"
   )

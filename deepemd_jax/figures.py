@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from deepemd_jax import build, emd, metrics, visualize
+from deepemd_jax.data import views
 from deepemd_jax.models import matching, nodes, resnet
 
 
@@ -89,17 +90,22 @@ def matched_pairs(config, images, drawn, variables) -> list:
 def _looked_at(config, images, rows, variables):
   """What is shown (uint8 [k, S, S, 3]), its nodes [k, n, c] and where on the
   picture each of them is [k, n, 4]."""
-  stored = images.images[rows]
   side = config.image.size
+  shown = images.whole(rows, build.evaluation_side(config))
   if config.nodes.kind != "fcn":
     boxes, flip = build.evaluation_crops(config, images)(rows)
+    pixels, cut_out = images.cut(rows, boxes, side)
     crops = build.crop(config, side)(
-      {"images": stored, "boxes": boxes, "flip": flip}
+      {"images": pixels, "boxes": cut_out, "flip": flip}
     )
     maps = resnet.encode(variables, crops.reshape(-1, *crops.shape[2:]))
     maps = maps.reshape(*flip.shape, *maps.shape[1:])
-    return stored, nodes.from_crops(maps), boxes
-  pixels = np.asarray(build.evaluation_view(config)(stored))
+    count = boxes.shape[1]
+    on_shown = views.to_stored(
+      boxes.reshape(-1, 4), images.sizes[rows].repeat(count, 0), shown.shape[1]
+    )
+    return shown, nodes.from_crops(maps), on_shown.reshape(boxes.shape)
+  pixels = np.asarray(build.evaluation_view(config)(shown))
   maps = resnet.encode(variables, pixels)
   grids = [(cells, cells) for cells in config.nodes.pyramid]
   grids.append(maps.shape[1:3])

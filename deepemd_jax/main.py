@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deepemd_jax import build
-from deepemd_jax.errors import InputError
+from deepemd_jax.errors import InputError, MissingData
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -34,7 +34,7 @@ _WORKDIR = flags.DEFINE_string(
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Fields that may change between two runs in one workdir: they do not alter what
 # the training stages learn.
-_FREE = ("stages", "evaluate", "sfc")
+_FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
 
 
 def run(config, workdir: pathlib.Path) -> None:
@@ -74,7 +74,7 @@ def _claim(workdir: pathlib.Path, config) -> None:
       # Not those that only one of two versions of this program knows.
       for name in sorted(_names(before) & _names(fields))
       if (training or name.split(".")[0] == "model")
-      and name.split(".")[0] not in _FREE
+      and not {name, name.split(".")[0]} & set(_FREE)
       and _get(before, name) != _get(fields, name)
     ]
     if differing:
@@ -217,6 +217,11 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
   try:
     run(_CONFIG.value, _workdir())
+  except MissingData as error:
+    sys.stderr.write(
+      "\n".join([f"deepemd_jax: error: {error}", *error.lines[1:], ""])
+    )
+    sys.exit(2)
   except InputError as error:
     _refuse(str(error))
   except KeyboardInterrupt:

@@ -8,6 +8,7 @@ References:
   DeepEMD, CVPR 2020, section 4.2; official `train_meta.py`.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -39,6 +40,7 @@ def run(config, workdir: pathlib.Path) -> None:
     validate=evaluate.validator(
       config, source.load("val"), stage.validation_episodes
     ),
+    workers=config.data.workers,
     name="metatrain",
   )
 
@@ -54,7 +56,8 @@ def _start(config, workdir):
 
 def _batches(config, images):
   """Step number -> views of its episodes: support [e, way, shot, ...] and query
-  [e, way, n_query, ...] pixels, boxes and flips."""
+  [e, way, n_query, ...] pixels, boxes and flips; worker processes can have it.
+  """
   shape = {name: config.episode[name] for name in ("way", "shot", "query")}
   sampler = episodes.EpisodeSampler(
     images.labels,
@@ -63,18 +66,15 @@ def _batches(config, images):
     split="train",
     **shape,
   )
-  size = config.metatrain.batch_size
   draw = build.episode_views(config, images)
+  size = config.metatrain.batch_size
+  return functools.partial(_batch, draw, sampler, size, config.seed)
 
-  def batch(step: int) -> dict:
-    drawn = episodes.batch(sampler, range(step * size, (step + 1) * size))
-    rng = np.random.default_rng([config.seed, 3, step])
-    return {
-      "support": draw(rng, drawn.support),
-      "query": draw(rng, drawn.query),
-    }
 
-  return batch
+def _batch(draw, sampler, size: int, seed: int, step: int) -> dict:
+  drawn = episodes.batch(sampler, range(step * size, (step + 1) * size))
+  rng = np.random.default_rng([seed, 3, step])
+  return {"support": draw(rng, drawn.support), "query": draw(rng, drawn.query)}
 
 
 def _loss_function(config):

@@ -8,6 +8,7 @@ References:
   DeepEMD, CVPR 2020, section 4.2; official `train_pretrain.py`.
 """
 
+import functools
 import pathlib
 
 import jax
@@ -51,6 +52,7 @@ def run(config, workdir: pathlib.Path) -> None:
     validate=evaluate.validator(
       config, source.load("val"), stage.validation_episodes
     ),
+    workers=config.data.workers,
     name="pretrain",
   )
 
@@ -67,19 +69,24 @@ def _init_classifier(config, variables, classes: int) -> dict:
 
 
 def _batches(config, images, order):
-  """Step number -> views of its images and their labels: a pure function."""
-  draw = build.random_views(config, images)
+  """Step number -> views of its images and their labels: a pure function, which
+  worker processes can have."""
+  draw = build.random_views(config, images, _size(config))
+  return functools.partial(_batch, draw, order, images.labels, config.seed)
 
-  def batch(step: int) -> dict:
-    rows = order(step)
-    rng = np.random.default_rng([config.seed, 2, step])
-    return {"views": draw(rng, rows), "labels": images.labels[rows]}
 
-  return batch
+def _batch(draw, order, labels, seed: int, step: int) -> dict:
+  rows = order(step)
+  rng = np.random.default_rng([seed, 2, step])
+  return {"views": draw(rng, rows), "labels": labels[rows]}
+
+
+def _size(config) -> int:
+  return config.image.pretrain_size or config.image.size
 
 
 def _loss_function(config):
-  crop = build.crop(config, config.image.pretrain_size or config.image.size)
+  crop = build.crop(config, _size(config))
 
   def loss(params, extra, batch_stats, batch):
     maps, batch_stats = resnet.apply(

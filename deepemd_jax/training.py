@@ -1,5 +1,6 @@
 """The one training loop: resume, metrics, checkpoints, stop when asked."""
 
+import contextlib
 import math
 import pathlib
 import signal
@@ -114,6 +115,7 @@ def fit(
   validate_every: int,
   validate: Callable[[dict], dict[str, float]],
   name: str,
+  workers: int = 0,
 ) -> None:
   """Trains until `total_steps`, from wherever `directory` left off.
 
@@ -130,6 +132,7 @@ def fit(
     validate_every: steps between validations; each saves a checkpoint.
     validate: encoder variables -> {"accuracy": ..., ...}.
     name: for messages.
+    workers: processes that call `batch`; 0 for threads of this one.
 
   Raises:
     InputError: the loss is not finite.
@@ -139,6 +142,7 @@ def fit(
   with (
     checkpoint.Checkpoints(directory / "checkpoints") as saved,
     _StopOnSignal() as stop,
+    contextlib.ExitStack() as opened,
   ):
     latest = saved.latest()
     if latest is not None:
@@ -159,9 +163,9 @@ def fit(
       if latest is None:
         save_and_log(state, [])
       losses: list[dict] = []
-      for index, data in enumerate(
-        loader.prefetch(batch, start, total_steps), start
-      ):
+      ahead = loader.prefetch(batch, start, total_steps, workers=workers)
+      opened.enter_context(contextlib.closing(ahead))  # ends its processes
+      for index, data in enumerate(ahead, start):
         state, measured = step(state, data)
         # Reading the step before keeps the device busy with this one.
         _check_finite(losses, index)

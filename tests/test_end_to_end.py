@@ -42,6 +42,7 @@ def command(workdir, images, *more):
   return [
     *(sys.executable, "-m", "deepemd_jax.main", *TINY),
     f"--config.data.folder={images}",
+    f"--config.data.directory={images}-kept",
     f"--workdir={workdir}",
     *more,
   ]

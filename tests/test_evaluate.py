@@ -7,7 +7,7 @@ import pytest
 
 from configs import default
 from deepemd_jax import build, evaluate
-from deepemd_jax.data import datasets
+from deepemd_jax.data.images import Copies
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import matching, resnet, sfc
 
@@ -18,7 +18,7 @@ SIDE = 24
 def images():
   rng = np.random.default_rng(0)
   labels = np.repeat(np.arange(4), 6).astype(np.int32)
-  return datasets.ImageSet(
+  return Copies(
     images=rng.integers(0, 256, (24, SIDE, SIDE, 3), np.uint8),
     labels=labels,
     class_names=tuple("abcd"),
@@ -188,7 +188,8 @@ def test_sampled_crops_are_the_images_own(images):
   boxes, flip = draw(np.array([3, 7]))
   assert boxes.shape == (2, 3, 4) and flip.shape == (2, 3)
   np.testing.assert_array_equal(boxes[1:], draw(np.array([7]))[0])
-  assert (boxes >= 0).all() and (boxes <= SIDE).all()
+  sizes = images.sizes[[3, 7]][:, None, ::-1]
+  assert (boxes >= 0).all() and (boxes[..., 2:] <= sizes).all()
   config.seed = 1
   assert (
     build.evaluation_crops(config, images)(np.array([7]))[0] != boxes[1]

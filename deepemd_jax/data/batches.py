@@ -29,14 +29,17 @@ class ShuffledBatches:
         f"config.pretrain.batch_size to {n} or less"
       )
     self.steps_per_epoch = n // batch_size
-    self._size = batch_size
-    self._permutation = functools.lru_cache(maxsize=2)(
-      lambda epoch: np.random.default_rng([seed, epoch]).permutation(n)
-    )
+    self._size, self._n, self._seed = batch_size, n, seed
 
   def __call__(self, step: int) -> np.ndarray:
     """The rows of step `step`, counted from 0 over all epochs."""
     epoch, index = divmod(step, self.steps_per_epoch)
     start = index * self._size
-    rows = self._permutation(epoch)[start : start + self._size]
+    rows = _permutation(self._n, self._seed, epoch)[start : start + self._size]
     return rows.astype(np.int32)
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+  """Of one epoch; this and the next are asked for again and again."""
+  return np.random.default_rng([seed, epoch]).permutation(n)

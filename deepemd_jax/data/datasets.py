@@ -1,51 +1,29 @@
-"""Where images come from: two sources with the same two methods.
+"""Where images come from: three kinds of sources with the same methods.
 
 `counts(split)` tells classes and images without preparing or decoding anything,
-so that an infeasible episode is refused at once; `load(split)` returns all
-images of a split in memory, preparing the data set on first use.
+so that an infeasible episode is refused at once; `check()` refuses data that
+have to be fetched first; `load(split)` gives an `images.ImageSet`, preparing
+copies on first use. `protocol` and `title` say what it is, shortly and in one
+line: part of every result.
 """
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import functools
+import hashlib
 import io
 import os
 import pathlib
-import shutil
-import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from deepemd_jax.data import folder, splits
+from deepemd_jax.data import builders, catalogue, folder, splits, stored
+from deepemd_jax.data.images import Copies, ImageSet, Originals
 from deepemd_jax.errors import InputError
 
-
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-  """The images of one split, decoded.
-
-  Attributes:
-    images: uint8 [N, S, S, 3], squashed to a square.
-    labels: int32 [N], indexing `class_names`.
-    class_names: of this split.
-    keys: a name for each image.
-    sizes: int32 [N, 2], original height and width.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  class_names: tuple[str, ...]
-  keys: tuple[str, ...]
-  sizes: np.ndarray
-
-
-def default_directory() -> str:
-  """Where TensorFlow Datasets keeps its data sets on this machine."""
-  home = os.path.join("~", "tensorflow_datasets")
-  return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or home)
+default_directory = builders.default_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +37,12 @@ class GlyphClutterSource:
 
   directory: str
   variant: str = "default"
+
+  protocol = "glyph_clutter:64"
+  title = "glyph_clutter, made on the spot: characters in 64 x 64 scenes"
+
+  def check(self) -> None:
+    """Nothing has to be fetched."""
 
   def counts(self, split: str) -> dict[str, int]:
     """Images by class name."""
@@ -93,7 +77,7 @@ class GlyphClutterSource:
       data_dir=self.directory,
       file_format="array_record",
     )
-    _prepare(make())
+    builders.once(make())
     # A new one: the other may have read its info before there was any.
     builder = make()
     # Decoded by Pillow here: TFDS would ask, on stderr, for OpenCV.
@@ -108,52 +92,138 @@ class GlyphClutterSource:
       )
     index = {name: i for i, name in enumerate(names)}
     images = np.stack([Image.open(io.BytesIO(row["image"])) for row in rows])
-    return ImageSet(
-      images,
-      np.array([index[label] for label in labels], np.int32),
-      names,
-      tuple(row["key"].decode() for row in rows),
-      np.full((len(rows), 2), images.shape[1], np.int32),
+    return Copies(
+      images=images,
+      labels=np.array([index[label] for label in labels], np.int32),
+      class_names=names,
+      keys=tuple(row["key"].decode() for row in rows),
+      sizes=np.full((len(rows), 2), images.shape[1], np.int32),
     )
 
 
-def _prepare(builder) -> None:
-  """TFDS preparation by one process at a time; leaves no ruins.
+@dataclasses.dataclass(frozen=True)
+class BenchmarkSource:
+  """A published data set, see `catalogue` and `builders`.
 
-  TFDS writes into a directory called incomplete and renames it at the end, so
-  what is there is whole. What a killed process left is removed: under the lock
-  nobody else is writing.
+  Attributes:
+    name: as in configs: "cub", or "cub:84" for other copies than the usual.
+    directory: of prepared TFDS data sets; the copies are kept in `stored/`.
   """
-  final = pathlib.Path(builder.data_path)
-  if final.exists():
-    return
-  try:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with open(final.parent / ".lock", "w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      for ruin in final.parent.glob(f"incomplete.*_{final.name}"):
-        shutil.rmtree(ruin)
-      if not final.exists():
-        name = f"{builder.name}/{builder.builder_config.name}"
-        print(f"preparing {name} in {final}", file=sys.stderr, flush=True)
-        _quietly(builder.download_and_prepare)
-  except OSError as error:
-    raise InputError(
-      f"cannot prepare data in {final}: {error.strerror or error}; choose "
-      "another place with --config.data.directory"
-    ) from error
+
+  name: str
+  directory: str
+
+  @property
+  def protocol(self) -> str:
+    """The name in full: "cub:160"."""
+    return catalogue.protocol(*catalogue.parse(self.name))
+
+  @property
+  def title(self) -> str:
+    """One line for people."""
+    return catalogue.parse(self.name)[0].title
+
+  def check(self) -> None:
+    """Looks whether the data set is prepared; opens none of it.
+
+    Raises:
+      MissingData: it is not; it tells how to get it.
+    """
+    benchmark, _ = catalogue.parse(self.name)
+    if not builders.is_ready(benchmark, self.directory):
+      raise builders.missing(benchmark, self.directory)
+
+  def counts(self, split: str) -> dict[str, int]:
+    """Images by class: those that are there once it is prepared, else those
+    that were published."""
+    benchmark, _ = catalogue.parse(self.name)
+    published = benchmark.counts(split)
+    if not builders.is_ready(benchmark, self.directory):
+      return published
+    return builders.metadata(benchmark, self.directory)["counts"][split]
+
+  def load(self, split: str) -> ImageSet:
+    """Opens the split; makes its copies when they are not there yet.
+
+    Raises:
+      MissingData: the data set is not prepared.
+      InputError: the copies cannot be written.
+    """
+    self.check()
+    benchmark, side = catalogue.parse(self.name)
+    counts = self.counts(split)
+    prepared = builders.place(benchmark, self.directory)
+    records = Records(str(prepared), split)
+    kept = pathlib.Path(self.directory, "stored", benchmark.name)
+    found = stored.load(
+      kept / benchmark.version / _side_name(side) / split,
+      records.items,
+      count=sum(counts.values()),
+      side=side,
+      made_from=_content(prepared),
+      name=f"{self.protocol}, {split}",
+    )
+    index = {name: i for i, name in enumerate(counts)}
+    known = {
+      "labels": np.array([index[label] for label in found.labels], np.int32),
+      "class_names": tuple(counts),
+      "keys": found.keys,
+      "sizes": found.sizes,
+    }
+    if not side:
+      return Originals(files=records, **known)
+    return Copies(images=found.pixels, **known)
 
 
-def _quietly(function) -> None:
-  """TFDS prints two lines and five progress bars for what takes seconds."""
+def _side_name(side: int) -> str:
+  return str(side) if side else "original"
+
+
+def _content(prepared: pathlib.Path) -> str:
+  """Tells a prepared data set from others: what TFDS notes about it, which
+  stays the same when it is copied to another machine."""
+  noted = hashlib.sha256()
+  for path in sorted(prepared.glob("*.json")):
+    noted.update(path.read_bytes())
+  return noted.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """The encoded images of a prepared data set.
+
+  Attributes:
+    prepared: its folder.
+    split: of it.
+  """
+
+  prepared: str
+  split: str
+
+  def read(self, rows: Sequence[int]) -> list[bytes]:
+    """The file of each row."""
+    opened = _open_records(self.prepared, self.split)
+    return [row["image"] for row in opened.__getitems__(list(map(int, rows)))]
+
+  def items(self) -> Iterator[stored.Item]:
+    """All of them, with keys and class names."""
+    opened = _open_records(self.prepared, self.split)
+    label = opened.dataset_info.features["label"]
+    for i in range(len(opened)):
+      row = opened[i]
+      name = label.int2str(row["label"])
+      yield stored.Item(row["image"], row["key"].decode(), name)
+
+
+@functools.lru_cache(maxsize=8)
+def _open_records(prepared: str, split: str):
+  """Once a process; reading from it is safe in threads."""
   import tensorflow_datasets as tfds
 
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      function()
-  finally:
-    tfds.enable_progress_bar()
+  builder = tfds.builder_from_directory(prepared)
+  # Decoded by Pillow: TFDS has its own idea of what CMYK and palettes are.
+  raw = {"image": tfds.decode.SkipDecoding()}
+  return builder.as_data_source(split, decoders=raw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,59 +232,118 @@ class FolderSource:
 
   Attributes:
     root: the image folder.
-    size: side of the stored copies.
+    directory: the copies are kept in its `stored/`.
+    side: of the copies, in pixels; 0 for none: images are decoded when read.
     fractions: shares of the classes for train, val and test.
     csv: a CSV that says more, or None.
     seed: shuffles the classes before they are shared out.
   """
 
   root: str
-  size: int = 84
+  directory: str
+  side: int = 160
   fractions: tuple[float, float, float] = (0.64, 0.16, 0.2)
   csv: str | None = None
   seed: int = 0
 
-  def _listing(self, split: str) -> dict[str, list[pathlib.Path]]:
-    found = folder.listing(
+  @property
+  def protocol(self) -> str:
+    """The name in full: "folder:160"."""
+    return f"folder:{_side_name(self.side)}"
+
+  @property
+  def title(self) -> str:
+    """One line for people."""
+    how = f"by {self.csv}" if self.csv else "by folders, or fractions and seed"
+    return f"images of {self.root}, split {how}"
+
+  def check(self) -> None:
+    """Nothing has to be fetched; `counts` refuses what does not fit."""
+
+  def _listing(self) -> dict[str, dict[str, list[pathlib.Path]]]:
+    return folder.listing(
       self.root, fractions=self.fractions, table=self.csv, seed=self.seed
     )
+
+  def _classes(self, split: str) -> dict[str, list[pathlib.Path]]:
+    found = self._listing()
     if split not in found:
       raise InputError(f"no split {split!r}; use one of {', '.join(found)}")
     return dict(sorted(found[split].items()))
 
   def counts(self, split: str) -> dict[str, int]:
     """Images by class name; opens no image."""
-    return {name: len(paths) for name, paths in self._listing(split).items()}
+    return {name: len(paths) for name, paths in self._classes(split).items()}
 
   def load(self, split: str) -> ImageSet:
-    """Decodes the split.
+    """Opens the split; looks at the images of all splits when that has not been
+    done yet, so that a bad test image is not found out only after training.
 
-    The first call of a process looks at the images of all splits, so that a bad
-    test image is not found out only after training.
+    The copies do not depend on the splits, which another seed changes.
 
     Raises:
-      InputError: some images cannot be read; it names them.
+      InputError: some images cannot be read, it names them; or the copies
+        cannot be written.
     """
-    _check(self)
-    classes = self._listing(split)
+    classes = self._classes(split)
     if not classes:
       raise InputError(f"{self.root!r} has no classes for split {split!r}")
-    paths = [path for found in classes.values() for path in found]
-    images, sizes = folder.read(paths, self.size)
-    labels = np.repeat(
-      np.arange(len(classes)), [len(found) for found in classes.values()]
+    every = sorted(
+      path
+      for found in self._listing().values()
+      for paths in found.values()
+      for path in paths
     )
-    return ImageSet(
-      images,
-      labels.astype(np.int32),
-      tuple(classes),
-      tuple(os.path.relpath(path, self.root) for path in paths),
-      sizes,
+    keys = {path: os.path.relpath(path, self.root) for path in every}
+    root = pathlib.Path(self.root).resolve()
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    found = stored.load(
+      pathlib.Path(
+        *(self.directory, "stored", "folder", place, _side_name(self.side))
+      ),
+      lambda: (stored.Item(str(path), keys[path]) for path in every),
+      count=len(every),
+      side=self.side,
+      made_from=_listed(keys),
+      name=f"the images in {self.root}",
     )
+    row_of = {key: row for row, key in enumerate(found.keys)}
+    paths = [path for each in classes.values() for path in each]
+    rows = np.array([row_of[keys[path]] for path in paths])
+    known = {
+      "labels": np.repeat(
+        np.arange(len(classes), dtype=np.int32),
+        [len(each) for each in classes.values()],
+      ),
+      "class_names": tuple(classes),
+      "keys": tuple(keys[path] for path in paths),
+      "sizes": found.sizes[rows],
+    }
+    if not self.side:
+      return Originals(files=Paths(tuple(map(str, paths))), **known)
+    return Copies(images=found.pixels.only(rows), **known)
 
 
-@functools.lru_cache
-def _check(source: FolderSource) -> None:
-  """Refuses a folder with bad images in any split; once a process."""
-  splits_of = (source._listing(split) for split in folder.SPLITS)
-  folder.check(p for found in splits_of for ps in found.values() for p in ps)
+def _listed(keys: dict[pathlib.Path, str]) -> str:
+  """Tells a folder's images from what they were before a change."""
+  noted = hashlib.sha256()
+  for path, key in keys.items():
+    found = path.stat()
+    line = f"{key}\0{found.st_size}\0{found.st_mtime_ns}\n"
+    noted.update(os.fsencode(line))
+  return noted.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+  """Image files.
+
+  Attributes:
+    paths: of all.
+  """
+
+  paths: tuple[str, ...]
+
+  def read(self, rows: Sequence[int]) -> list[str]:
+    """The path of each row."""
+    return [self.paths[row] for row in rows]

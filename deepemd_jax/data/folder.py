@@ -5,26 +5,21 @@
     CSV label,split                         which split a class belongs to
     CSV filename,label,split                images anywhere below root
 
-Images of any kind become the RGB a person expects: turned by their EXIF tag,
-alpha on white, 16-bit grey scaled to 8. What cannot be read is an error that
-names every bad file.
+Which files there are, and what for; `datasets` reads them.
 """
 
-import concurrent.futures
 import csv
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from deepemd_jax.data import pictures
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_LISTED = 10
 
 
 def listing(
@@ -64,7 +59,7 @@ def listing(
   if not any(found.values()):
     raise InputError(
       f"image folder {str(root)!r} holds no images; put those of each class "
-      f"into a directory of their own ({', '.join(SUFFIXES)})"
+      f"into a directory of their own ({', '.join(pictures.SUFFIXES)})"
     )
   _refuse_shared(found)
   return found
@@ -111,7 +106,7 @@ def _images(folder: pathlib.Path, inside: pathlib.Path) -> list[pathlib.Path]:
   for here, directories, files in os.walk(folder, onerror=_unreadable):
     directories[:] = [name for name in directories if name[0] != "."]
     shown = [name for name in files if name[0] != "."]
-    chosen = [n for n in shown if n.lower().endswith(SUFFIXES)]
+    chosen = [n for n in shown if n.lower().endswith(pictures.SUFFIXES)]
     for name in directories + chosen:
       _refuse_outside(pathlib.Path(here, name), inside)
     paths += [pathlib.Path(here, name) for name in chosen]
@@ -184,81 +179,3 @@ def _from_table(root, table):
       raise InputError(f"{where}: no file {name!r} in {str(root)!r}")
     found[split].setdefault(label, []).append(path)
   return found
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-  """The picture as a person sees it, in RGB."""
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I") or image.mode == "F":
-    return _eight_bit(image).convert("RGB")
-  if "A" in image.getbands() or "transparency" in image.info:
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-  return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-  """Grey of more than 8 bit. Its white is 65535 in 16 bit; 32 bit does not say,
-  so there it is the smallest of the usual ones, 1, 255 and 65535, that fits."""
-  values = np.nan_to_num(np.asarray(image, np.float64))
-  white = 65535.0
-  if not image.mode.startswith("I;16"):
-    white = next((w for w in (1.0, 255.0) if values.max() <= w), white)
-  levels = np.clip(np.rint(values * (255 / white)), 0, 255)
-  return Image.fromarray(levels.astype(np.uint8))
-
-
-def _problem(path: pathlib.Path) -> str | None:
-  """Why an image cannot be read, or None."""
-  try:
-    with Image.open(path) as file:
-      to_rgb(file)
-  except Image.UnidentifiedImageError:
-    return "not an image"
-  except Exception as error:  # decoders raise nearly anything on broken files
-    return str(error) or type(error).__name__
-  return None
-
-
-def check(paths: Iterable[pathlib.Path]) -> None:
-  """Decodes images, to refuse the bad ones.
-
-  Raises:
-    InputError: some cannot be read; it names them, and says why.
-  """
-  paths = list(paths)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    problems = list(pool.map(_problem, paths))
-  bad = [
-    f"{path} ({problem})"
-    for path, problem in zip(paths, problems, strict=True)
-    if problem
-  ]
-  if bad:
-    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-    raise InputError(
-      f"{len(bad)} of {len(paths)} images cannot be read: "
-      f"{', '.join(bad[:_LISTED])}{more}; repair or remove them"
-    )
-
-
-def _squashed(path: pathlib.Path, side: int):
-  with Image.open(path) as file:
-    image = to_rgb(file)
-  small = image.resize((side, side), Image.Resampling.BILINEAR)
-  return np.asarray(small), (image.height, image.width)
-
-
-def read(
-  paths: Sequence[pathlib.Path], side: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes images, which `check` has passed; squashes them to side x side.
-
-  Returns:
-    uint8 [N, side, side, 3], and int32 [N, 2] original heights and widths.
-  """
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    results = list(pool.map(lambda path: _squashed(path, side), paths))
-  images = np.stack([pixels for pixels, _ in results])
-  return images, np.array([size for _, size in results], np.int32)

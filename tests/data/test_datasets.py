@@ -143,16 +143,22 @@ def test_the_directory_is_the_one_of_tensorflow_datasets(monkeypatch):
 @pytest.fixture
 def photos(tmp_path):
   """Six classes of 1 to 6 images, each of its own size and colour."""
+  root = tmp_path / "photos"
   for c in range(6):
-    (tmp_path / f"class{c}").mkdir()
+    (root / f"class{c}").mkdir(parents=True)
     for i in range(c + 1):
       image = Image.new("RGB", (20 + c, 30 + i), (40 * c, 30 * i, 99))
-      image.save(tmp_path / f"class{c}" / f"{i}.png")
-  return tmp_path
+      image.save(root / f"class{c}" / f"{i}.png")
+  return root
+
+
+def folder_source(photos, **settings):
+  kept = str(photos.parent / "kept")
+  return datasets.FolderSource(str(photos), kept, **{"side": 16} | settings)
 
 
 def test_a_folder_is_as_counted(photos):
-  source = datasets.FolderSource(str(photos), size=16)
+  source = folder_source(photos)
   seen = {}
   for split in ("train", "val", "test"):
     images = source.load(split)
@@ -169,7 +175,7 @@ def test_a_folder_is_as_counted(photos):
 
 
 def test_a_bad_image_of_any_split_is_found_at_once(photos):
-  source = datasets.FolderSource(str(photos), size=16)
+  source = folder_source(photos)
   name = next(iter(source.counts("test")))
   (photos / name / "0.png").write_bytes(b"")
   with pytest.raises(InputError, match=f"{name}/0.png"):
@@ -177,7 +183,7 @@ def test_a_bad_image_of_any_split_is_found_at_once(photos):
 
 
 def test_a_split_without_classes_is_refused(photos):
-  source = datasets.FolderSource(str(photos), size=16, fractions=(1, 0, 0))
+  source = folder_source(photos, fractions=(1, 0, 0))
   with pytest.raises(InputError, match="'test'"):
     source.load("test")
   with pytest.raises(InputError, match="no split 'dev'"):
