@@ -10,12 +10,14 @@ that is not here is an error.
 
 from ml_collections import ConfigDict
 
+from configs import variants
+
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The paper's settings on the embedded data set."""
-  if arg not in ("", "ablation"):
-    raise ValueError(f"no variant {arg!r} of this config; there is :ablation")
+  """The paper's settings on the embedded data set; `arg` as `variants`."""
   config = ConfigDict()
+  # Part of the default workdir's name; set by variants that change training.
+  config.variant = ""
   # Every random draw of the run follows from it: any integer >= 0.
   config.seed = 0
   # What to run, in this order, from: pretrain, metatrain, evaluate. A finished
@@ -110,7 +112,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # The logit's scale (paper: 12.5).
   layer.temperature = 12.5
 
-  # Episodes of meta-training, validation and evaluation.
+  # Test episodes; for those of training, see metatrain.
   episode = config.episode = ConfigDict()
   episode.way = 5
   episode.shot = 1
@@ -152,6 +154,12 @@ def get_config(arg: str = "") -> ConfigDict:
   # Steps an epoch, and episodes a step (official: 50 and 1).
   metatrain.steps = 50
   metatrain.batch_size = 1
+  # Training and validation episodes: classes, support and query images a class;
+  # 0 is config.episode's. (Official: one model, trained with 1 shot, is tested
+  # with any number of shots.)
+  metatrain.way = 0
+  metatrain.shot = 1
+  metatrain.query = 0
   # Batch norm: "batch" takes the statistics of each episode (official), "fixed"
   # the pre-trained ones.
   metatrain.batch_norm = "batch"
@@ -187,11 +195,4 @@ def get_config(arg: str = "") -> ConfigDict:
   evaluate.variant_episodes = 200
   # Query images shown in figures/matched_regions.png.
   evaluate.pictures = 4
-  if arg == "ablation":
-    # Time grows as 1 / epsilon, and faster for the worst problem of a batch.
-    layer.epsilon = 0.05
-    evaluate.heads = (
-      *("deepemd", "deepemd_equal_weights", "deepemd_l2", "deepemd_sinkhorn"),
-      *("deepemd_qp", "chamfer", "prototype"),
-    )
-  return config
+  return variants.apply(config, arg)

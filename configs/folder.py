@@ -8,12 +8,12 @@ images; classes are split 64/16/20 into training, validation and test, or by
 `--config.data.csv`.
 """
 
-from configs import default
+from configs import default, variants
 
 
 def get_config(arg: str = ""):
   """Settings for a folder of a few thousand images; see the docstring."""
-  config = default.get_config(arg)
+  config = default.get_config()
   config.data.name = "folder"
   config.model.width = 0.25
   config.image.crop_scale = (0.4, 1.0)
@@ -29,4 +29,4 @@ def get_config(arg: str = ""):
   config.metatrain.schedule = "cosine"
   config.metatrain.validation_episodes = 200
   config.evaluate.episodes = 600
-  return config
+  return variants.apply(config, arg)

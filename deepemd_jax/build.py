@@ -93,6 +93,14 @@ def _check_name(name: str, size: int) -> None:
     raise InputError(f"there is no data set {name!r}; {hint}")
 
 
+def training_episode(config) -> dict[str, int]:
+  """Way, shot and query of training and validation episodes."""
+  return {
+    name: config.metatrain[name] or config.episode[name]
+    for name in ("way", "shot", "query")
+  }
+
+
 def solver(config, name: str = ""):
   """The EMD solver `name`, or `config.emd.solver`; None lets `emd` choose."""
   from deepemd_jax import emd
@@ -385,6 +393,11 @@ def check(config) -> None:
   for name, least in (("way", 2), ("shot", 1), ("query", 1)):
     value = config.episode[name]
     require(f"episode.{name}", value >= least, f"must be at least {least}")
+  for name in ("way", "shot", "query"):
+    value = config.metatrain[name]
+    least = 2 if name == "way" else 1
+    rule = f"must be at least {least}, or 0 for config.episode.{name}"
+    require(f"metatrain.{name}", value == 0 or value >= least, rule)
   for name in ("pretrain", "metatrain"):
     stage = config[name]
     one_of(f"{name}.optimizer", stage.optimizer, ("sgd", "adamw"))
@@ -419,7 +432,8 @@ def check_feasible(config) -> None:
   """
   from deepemd_jax.data import episodes
 
-  shape = {name: config.episode[name] for name in ("way", "shot", "query")}
+  shape = config.episode.to_dict()
+  training = training_episode(config)
   needed = {"val"} if set(config.stages) & {"pretrain", "metatrain"} else set()
   needed |= {"train"} if "metatrain" in config.stages else set()
   needed |= {"test"} if "evaluate" in config.stages else set()
@@ -428,7 +442,8 @@ def check_feasible(config) -> None:
     wanted += [(variant, "test") for variant in config.evaluate.variants]
   for variant, split in wanted:
     counts = source(config, variant, split).counts(split)
-    episodes.check_feasible(counts, split=split, **shape)
+    asked = shape if split == "test" else training
+    episodes.check_feasible(counts, split=split, **asked)
   if "evaluate" in config.stages:
     for change in config.evaluate.more:
       other = changed(config, change)

@@ -193,15 +193,18 @@ def scorer(config, head: Head) -> Callable:
 
 
 def sampler(config, images, split: str) -> episodes.EpisodeSampler:
-  """The episodes of a split: those every head and every run is judged on."""
+  """The episodes of a split: those every head and every run is judged on. They
+  are `config.episode`'s for the split test, else those of training."""
+  if split == "test":
+    shape = config.episode.to_dict()
+  else:
+    shape = build.training_episode(config)
   return episodes.EpisodeSampler(
     images.labels,
     class_names=images.class_names,
     seed=config.seed,
     split=split,
-    way=config.episode.way,
-    shot=config.episode.shot,
-    query=config.episode.query,
+    **shape,
   )
 
 
@@ -232,10 +235,9 @@ def validator(config, images, count: int) -> Callable[[dict], dict]:
   `count` validation episodes of DeepEMD and of the pooled prototype."""
   encode = encoder(config)
   draw = sampler(config, images, "val")
-  # The structured FC layer would take longer than the training.
-  deepemd = "deepemd" if config.episode.shot == 1 else "deepemd_mean"
   scores = {
-    "accuracy": scorer(config, _head(config, deepemd)),
+    # The structured FC layer would take longer than the training.
+    "accuracy": scorer(config, _head(config, "deepemd_mean")),
     "prototype": scorer(config, _head(config, "prototype")),
   }
 
@@ -280,6 +282,8 @@ def run(config, workdir: pathlib.Path) -> None:
   results |= _protocol(config, workdir)
   results["timing"]["seconds"] = round(time.monotonic() - began, 1)
   _write(workdir / "results.json", results)
+  # That file is the latest; one test does not wipe out what another has found.
+  _write(workdir / "results" / f"{_tested(config, results)}.json", results)
   print(table(results), flush=True)
   figures.draw(
     config,
@@ -464,8 +468,19 @@ def _trained(config, workdir: pathlib.Path):
   return found
 
 
+def _tested(config, results: dict) -> str:
+  """What was tested, as a file name: cub-160_5way_1shot_fcn."""
+  shape = config.episode
+  kind = [config.nodes.kind, *map(str, config.nodes.pyramid)]
+  heads = [f"{len(config.evaluate.heads)}heads"] * bool(config.evaluate.heads)
+  data = results["protocol"]["tested on"]["name"].replace(":", "-")
+  parts = data, f"{shape.way}way", f"{shape.shot}shot", "-".join(kind), *heads
+  return "_".join(parts)
+
+
 def _write(path: pathlib.Path, results: dict) -> None:
   """Whole or not at all."""
+  path.parent.mkdir(exist_ok=True)
   scratch = path.with_suffix(".tmp")
   scratch.write_text(json.dumps(results, indent=2) + "\n")
   os.replace(scratch, path)

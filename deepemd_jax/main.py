@@ -35,6 +35,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Fields that may change between two runs in one workdir: they do not alter what
 # the training stages learn.
 _FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
+_FREE += ("episode", "variant")
 
 
 def run(config, workdir: pathlib.Path) -> None:
@@ -49,6 +50,8 @@ def run(config, workdir: pathlib.Path) -> None:
     InputError: the config, the data or the workdir do not fit.
   """
   build.check(config)
+  # Stated, so that test episodes may change in a workdir, and these may not.
+  config.metatrain.update(build.training_episode(config))
   build.check_feasible(config)
   if set(config.stages) == {"evaluate"} and not workdir.exists():
     raise InputError(
@@ -208,7 +211,9 @@ def _workdir() -> pathlib.Path:
   if _WORKDIR.value:
     return pathlib.Path(_WORKDIR.value)
   path = config_flags.get_config_filename(flags.FLAGS["config"])
-  return pathlib.Path("runs") / pathlib.Path(path.partition(":")[0]).stem
+  name = pathlib.Path(path.partition(":")[0]).stem
+  variant = _CONFIG.value.variant
+  return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
 
 
 def main(argv: list[str]) -> None:

@@ -58,13 +58,12 @@ def _batches(config, images):
   """Step number -> views of its episodes: support [e, way, shot, ...] and query
   [e, way, n_query, ...] pixels, boxes and flips; worker processes can have it.
   """
-  shape = {name: config.episode[name] for name in ("way", "shot", "query")}
   sampler = episodes.EpisodeSampler(
     images.labels,
     class_names=images.class_names,
     seed=config.seed,
     split="train",
-    **shape,
+    **build.training_episode(config),
   )
   draw = build.episode_views(config, images)
   size = config.metatrain.batch_size

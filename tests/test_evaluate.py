@@ -235,7 +235,10 @@ def test_more_shots_need_more_images(images, monkeypatch):
     def counts(self, split):
       return dict.fromkeys("abcd", 6)
 
-  monkeypatch.setattr(build, "source", lambda *unused: Source())
+    def check(self):
+      pass
+
+  monkeypatch.setattr(build, "source", lambda *unused, **named: Source())
   config = small()
   config.stages = ("evaluate",)
   build.check_feasible(config)

@@ -1,0 +1,117 @@
+"""Named changes to a config, after a colon: `configs/cub.py:grid,5shot`.
+
+Each is a few lines anybody could write on the command line. Those that change
+what is trained become part of the run's name, and so of its default workdir
+(`runs/cub-grid`); those that only change the test share the trained encoder of
+the run without them (`runs/cub`).
+"""
+
+from ml_collections import ConfigDict
+
+
+def _fcn(config):
+  config.nodes.kind = "fcn"
+
+
+def _pyramid(config):
+  config.nodes.kind = "fcn"
+  config.nodes.pyramid = (2, 1)
+
+
+def _grid(config):
+  config.nodes.kind = "grid"
+
+
+def _sampling(config):
+  config.nodes.kind = "sampling"
+
+
+def _shots(count):
+  def change(config):
+    config.episode.shot = count
+    config.evaluate.episodes = 600
+
+  return change
+
+
+def _ten_way(config):
+  # Trained as ever, tested with ten classes.
+  config.metatrain.way = config.episode.way
+  config.episode.way = 10
+
+
+def _ablation(config):
+  # Time grows as 1 / epsilon, and faster for the worst problem of a batch.
+  config.emd.epsilon = 0.05
+  config.evaluate.heads = (
+    *("deepemd", "deepemd_equal_weights", "deepemd_l2", "deepemd_sinkhorn"),
+    *("deepemd_qp", "chamfer", "prototype"),
+  )
+  config.evaluate.more = ()
+  config.evaluate.variants = ()
+
+
+def _cross_cub(config):
+  config.data.test_name = "cub"
+
+
+def _runlocal(config):
+  config.model.width = 0.125
+  for stage in (config.pretrain, config.metatrain):
+    stage.epochs = 1
+    stage.warmup_epochs = 0
+    stage.validation_episodes = 20
+  config.pretrain.batch_size = 32
+  config.metatrain.steps = 10
+  config.evaluate.episodes = 50
+
+
+# name -> (what it does to the config, the group of which only one may be taken,
+# whether it changes what is trained).
+_KNOWN = {
+  "fcn": (_fcn, "nodes", False),
+  "pyramid": (_pyramid, "nodes", True),
+  "grid": (_grid, "nodes", True),
+  "sampling": (_sampling, "nodes", True),
+  "5shot": (_shots(5), "shots", False),
+  "10shot": (_shots(10), "shots", False),
+  "10way": (_ten_way, "way", False),
+  "ablation": (_ablation, "heads", False),
+  "cross_cub": (_cross_cub, "test data", False),
+  "runlocal": (_runlocal, "size", True),
+}
+COMMON = tuple(name for name in _KNOWN if name != "cross_cub")
+
+
+def apply(config: ConfigDict, arg: str, names=COMMON) -> ConfigDict:
+  """The config with the variants that `arg` names, separated by commas.
+
+  Args:
+    config: changed in place.
+    arg: what stands behind the colon of --config; "" changes nothing.
+    names: the variants that this config knows.
+
+  Returns:
+    The same config; `variant` names those that change what is trained.
+
+  Raises:
+    ValueError: a variant is unknown, or two of them contradict each other.
+  """
+  asked = [name.strip() for name in arg.split(",") if name.strip()]
+  taken: dict[str, str] = {}
+  for name in asked:
+    if name not in names:
+      raise ValueError(
+        f"config variant {name!r} is not known; use {', '.join(names)}"
+      )
+    group = _KNOWN[name][1]
+    if taken.setdefault(group, name) != name:
+      raise ValueError(
+        f"config variants {taken[group]!r} and {name!r} contradict each other; "
+        "take one"
+      )
+  chosen = [name for name in _KNOWN if name in asked]
+  for name in chosen:
+    _KNOWN[name][0](config)
+  config.variant = "-".join(name for name in chosen if _KNOWN[name][2])
+  return config
