@@ -1,4 +1,4 @@
-"""Prefetching: the same results, in order, ahead of time, whoever makes them."""
+"""Prefetching: the same results, in order, ahead of time, by whomever."""
 
 import contextlib
 import functools
