@@ -244,6 +244,17 @@ def test_what_is_ready_is_not_made_again(tmp_path, capfd):
   assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json"])
+def test_a_set_that_somebody_has_damaged_is_not_taken(name, tmp_path):
+  source = fake.cub_archive(tmp_path / "x.tgz")
+  benchmark = fake.small("cub")
+  builders.prepare(benchmark, str(tmp_path), source=source)
+  (builders.place(benchmark, str(tmp_path)) / name).unlink()
+  assert not builders.is_ready(benchmark, str(tmp_path))
+  with pytest.raises(InputError, match="is damaged; delete that folder"):
+    builders.prepare(benchmark, str(tmp_path), source=source)
+
+
 @pytest.mark.parametrize("name", catalogue.BENCHMARKS)
 def test_missing_data_is_explained_in_eight_lines(name, tmp_path):
   benchmark = catalogue.BENCHMARKS[name]
