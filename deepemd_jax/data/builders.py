@@ -46,13 +46,28 @@ def place(benchmark: catalogue.Benchmark, directory: str) -> pathlib.Path:
 
 def is_ready(benchmark: catalogue.Benchmark, directory: str) -> bool:
   """Whether a data set is prepared, whole; opens none of its records."""
-  return (place(benchmark, directory) / "dataset_info.json").is_file()
+  folder = place(benchmark, directory)
+  files = ("dataset_info.json", "features.json", "metadata.json")
+  return all((folder / name).is_file() for name in files)
 
 
 def metadata(benchmark: catalogue.Benchmark, directory: str) -> dict:
-  """`info.metadata` of a prepared data set, see `make`, without TFDS."""
-  return json.loads(
-    (place(benchmark, directory) / "metadata.json").read_text("utf-8")
+  """`info.metadata` of a prepared data set, see `make`, without TFDS.
+
+  Raises:
+    InputError: somebody has changed it.
+  """
+  folder = place(benchmark, directory)
+  try:
+    return json.loads((folder / "metadata.json").read_text("utf-8"))
+  except (OSError, ValueError) as error:
+    raise _damaged(folder) from error
+
+
+def _damaged(folder: pathlib.Path) -> InputError:
+  return InputError(
+    f"the data set in {folder} is damaged; delete that folder, and prepare it "
+    "again"
   )
 
 
@@ -114,6 +129,8 @@ def prepare(
   """
   if is_ready(benchmark, directory):
     return
+  if place(benchmark, directory).exists():
+    raise _damaged(place(benchmark, directory))
   if source is None:
     source = _source(benchmark, directory, progress)
   from deepemd_jax.data import published

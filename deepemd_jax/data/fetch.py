@@ -45,7 +45,10 @@ def fetch(
     FetchError: it cannot be fetched, or the checksum is another.
   """
   import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.download import downloader
 
+  # Ten, each waiting twice as long, would be minutes without a word.
+  downloader.MAX_RETRIES = 3
   place = folder(directory)
   place.mkdir(parents=True, exist_ok=True)
   urls = {

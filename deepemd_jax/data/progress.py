@@ -32,10 +32,9 @@ class Progress:
       return
     self._last = now
     rate = (done - self._first) / max(now - self._start, 1e-9)
-    show = builders.human_size if what == "bytes" else "{:,} images".format
-    line = f"{show(done)} of {show(total)}, {show(round(rate))}/s"
-    if what not in ("bytes", "images"):
-      line = f"{what}: {line}"
+    show = builders.human_size if what == "bytes" else "{:,}".format
+    unit = "" if what == "bytes" else f" {what}"
+    line = f"{show(done)} of {show(total)}{unit}, {show(round(rate))}/s"
     if rate > 0:
       left = round((total - done) / rate)
       line += f", {left // 60}:{left % 60:02d} left"

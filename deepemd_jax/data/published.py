@@ -7,6 +7,7 @@ split is known before anything is taken for whole.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -138,18 +139,29 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
           }
         )
       # Even if some are bad and this will fail: the disk may be full, too.
-      writer.add_examples({s: rows for s, rows in examples.items() if rows})
+      with _disk_errors():
+        writer.add_examples({s: rows for s, rows in examples.items() if rows})
       self._work.progress(len(keys), max(total, len(keys)))
     if bad and not self._work.skip_bad:
       lines = [f"{key}: {problem}" for key, problem in bad]
       raise BadImages(lines, len(keys))
     compare(benchmark, written, skipped)
-    writer.close_all()
+    with _disk_errors():
+      writer.close_all()
     counts = {
       split: {c: written[c] for c, s in split_of.items() if s == split}
       for split in benchmark.splits
     }
     return [list(pair) for pair in bad], counts
+
+
+@contextlib.contextmanager
+def _disk_errors():
+  """array_record reports a full disk as a RuntimeError."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(str(error).partition(";")[0]) from error
 
 
 def compare(

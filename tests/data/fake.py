@@ -134,7 +134,9 @@ def cub_files(per_class=2, classes=None, change=None):
   for label in classes or all_names("cub"):
     for i in range(per_class):
       name = f"{label}/{label[4:]}_{i:04d}_{i + 7}.jpg"
-      images[name] = (change or {}).get(name) or picture(f"{i}{name[::-1]}")
+      content = (change or {}).get(name)
+      default = picture(f"{i}{name[::-1]}")
+      images[name] = default if content is None else content
   lines = [f"{i} {name}" for i, name in enumerate(images, 1)]
   boxes = [f"{i} 4.0 2.0 20.0 16.0" for i in range(1, len(images) + 1)]
   files = {f"CUB_200_2011/images/{n}": content for n, content in images.items()}

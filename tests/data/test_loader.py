@@ -1,11 +1,27 @@
-"""Prefetching: the same results, in order, ahead of time, in threads."""
+"""Prefetching: the same results, in order, ahead of time, by whomever."""
 
+import contextlib
+import functools
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from deepemd_jax.data import loader
+from configs import default
+from deepemd_jax import metatrain, pretrain
+from deepemd_jax.data import batches, loader, stored
+from deepemd_jax.data.images import Copies
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def test_results_come_in_order():
@@ -62,3 +78,197 @@ def test_leaving_early_leaves_no_threads():
   while threading.active_count() > before and time.monotonic() < deadline:
     time.sleep(0.01)
   assert threading.active_count() <= before
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  start=st.integers(0, 20),
+  length=st.integers(0, 20),
+  hosts=st.sampled_from([1, 2, 3, 4]),
+)
+def test_hosts_share_the_indices(start, length, hosts):
+  """Interleaved they are one host's stream, wherever a run starts again."""
+  stop = start + length
+  shares = [
+    list(loader.prefetch(lambda i: i, start, stop, shard=(host, hosts)))
+    for host in range(hosts)
+  ]
+  for host, share in enumerate(shares):
+    assert all(i % hosts == host for i in share)
+    assert share == sorted(share)
+  assert sorted(sum(shares, [])) == list(range(start, stop))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """Copies in a memory map: 6 classes of 8."""
+  from PIL import Image
+
+  root = tmp_path_factory.mktemp("images")
+  rng = np.random.default_rng(0)
+  items = []
+  for i in range(48):
+    pixels = rng.integers(0, 256, (int(rng.integers(20, 40)), 30, 3), np.uint8)
+    path = str(root / f"{i}.png")
+    Image.fromarray(pixels).save(path)
+    items.append(stored.Item(path, str(i)))
+  found = stored.load(
+    root / "kept", lambda: items, count=48, side=24, made_from="", name="x"
+  )
+  return Copies(
+    images=found.pixels,
+    labels=np.repeat(np.arange(6), 8).astype(np.int32),
+    class_names=tuple("abcdef"),
+    keys=found.keys,
+    sizes=found.sizes,
+  )
+
+
+def config():
+  made = default.get_config()
+  made.episode.way, made.episode.query = 3, 2
+  return made
+
+
+def episodes(images):
+  return metatrain._batches(config(), images)
+
+
+def same(first, second):
+  assert first.keys() == second.keys()
+  for side in first:
+    for name in first[side]:
+      np.testing.assert_array_equal(first[side][name], second[side][name])
+
+
+@pytest.mark.parametrize(
+  "workers", [1, 2, pytest.param(4, marks=pytest.mark.soak)]
+)
+def test_the_stream_of_episodes_is_the_same_with_workers(images, workers):
+  make = episodes(images)
+  alone = list(loader.prefetch(make, 0, 9))
+  for found, expected in zip(alone, map(make, range(9)), strict=True):
+    same(found, expected)
+  found = list(loader.prefetch(make, 0, 9, workers=workers))
+  for one, other in zip(found, alone, strict=True):
+    same(one, other)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_stream_of_episodes_is_the_same_with_hosts(images, hosts):
+  """Whatever the step a run starts again at."""
+  make = episodes(images)
+  for start in range(0, 9, 2):
+    found = {}
+    for host in range(hosts):
+      share = loader.prefetch(make, start, 9, shard=(host, hosts))
+      mine = [i for i in range(start, 9) if i % hosts == host]
+      found |= dict(zip(mine, share, strict=True))
+    for step in range(start, 9):
+      same(found[step], make(step))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("workers", "hosts"), [(1, 4), (4, 2)])
+def test_hosts_with_workers_after_any_restart(images, workers, hosts):
+  make = episodes(images)
+  for start in (0, 5):
+    for host in range(hosts):
+      mine = [i for i in range(start, 9) if i % hosts == host]
+      share = loader.prefetch(
+        make, start, 9, workers=workers, shard=(host, hosts)
+      )
+      for step, found in zip(mine, share, strict=True):
+        same(found, make(step))
+
+
+def test_batches_travel_without_pixels(images):
+  """What a worker gets is small, and makes the same."""
+  order = batches.ShuffledBatches(48, 8, 0)
+  for make in (episodes(images), pretrain._batches(config(), images, order)):
+    content = pickle.dumps(make)
+    assert len(content) < images.images.shape[0] * 24 * 24 * 3 / 5
+    first, second = make(5), pickle.loads(content)(5)
+    for name in first.keys() - {"labels"}:
+      same({name: first[name]}, {name: second[name]})
+
+
+def fail(step, at):
+  if step == at:
+    raise KeyError(f"step {step}")
+  return step
+
+
+def test_an_exception_in_a_worker_comes_out():
+  results = loader.prefetch(functools.partial(fail, at=2), 0, 10, workers=1)
+  assert [next(results) for _ in range(2)] == [0, 1]
+  with pytest.raises(KeyError, match="step 2"):
+    next(results)
+
+
+# A program that says who its workers are and then stops in some way.
+PROGRAM = """
+import multiprocessing, sys, time
+from deepemd_jax.data import loader
+def make(i):
+  return i
+def main():
+  results = loader.prefetch(make, 0, 1000, workers=2)
+  try:
+    found = [next(results) for _ in range(4)]
+    pids = [process.pid for process in multiprocessing.active_children()]
+    print(found, *pids, flush=True)
+    if sys.argv[1] == "wait":
+      time.sleep(60)
+    if sys.argv[1] == "fail":
+      raise KeyError("here")
+  except KeyboardInterrupt:
+    print(next(results), flush=True)  # the step that was under way
+if __name__ == "__main__":
+  main()
+"""
+
+
+def alive(pid):
+  with contextlib.suppress(OSError):
+    os.kill(pid, 0)
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+  return False
+
+
+@pytest.mark.parametrize(
+  ("how", "number", "code"),
+  [
+    ("leave", None, 0),
+    ("wait", signal.SIGINT, 0),
+    ("wait", signal.SIGKILL, -signal.SIGKILL),
+    pytest.param("fail", None, 1, marks=pytest.mark.soak),
+  ],
+)
+def test_no_process_is_left_behind(tmp_path, how, number, code):
+  """Left early, by Ctrl-C to the whole group, or killed."""
+  (tmp_path / "program.py").write_text(PROGRAM)
+  process = subprocess.Popen(
+    [sys.executable, str(tmp_path / "program.py"), how],
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  first = process.stdout.readline()
+  assert first.startswith("[0, 1, 2, 3] "), process.communicate()
+  pids = [int(pid) for pid in first.partition("] ")[2].split()]
+  assert len(pids) == 2
+  if number == signal.SIGINT:
+    os.killpg(process.pid, number)
+  elif number:
+    process.send_signal(number)
+  out, errors = process.communicate(timeout=30)
+  assert process.returncode == code, errors
+  if code == 0:
+    assert (out, errors) == ("4\n" * (how == "wait"), "")
+  deadline = time.monotonic() + 10
+  while any(map(alive, pids)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(alive, pids))
