@@ -164,15 +164,20 @@ class BenchmarkSource:
       name=f"{self.protocol}, {split}",
     )
     index = {name: i for i, name in enumerate(counts)}
+    labels = np.array([index[label] for label in found.labels], np.int32)
+    # By class and key: an episode is the same whatever archive or folder the
+    # data set was prepared from.
+    order = np.lexsort((np.array(found.keys), labels))
     known = {
-      "labels": np.array([index[label] for label in found.labels], np.int32),
+      "labels": labels[order],
       "class_names": tuple(counts),
-      "keys": found.keys,
-      "sizes": found.sizes,
+      "keys": tuple(found.keys[i] for i in order),
+      "sizes": found.sizes[order],
     }
     if not side:
-      return Originals(files=records, **known)
-    return Copies(images=found.pixels, **known)
+      files = dataclasses.replace(records, order=order)
+      return Originals(files=files, **known)
+    return Copies(images=found.pixels.only(order), **known)
 
 
 def _side_name(side: int) -> str:
@@ -188,20 +193,24 @@ def _content(prepared: pathlib.Path) -> str:
   return noted.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Records:
   """The encoded images of a prepared data set.
 
   Attributes:
     prepared: its folder.
     split: of it.
+    order: int [N], where each row stands in there; None for as they stand.
   """
 
   prepared: str
   split: str
+  order: np.ndarray | None = None
 
   def read(self, rows: Sequence[int]) -> list[bytes]:
     """The file of each row."""
+    if self.order is not None:
+      rows = self.order[rows]
     opened = _open_records(self.prepared, self.split)
     return [row["image"] for row in opened.__getitems__(list(map(int, rows)))]
 
