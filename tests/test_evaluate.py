@@ -235,6 +235,9 @@ def test_more_shots_need_more_images(images, monkeypatch):
     def counts(self, split):
       return dict.fromkeys("abcd", 6)
 
+    def check(self):
+      pass
+
   monkeypatch.setattr(build, "source", lambda *unused: Source())
   config = small()
   config.stages = ("evaluate",)
