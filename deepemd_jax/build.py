@@ -432,26 +432,23 @@ def check_feasible(config) -> None:
   """
   from deepemd_jax.data import episodes
 
-  shape = config.episode.to_dict()
-  training = training_episode(config)
-  needed = {"val"} if set(config.stages) & {"pretrain", "metatrain"} else set()
+  needed = {"val"}  # every stage chooses or judges by it
   needed |= {"train"} if "metatrain" in config.stages else set()
   needed |= {"test"} if "evaluate" in config.stages else set()
-  wanted = [("default", split) for split in SPLITS if split in needed]
+  wanted = [(config, "default", s) for s in SPLITS if s in needed]
   if "evaluate" in config.stages:
-    wanted += [(variant, "test") for variant in config.evaluate.variants]
-  for variant, split in wanted:
-    counts = source(config, variant, split).counts(split)
-    asked = shape if split == "test" else training
-    episodes.check_feasible(counts, split=split, **asked)
-  if "evaluate" in config.stages:
-    for change in config.evaluate.more:
-      other = changed(config, change)
-      shape["shot"] = other.episode.shot
-      counts = source(other, split="test").counts("test")
-      episodes.check_feasible(counts, split="test", **shape)
-  for split in sorted({split for _, split in wanted}):
-    source(config, split=split).check()
+    wanted += [(config, v, "test") for v in config.evaluate.variants]
+    more = [changed(config, change) for change in config.evaluate.more]
+    wanted += [(other, "default", "test") for other in more]
+  found = [(source(*which), which) for which in wanted]
+  for data, (_, _, split) in found:
+    data.counts(split)  # is there such a split?
+  for data, _ in found:
+    data.check()
+  for data, (of, _, split) in found:
+    shape = of.episode.to_dict() if split == "test" else training_episode(of)
+    # Of what is there now, which may be more than what is published.
+    episodes.check_feasible(data.counts(split), split=split, **shape)
 
 
 _SHOTS = re.compile(r"([1-9]\d*)-shot")

@@ -112,6 +112,9 @@ def test_a_run_leaves_everything_behind(finished):
   assert paired["mean"] == pytest.approx(difference)
   assert found["episodes"] == 7 and found["seed"] == 0
   assert "DeepEMD, equal weights" in done.stdout
+  assert done.stdout.startswith("folder:61: 2-way 1-shot")
+  assert found["protocol"]["tested on"] == found["protocol"]["trained on"]
+  assert found["protocol"]["tested on"]["name"] == "folder:61"
   for figure in ("learning_curves", "matched_regions"):
     Image.open(workdir / "figures" / f"{figure}.png").verify()
   for stage, last in (("pretrain", 16), ("metatrain", 6)):
@@ -141,6 +144,18 @@ def test_evaluate_alone_restores_the_checkpoint_and_repeats(
   assert results(copy) == results(workdir)
 
 
+def test_another_test_set_is_named_beside_the_one_trained_on(
+  finished, images, environment, tmp_path
+):
+  copy = shutil.copytree(finished[0], tmp_path / "copy")
+  other = "--config.data.test_name=folder:original"
+  stages = '--config.stages=("evaluate",)'
+  done = call(command(copy, images, stages, other), environment)
+  names = {k: v["name"] for k, v in results(copy)["protocol"].items()}
+  assert names == {"trained on": "folder:61", "tested on": "folder:original"}
+  assert done.stdout.startswith("folder:61 to folder:original: 2-way")
+
+
 def test_results_do_not_depend_on_batch_sizes(
   finished, images, environment, tmp_path
 ):
@@ -151,6 +166,42 @@ def test_results_do_not_depend_on_batch_sizes(
   stages = '--config.stages=("evaluate",)'
   call(command(copy, images, stages, *sizes), environment)
   assert results(copy)["heads"] == results(workdir)["heads"]
+
+
+def test_worker_processes_change_nothing(
+  finished, images, environment, tmp_path
+):
+  workdir = tmp_path / "run"
+  more = ["--config.data.workers=1", '--config.stages=("pretrain",)']
+  call(command(workdir, images, *more), environment)
+  rows, expected = (
+    [
+      {k: v for k, v in json.loads(line).items() if "second" not in k}
+      for line in (run / "pretrain" / "metrics.jsonl").open()
+    ]
+    for run in (workdir, finished[0])
+  )
+  assert rows == expected
+
+
+def test_a_data_set_that_is_not_there_is_explained(environment, tmp_path):
+  """Before anything is made, and before JAX is loaded."""
+  done = call(
+    [
+      *(sys.executable, "-X", "importtime", "-m", "deepemd_jax.main", *TINY),
+      *("--config.data.name=cub", f"--config.data.directory={tmp_path}"),
+      f"--workdir={tmp_path / 'run'}",
+    ],
+    environment,
+    code=2,
+  )
+  lines = [x for x in done.stderr.splitlines() if "import time:" not in x]
+  assert lines[0].startswith("deepemd_jax: error: data set cub is not prepared")
+  assert 2 < len(lines) <= 8
+  assert "python -m deepemd_jax.data prepare cub" in done.stderr
+  imported = {x.split("|")[-1].strip() for x in done.stderr.splitlines()}
+  assert "numpy" in imported and not imported & {"jax", "tensorflow_datasets"}
+  assert not list(tmp_path.iterdir())
 
 
 def killed(arguments, environment, after: float, number=signal.SIGKILL):

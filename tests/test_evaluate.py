@@ -238,7 +238,7 @@ def test_more_shots_need_more_images(images, monkeypatch):
     def check(self):
       pass
 
-  monkeypatch.setattr(build, "source", lambda *unused, **named: Source())
+  monkeypatch.setattr(build, "source", lambda *unused: Source())
   config = small()
   config.stages = ("evaluate",)
   build.check_feasible(config)

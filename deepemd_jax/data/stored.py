@@ -142,7 +142,7 @@ def load(
       if isinstance(found, str):
         if place.exists():
           _note(f"the copies of {name} in {place} {found}: making them again")
-        _build(place, items(), count, side, made_from, name)
+        _build(place, items, count, side, made_from, name)
         found = _opened(place, side, made_from)
   except OSError as error:
     raise InputError(
@@ -201,7 +201,7 @@ def _build(place, items, count, side, made_from, name) -> None:
   scratch.mkdir()
   try:
     index = {"format": _FORMAT, "side": side, "made_from": made_from}
-    index |= _write_pixels(scratch / "pixels", items, count, side, name)
+    index |= _write_pixels(scratch / "pixels", items(), count, side, name)
     with open(scratch / "index.json", "w", encoding="utf-8") as file:
       json.dump(index, file)
       _sync(file)

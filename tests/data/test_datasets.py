@@ -3,16 +3,25 @@
 import collections
 import os
 import pathlib
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 
+import fake
 import numpy as np
 import pytest
 from PIL import Image
 
-from deepemd_jax.data import datasets, glyph_clutter
-from deepemd_jax.errors import InputError
+from deepemd_jax.data import (
+  builders,
+  catalogue,
+  datasets,
+  glyph_clutter,
+  stored,
+)
+from deepemd_jax.errors import InputError, MissingData
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -188,3 +197,151 @@ def test_a_split_without_classes_is_refused(photos):
     source.load("test")
   with pytest.raises(InputError, match="no split 'dev'"):
     source.counts("dev")
+
+
+def remade(photos, capfd, **settings):
+  """Whether opening the folder made copies again; they are right."""
+  source = folder_source(photos, **settings)
+  images = source.load("train")
+  assert counted(images) == source.counts("train")
+  errors = capfd.readouterr().err
+  assert errors.count("\n") <= 1
+  return "making them again" in errors
+
+
+def test_a_folder_is_decoded_once(photos, capfd, monkeypatch):
+  folder_source(photos).load("train")
+  monkeypatch.setattr(stored, "_look", lambda *unused: pytest.fail("decoded"))
+  folder_source(photos, seed=1).load("val")
+  folder_source(photos, fractions=(1, 0, 0)).load("train")
+  assert not remade(photos, capfd)
+
+
+def test_a_changed_folder_is_decoded_again(photos, capfd):
+  (first,) = {
+    key.split("/")[0] for key in folder_source(photos).load("val").keys
+  }
+  assert not remade(photos, capfd)
+  image = photos / first / "0.png"
+  before = image.stat()
+  Image.new("RGB", (9, 9), "red").save(image)
+  assert remade(photos, capfd) and not remade(photos, capfd)
+  images = folder_source(photos).load("val")
+  row = images.keys.index(f"{first}/0.png")
+  assert (images.whole(np.array([row]), 16) == (255, 0, 0)).all()
+  image.rename(photos / first / "z.png")
+  assert remade(photos, capfd) and not remade(photos, capfd)
+  os.utime(photos / first / "z.png", ns=(before.st_atime_ns, 1))
+  assert remade(photos, capfd) and not remade(photos, capfd)
+  kept = photos.parent / "kept" / "stored" / "folder"
+  (place,) = kept.iterdir()  # nothing old is left
+  assert sorted(os.listdir(place)) == [".16.lock", "16"]
+
+
+def test_originals_of_a_folder(photos):
+  """Nothing is stored but what they are called and how large they are."""
+  source = folder_source(photos, side=0)
+  images, copies = source.load("train"), folder_source(photos).load("train")
+  assert source.protocol == "folder:original"
+  assert images.keys == copies.keys
+  np.testing.assert_array_equal(images.sizes, copies.sizes)
+  rows = np.arange(len(images.keys))
+  np.testing.assert_array_equal(
+    pickle.loads(pickle.dumps(images)).whole(rows, 16), copies.whole(rows, 16)
+  )
+  (place,) = (photos.parent / "kept" / "stored" / "folder").iterdir()
+  assert os.listdir(place / "original") == ["index.json"]
+
+
+def test_a_directory_that_cannot_be_written_is_refused(photos):
+  (photos.parent / "kept").write_text("in the way")
+  with pytest.raises(InputError, match="config.data.directory"):
+    folder_source(photos).load("train")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A small cub, prepared: {name: benchmark} and its directory."""
+  root = tmp_path_factory.mktemp("published")
+  small = {"cub": fake.small("cub", 4)}
+  archive = fake.cub_archive(root / "CUB_200_2011.tgz", 4)
+  builders.prepare(small["cub"], str(root / "tfds"), source=archive)
+  return small, root / "tfds"
+
+
+@pytest.fixture
+def cub(prepared, tmp_path, monkeypatch):
+  """A directory of its own in which cub is prepared."""
+  small, directory = prepared
+  monkeypatch.setattr(catalogue, "BENCHMARKS", small)
+  return pathlib.Path(shutil.copytree(directory, tmp_path / "tfds"))
+
+
+def test_a_published_data_set_is_as_counted(cub, capfd):
+  for name, side in (("cub", 160), ("cub:84", 84), ("cub:original", 0)):
+    source = datasets.BenchmarkSource(name, str(cub))
+    source.check()
+    assert source.protocol == f"cub:{side or 'original'}"
+    assert "bounding boxes" in source.title
+    for split in ("train", "val", "test"):
+      images = source.load(split)
+      assert counted(images) == source.counts(split)
+      assert list(source.counts(split)) == list(images.class_names)
+      assert (images.sizes == (16, 20)).all()  # the boxes in the archive
+      for key, label in zip(images.keys, images.labels, strict=True):
+        assert images.class_names[label] in key
+      place = (
+        cub / "stored" / "cub" / "1.0.0" / (str(side) if side else "original")
+      )
+      assert ("pixels" in os.listdir(place / split)) == bool(side)
+      images = pickle.loads(pickle.dumps(images))
+      assert images.whole(np.array([1, 0]), 84).shape == (
+        2,
+        *[side or 84] * 2,
+        3,
+      )
+  assert capfd.readouterr() == ("", "")
+
+
+def test_copies_and_originals_are_of_the_same_images(cub):
+  rows = np.arange(12)
+  copies, originals = (
+    datasets.BenchmarkSource(name, str(cub)).load("val")
+    for name in ("cub:84", "cub:original")
+  )
+  assert copies.keys == originals.keys
+  np.testing.assert_array_equal(copies.labels, originals.labels)
+  np.testing.assert_array_equal(
+    copies.whole(rows, 84), originals.whole(rows, 84)
+  )
+
+
+def test_what_is_not_prepared_is_explained(cub):
+  empty = datasets.BenchmarkSource("cub", str(cub / "empty"))
+  published = catalogue.BENCHMARKS["cub"].counts("val")
+  assert empty.counts("val") == published
+  for method in (empty.check, lambda: empty.load("val")):
+    with pytest.raises(MissingData, match="cub is not prepared") as refused:
+      method()
+    assert 2 < len(refused.value.lines) <= 8
+  with pytest.raises(InputError, match="no split 'dev'"):
+    empty.counts("dev")
+  assert not (cub / "empty").exists()
+
+
+def test_copies_of_another_preparation_are_made_again(cub, tmp_path, capfd):
+  source = datasets.BenchmarkSource("cub", str(cub))
+  source.load("val")
+  small = catalogue.BENCHMARKS["cub"]
+  shutil.rmtree(builders.place(small, str(cub)))
+  name = f"{fake.names('cub', 'val')[0]}"
+  files = fake.cub_files(4)
+  broken = next(f for f in files if f"images/{name}" in f)
+  archive = fake.tar(tmp_path / "bad.tgz", files | {broken: b"not an image"})
+  builders.prepare(small, str(cub), source=archive, skip_bad=True)
+  capfd.readouterr()
+  datasets._open_records.cache_clear()
+  images = source.load("val")
+  assert counted(images) == source.counts("val") and len(images.keys) == 11
+  errors = capfd.readouterr().err
+  assert errors.count("\n") == 1 and "made from other images" in errors

@@ -1,6 +1,7 @@
 """Prefetching: the same results, in order, ahead of time, by whomever."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from configs import default
 from deepemd_jax import metatrain, pretrain
 from deepemd_jax.data import batches, loader, stored
-from deepemd_jax.data.images import Copies
+from deepemd_jax.data.datasets import Paths
+from deepemd_jax.data.images import Copies, Originals
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -124,6 +126,20 @@ def images(tmp_path_factory):
   )
 
 
+@pytest.fixture(scope="module")
+def originals(images):
+  """The same images, decoded when read."""
+  known = {
+    field.name: getattr(images, field.name)
+    for field in dataclasses.fields(images)
+    if field.name != "images"
+  }
+  root = pathlib.Path(images.images._path).parent.parent
+  return Originals(
+    files=Paths(tuple(str(root / f"{i}.png") for i in range(48))), **known
+  )
+
+
 def config():
   made = default.get_config()
   made.episode.way, made.episode.query = 3, 2
@@ -152,6 +168,13 @@ def test_the_stream_of_episodes_is_the_same_with_workers(images, workers):
   found = list(loader.prefetch(make, 0, 9, workers=workers))
   for one, other in zip(found, alone, strict=True):
     same(one, other)
+
+
+def test_workers_decode_originals(originals):
+  make = episodes(originals)
+  found = list(loader.prefetch(make, 4, 7, workers=1))
+  for step, episode in enumerate(found, 4):
+    same(episode, make(step))
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])

@@ -1,0 +1,94 @@
+"""From names in a config to data: what is meant, and every mistake."""
+
+import pytest
+
+from configs import default
+from deepemd_jax import build
+from deepemd_jax.errors import InputError, MissingData
+
+
+def config(name="glyph_clutter", **data):
+  made = default.get_config()
+  made.data.update({"name": name, "folder": "images", **data})
+  return made
+
+
+@pytest.mark.parametrize(
+  ("name", "protocol"),
+  [
+    ("glyph_clutter", "glyph_clutter:64"),
+    ("folder", "folder:160"),
+    ("folder:84", "folder:84"),
+    ("folder:original", "folder:original"),
+    ("cub", "cub:160"),
+    ("cub:84", "cub:84"),
+    ("cub:original", "cub:original"),
+    ("fc100", "fc100:32"),
+    ("tieredimagenet", "tieredimagenet:original"),
+  ],
+)
+def test_a_name_is_a_protocol(name, protocol):
+  made = config(name)
+  build.check(made)
+  source = build.source(made)
+  assert source.protocol == protocol
+  assert source.title and "\n" not in source.title
+
+
+def test_copies_of_a_folder_grow_with_the_images_that_are_seen():
+  made = config("folder")
+  for size, side in ((84, 160), (42, 80), (32, 61)):
+    made.image.size = size
+    assert build.source(made).side == side
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("cup", "did you mean cub"),
+    ("glyph_cluter", "did you mean glyph_clutter"),
+    ("folders", "did you mean folder"),
+    ("nothing_alike", "glyph_clutter, folder, cub"),
+    ("cub:1", "'1' is no size"),
+    ("cub:orignal", "'orignal' is no size"),
+    ("fc100:84", "its images are 32 pixels wide"),
+    ("folder:0", "'0' is no size"),
+    ("folder:x", "'x' is no size"),
+    ("glyph_clutter:64", "did you mean glyph_clutter"),
+  ],
+)
+@pytest.mark.parametrize("field", ["name", "test_name"])
+def test_a_wrong_name_is_refused(name, message, field):
+  with pytest.raises(InputError, match=message) as refused:
+    build.check(config(**{field: name}))
+  assert f"config.data.{field}" in str(refused.value)
+
+
+def test_other_mistakes():
+  with pytest.raises(InputError, match="data.workers is -1"):
+    build.check(config(workers=-1))
+  with pytest.raises(InputError, match="data.folder is ''"):
+    build.check(config("cub", test_name="folder", folder=""))
+
+
+def test_the_split_test_may_be_of_another_data_set(tmp_path):
+  made = config("miniimagenet", test_name="cub:84", directory=str(tmp_path))
+  build.check(made)
+  for split, protocol in (
+    ("", "miniimagenet:160"),
+    ("train", "miniimagenet:160"),
+    ("val", "miniimagenet:160"),
+    ("test", "cub:84"),
+  ):
+    assert build.source(made, split=split).protocol == protocol
+  made.data.name = "glyph_clutter"  # always there
+  made.stages = ("pretrain",)
+  build.check_feasible(made)
+  made.stages = ("evaluate",)
+  with pytest.raises(MissingData, match="cub is not prepared"):
+    build.check_feasible(made)
+
+
+def test_retrieval_sets_have_no_validation_classes(tmp_path):
+  with pytest.raises(InputError, match="no split 'val'"):
+    build.check_feasible(config("cars196", directory=str(tmp_path)))
