@@ -8,6 +8,7 @@ import argparse
 import os
 import pathlib
 import sys
+import textwrap
 from typing import NoReturn
 
 from deepemd_jax.data import builders, catalogue
@@ -60,7 +61,10 @@ def table(directory: str) -> str:
   rows = [("name", "classes", "images", "state", "on disk")]
   for benchmark in catalogue.BENCHMARKS.values():
     counts = [benchmark.counts(split) for split in benchmark.splits]
-    place = builders.place(benchmark, directory)
+    places = (
+      builders.place(benchmark, directory),
+      pathlib.Path(directory, "stored", benchmark.name),
+    )
     ready = builders.is_ready(benchmark, directory)
     state = "ready" if ready else "not prepared"
     totals = [benchmark.total(split) for split in benchmark.splits]
@@ -75,7 +79,7 @@ def table(directory: str) -> str:
         "/".join(str(len(classes)) for classes in counts),
         "/".join(f"{total:,}" for total in totals),
         state,
-        builders.human_size(_size(place)) if ready else "-",
+        builders.human_size(sum(map(_size, places))) if ready else "-",
       )
     )
   rows.append(("glyph_clutter", "47/16/31", "made on first use", "-", "-"))
@@ -84,7 +88,12 @@ def table(directory: str) -> str:
     "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
     for row in rows
   ]
-  lines.append("classes and images: train/val/test, or train/test")
+  lines += ["classes and images: train/val/test, or train/test", ""]
+  titles = {b.name: b.title for b in catalogue.BENCHMARKS.values()}
+  titles["glyph_clutter"] = "composed scenes of glyphs, made from fonts"
+  for name, title in titles.items():
+    line = f"  {name}: {title}"
+    lines += textwrap.wrap(line, 98, subsequent_indent="    ")
   return "\n".join(line.rstrip() for line in lines)
 
 

@@ -138,7 +138,10 @@ def prepare(
   work = published.Work(
     source, skip_bad, lambda done, total: progress("images", done, total)
   )
-  builder = make(benchmark, directory, work=work)
+  try:
+    builder = make(benchmark, directory, work=work)
+  except OSError as error:  # TFDS wants a temporary folder even for this
+    raise _unwritable(pathlib.Path(directory), error) from error
   with warnings.catch_warnings():
     # Of Pillow, about oddities in files that it reads nevertheless.
     warnings.filterwarnings("ignore", module="PIL")
@@ -185,7 +188,8 @@ def once(builder) -> None:
         shutil.rmtree(ruin)
       if not final.exists():
         print(f"preparing {name} in {final}", file=sys.stderr, flush=True)
-        _quietly(builder.download_and_prepare)
+        with fetch.quiet(), contextlib.redirect_stdout(io.StringIO()):
+          builder.download_and_prepare()
   except OSError as error:
     raise _unwritable(final, error) from error
 
@@ -196,18 +200,6 @@ def _unwritable(path: pathlib.Path, error: OSError) -> InputError:
     "place (--config.data.directory, or --directory of python -m "
     "deepemd_jax.data)"
   )
-
-
-def _quietly(function) -> None:
-  """TFDS prints two lines and five progress bars for what takes seconds."""
-  import tensorflow_datasets as tfds
-
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      function()
-  finally:
-    tfds.enable_progress_bar()
 
 
 def default_directory() -> str:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import fcntl
+import logging
 import pathlib
 import shutil
 import sys
@@ -66,7 +67,7 @@ def fetch(
       url_infos=urls,
     )
     try:
-      with _watched(place, archive.size, progress):
+      with _watched(place, archive.size, progress), quiet():
         return pathlib.Path(manager.download(archive.url))
     except tfds.download.download_manager.NonMatchingChecksumError as error:
       put = manual(directory) / archive.file
@@ -76,11 +77,37 @@ def fetch(
         f"{remedy}"
       ) from error
     except Exception as error:  # requests, urllib3 and TFDS have their own
-      reason = " ".join(str(error).split())[:200] or type(error).__name__
-      raise FetchError(f"cannot fetch {archive.url}: {reason}") from error
+      raise FetchError(
+        f"cannot fetch {archive.url} ({_reason(error)})"
+      ) from error
     finally:
       for ruin in place.glob("*.tmp.*"):
         shutil.rmtree(ruin, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+  """Why a download has failed, in a few words."""
+  import requests
+
+  if isinstance(error, requests.exceptions.ConnectionError):
+    return "no connection to that host"
+  return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """TFDS draws bars of its own, and urllib3 warns of each try that failed."""
+  import tensorflow_datasets as tfds
+
+  warnings_of = logging.getLogger("urllib3")
+  level = warnings_of.level
+  warnings_of.setLevel(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    yield
+  finally:
+    tfds.enable_progress_bar()
+    warnings_of.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -316,6 +316,26 @@ def test_copies_and_originals_are_of_the_same_images(cub):
   )
 
 
+def test_rows_do_not_depend_on_what_it_was_prepared_from(cub, tmp_path):
+  """Else the same episode would hold other images on another machine."""
+  files = fake.cub_files(4)
+  backwards = dict(reversed(files.items()))
+  archive = fake.tar(tmp_path / "backwards.tgz", backwards)
+  small, other = catalogue.BENCHMARKS["cub"], str(tmp_path / "other")
+  builders.prepare(small, other, source=archive)
+  for name in ("cub:84", "cub:original"):
+    here, there = (
+      datasets.BenchmarkSource(name, place).load("val")
+      for place in (str(cub), other)
+    )
+    assert here.keys == there.keys
+    assert list(zip(here.labels, here.keys, strict=True)) == sorted(
+      zip(here.labels, here.keys, strict=True)
+    )
+    rows = np.arange(len(here.keys))
+    np.testing.assert_array_equal(here.whole(rows, 84), there.whole(rows, 84))
+
+
 def test_what_is_not_prepared_is_explained(cub):
   empty = datasets.BenchmarkSource("cub", str(cub / "empty"))
   published = catalogue.BENCHMARKS["cub"].counts("val")
