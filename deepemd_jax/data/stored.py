@@ -268,7 +268,7 @@ def _decoded(items: Iterable[Item], side: int) -> Iterator[tuple]:
 
 def _look(file: bytes | str, side: int):
   try:
-    return (*images.squashed(file, side), None)
+    return (*images.copied(file, side), None)
   except Exception as error:  # decoders raise nearly anything on broken files
     return None, None, pictures.reason(error)
 

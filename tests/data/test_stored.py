@@ -66,7 +66,7 @@ def check(found, made, side=16):
   for row, item in enumerate(made):
     image = Image.open(io.BytesIO(item.file))
     assert found.sizes[row].tolist() == [image.height, image.width]
-    small = image.resize((side, side), Image.Resampling.BILINEAR)
+    small = image.resize((side, side), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(found.pixels[row], np.asarray(small))
 
 
