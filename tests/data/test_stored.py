@@ -107,6 +107,13 @@ def test_without_copies_there_is_an_index(tmp_path):
   assert os.listdir(tmp_path / "kept") == ["index.json"]
 
 
+def test_images_of_known_sizes_are_not_decoded_for_an_index(tmp_path):
+  made = [stored.Item(b"not looked at", "x", "c", (7, 5))]
+  assert load(tmp_path / "index", made, side=0).sizes.tolist() == [[7, 5]]
+  with pytest.raises(InputError, match="not an image"):
+    load(tmp_path / "copies", made)
+
+
 def test_copies_of_something_else_are_made_again(tmp_path, capfd):
   load(tmp_path / "kept", items(5))
   made = items(6, first=2)
