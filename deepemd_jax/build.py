@@ -89,8 +89,10 @@ def _check_name(name: str, size: int) -> None:
   elif name != "glyph_clutter":
     known = ("glyph_clutter", "folder", *catalogue.BENCHMARKS)
     near = difflib.get_close_matches(plain, known, 2)
-    hint = f"did you mean {' or '.join(near)}" if near else ", ".join(known)
-    raise InputError(f"there is no data set {name!r}; {hint}")
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise InputError(
+      f"there is no data set {name!r}; {hint}There are {', '.join(known)}"
+    )
 
 
 def training_episode(config) -> dict[str, int]:

@@ -1,13 +1,16 @@
 """Encode once, score every episode by itself, the same whatever the batch."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import default
-from deepemd_jax import build, evaluate
-from deepemd_jax.data.images import Copies
+from deepemd_jax import build, evaluate, figures
+from deepemd_jax.data.images import Copies, Originals
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import matching, resnet, sfc
 
@@ -61,6 +64,53 @@ def test_nodes_do_not_depend_on_the_batch(kind, nodes, images, variables):
   filed = evaluate.encoder(config)(variables, images)
   assert isinstance(filed, np.memmap)
   np.testing.assert_array_equal(filed, kept[1])
+
+
+class Files:
+  """PNGs in memory."""
+
+  def __init__(self, pixels):
+    self._files = []
+    for each in pixels:
+      file = io.BytesIO()
+      Image.fromarray(each).save(file, "PNG")
+      self._files.append(file.getvalue())
+
+  def read(self, rows):
+    return [self._files[row] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["fcn", "grid", "sampling", "redraw"])
+def test_originals_are_seen_as_copies_of_their_size(kind, images, variables):
+  """Whoever cuts and resizes, host or device."""
+  config = small("sampling" if kind == "redraw" else kind)
+  config.nodes.redraw = kind == "redraw"
+  config.evaluate.encode_batch_size = 8
+  known = {
+    "labels": images.labels,
+    "class_names": images.class_names,
+    "keys": images.keys,
+    "sizes": np.full((24, 2), SIDE, np.int32),
+  }
+  drawn = evaluate.sampler(config, images, "test")(0)
+  found, shown = [], []
+  for either in (
+    Copies(images=images.images, **known),
+    Originals(files=Files(images.images), **known),
+  ):
+    nodes = evaluate.encoder(config)(variables, either)
+    if callable(nodes):
+      nodes = nodes(np.array([[3, 5]]), np.array([1]))
+    found.append(nodes)
+    config.nodes.redraw = False
+    (pair, *_) = figures.matched_pairs(config, either, drawn, variables)
+    shown.append(pair)
+    config.nodes.redraw = kind == "redraw"
+  np.testing.assert_allclose(*found, atol=1e-5)
+  np.testing.assert_allclose(*(pair.flow for pair in shown), atol=1e-4)
+  # Crops are shown on pictures of another size: at the same place.
+  places = [pair.query_boxes / pair.query.shape[0] for pair in shown]
+  np.testing.assert_allclose(*places, atol=1e-6)
 
 
 def test_an_image_is_encoded_once(images, variables, monkeypatch):

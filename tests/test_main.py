@@ -82,3 +82,21 @@ def test_evaluating_an_empty_workdir_says_what_to_do(tmp_path):
   assert "no checkpoint in" in done.stderr
   assert done.stderr.count("deepemd_jax: error") == 1
   assert not (tmp_path / "none").exists()
+
+
+def test_missing_data_are_explained_in_a_few_lines(monkeypatch, capsys):
+  import deepemd_jax.main as command
+  from deepemd_jax.errors import MissingData
+
+  def run(config, workdir):
+    raise MissingData(["no data   set", "  needed: a file", "  then run: it"])
+
+  monkeypatch.setattr(command, "run", run)
+  monkeypatch.setattr(command, "_workdir", lambda: None)
+  monkeypatch.setattr(command, "_CONFIG", type("Flag", (), {"value": None}))
+  with pytest.raises(SystemExit) as stopped:
+    command.main([])
+  assert stopped.value.code == 2
+  assert capsys.readouterr().err == (
+    "deepemd_jax: error: no data   set\n  needed: a file\n  then run: it\n"
+  )

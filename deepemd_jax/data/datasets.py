@@ -220,8 +220,12 @@ class Records:
     label = opened.dataset_info.features["label"]
     for i in range(len(opened)):
       row = opened[i]
-      name = label.int2str(row["label"])
-      yield stored.Item(row["image"], row["key"].decode(), name)
+      yield stored.Item(
+        row["image"],
+        row["key"].decode(),
+        label.int2str(row["label"]),
+        (int(row["height"]), int(row["width"])),
+      )
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,6 +18,12 @@ from PIL import Image
 
 from deepemd_jax.data import pictures
 
+# How copies are made. Crops of bicubic ones are nearer to crops of the original
+# (1.6 grey levels on average at 160 pixels) than of bilinear ones (2.1), which
+# have lost more of the detail; `benchmarks/data.py` measures it.
+COPIED = Image.Resampling.BICUBIC
+_SEEN = Image.Resampling.BILINEAR  # torchvision's, in every view
+
 
 class Files(Protocol):
   """Encoded images by row."""
@@ -126,10 +132,8 @@ class Originals(ImageSet):
 
   def whole(self, rows, size):
     """See `ImageSet`: resized by the host."""
-    resized = functools.partial(squashed, side=size)
-    return np.stack(
-      [pixels for pixels, _ in _decoders().map(resized, self.files.read(rows))]
-    )
+    resized = functools.partial(_whole, size=size)
+    return np.stack(list(_decoders().map(resized, self.files.read(rows))))
 
 
 @functools.cache
@@ -143,17 +147,19 @@ def _decoded(file: bytes | str) -> Image.Image:
     return pictures.to_rgb(image)
 
 
-def squashed(
-  file: bytes | str, side: int
-) -> tuple[np.ndarray, tuple[int, int]]:
-  """An image resized to uint8 [side, side, 3]; its original height and width.
+def copied(file: bytes | str, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+  """A copy to store, uint8 [side, side, 3]; the original height and width.
 
   Raises:
     Nearly anything: it is no picture; see `pictures.reason`.
   """
   image = _decoded(file)
-  small = image.resize((side, side), Image.Resampling.BILINEAR)
-  return np.asarray(small), (image.height, image.width)
+  small = np.asarray(image.resize((side, side), COPIED))
+  return small, (image.height, image.width)
+
+
+def _whole(file: bytes | str, size: int) -> np.ndarray:
+  return np.asarray(_decoded(file).resize((size, size), _SEEN))
 
 
 def _crops(file: bytes | str, boxes: np.ndarray, size: int) -> np.ndarray:
@@ -164,6 +170,5 @@ def _crops(file: bytes | str, boxes: np.ndarray, size: int) -> np.ndarray:
     # Grid's boxes on an image of a few pixels may be empty.
     left, top = min(left, image.width - 1), min(top, image.height - 1)
     box = left, top, max(right, left + 1), max(bottom, top + 1)
-    crop = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-    cut.append(np.asarray(crop))
+    cut.append(np.asarray(image.crop(box).resize((size, size), _SEEN)))
   return np.stack(cut)

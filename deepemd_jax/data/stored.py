@@ -38,11 +38,14 @@ class Item(NamedTuple):
     file: its content, or its path.
     key: its name.
     label: its class, if it is of one for good; else "".
+    size: height and width of an image that is known to be a good one; where no
+      copies are wanted it is not decoded.
   """
 
   file: bytes | str
   key: str
   label: str = ""
+  size: tuple[int, int] | None = None
 
 
 class PixelMap:
@@ -254,11 +257,11 @@ def _decoded(items: Iterable[Item], side: int) -> Iterator[tuple]:
   """(item, pixels, (height, width), None), or (item, None, None, why not), in
   order, decoded by threads a few images ahead."""
   threads = os.cpu_count() or 1
-  look = functools.partial(_look, side=side or 1)
+  look = functools.partial(_look, side=side)
   window = collections.deque()
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for item in items:
-      window.append((item, pool.submit(look, item.file)))
+      window.append((item, pool.submit(look, item)))
       if len(window) > 4 * threads:
         item, result = window.popleft()
         yield (item, *result.result())
@@ -266,9 +269,11 @@ def _decoded(items: Iterable[Item], side: int) -> Iterator[tuple]:
       yield (item, *result.result())
 
 
-def _look(file: bytes | str, side: int):
+def _look(item: Item, side: int):
+  if item.size and not side:
+    return None, item.size, None
   try:
-    return (*images.squashed(file, side), None)
+    return (*images.copied(item.file, side or 1), None)
   except Exception as error:  # decoders raise nearly anything on broken files
     return None, None, pictures.reason(error)
 

@@ -66,7 +66,7 @@ def check(found, made, side=16):
   for row, item in enumerate(made):
     image = Image.open(io.BytesIO(item.file))
     assert found.sizes[row].tolist() == [image.height, image.width]
-    small = image.resize((side, side), Image.Resampling.BILINEAR)
+    small = image.resize((side, side), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(found.pixels[row], np.asarray(small))
 
 
@@ -105,6 +105,13 @@ def test_without_copies_there_is_an_index(tmp_path):
     assert found.pixels is None and len(found.keys) == 5
     assert found.sizes[3].tolist() == [13, 23]
   assert os.listdir(tmp_path / "kept") == ["index.json"]
+
+
+def test_images_of_known_sizes_are_not_decoded_for_an_index(tmp_path):
+  made = [stored.Item(b"not looked at", "x", "c", (7, 5))]
+  assert load(tmp_path / "index", made, side=0).sizes.tolist() == [[7, 5]]
+  with pytest.raises(InputError, match="not an image"):
+    load(tmp_path / "copies", made)
 
 
 def test_copies_of_something_else_are_made_again(tmp_path, capfd):

@@ -1,0 +1,263 @@
+"""What reading an episode costs, and what stored copies change.
+
+    python -m benchmarks.data               # tables, JSON on request
+    python -m benchmarks.data --smoke       # small, for CI
+
+Reading: 5-way 1-shot episodes with 15 queries a class, 80 images with a random
+resized crop each, in turns in one run; medians. A core is a second of CPU time,
+whoever spends it. `PIL on the host` is what a PyTorch loader does with the same
+copies in the same memory map: crop, resize to 84, flip; nothing is decoded.
+
+Copies: the mean difference, in grey levels, between random crops of squashed
+copies and the same crops of the originals. Photographs are those of installed
+wheels (matplotlib's, scikit-learn's) or of `--photos`, at most 500 pixels long,
+as those of ImageNet and CUB are.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import multiprocessing
+import pathlib
+import resource
+import tempfile
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+
+from configs import default
+from deepemd_jax import build, metatrain
+from deepemd_jax.data import builders, catalogue, datasets, pictures, views
+from deepemd_jax.data.images import COPIED
+
+SIZE = 84
+NAME = "photographs"
+IN_WHEELS = {
+  "matplotlib": "mpl-data/sample_data/grace_hopper.jpg",
+  "sklearn": "datasets/images/*.jpg",
+}
+
+
+def photographs(folder: str | None) -> dict[str, Image.Image]:
+  """Real photographs by name, at most 500 pixels long."""
+  if folder:
+    paths = [pathlib.Path(folder).rglob("*")]
+  else:
+    paths = []
+    for package, pattern in IN_WHEELS.items():
+      if spec := importlib.util.find_spec(package):
+        paths.append(pathlib.Path(spec.origin).parent.glob(pattern))
+  found = {}
+  for path in sorted(path for several in paths for path in several):
+    if path.suffix.lower() in pictures.SUFFIXES:
+      with pictures.open_image(path) as image:
+        found[path.name] = pictures.to_rgb(image)
+      found[path.name].thumbnail((500, 500), Image.Resampling.LANCZOS)
+  return found
+
+
+def differences(images: dict, sides, crops: int) -> dict[int, dict]:
+  """{side: {photograph: mean grey levels}} of crops of copies."""
+  rows: dict = {side: {} for side in sides}
+  for name, image in images.items():
+    size = np.array([[image.height, image.width]]).repeat(crops, 0)
+    boxes = views.random_resized_crop(np.random.default_rng(0), size)
+    expected = np.stack(
+      [
+        np.asarray(
+          image.crop(tuple(box)).resize((SIZE, SIZE), Image.BILINEAR), np.int16
+        )
+        for box in boxes.astype(int).tolist()
+      ]
+    )
+    for side in sides:
+      copy = np.asarray(image.resize((side, side), COPIED))
+      found = views.crop_resize(
+        np.broadcast_to(copy, (crops, *copy.shape)),
+        views.to_stored(boxes, size, side),
+        np.zeros(crops, bool),
+        size=SIZE,
+      )
+      rows[side][name] = float(np.abs(np.asarray(found) - expected).mean())
+  return rows
+
+
+def register(count: int) -> list[str]:
+  """Makes a data set of `count` photographs known; its classes of 20 images."""
+  names = [f"c{i:04d}" for i in range(count // 20)]
+  lists = {"splits": {"train": {name: {"images": 20} for name in names}}}
+  catalogue.BENCHMARKS[NAME] = dataclasses.replace(
+    catalogue.BENCHMARKS["cub_full"],
+    **{"name": NAME, "splits": ("train",), "lists": lambda: lists},
+    layouts=("folders",),
+  )
+  return names
+
+
+def prepare(root: pathlib.Path, photos, count: int, side: int) -> None:
+  """Prepares JPEGs of parts of the photographs, and copies; run in a process of
+  its own, so that the memory it takes is not counted."""
+  names = register(count)
+  images = list(photographs(photos).values())
+  rng = np.random.default_rng(0)
+  distinct = []
+  for i in range(min(count, 200)):  # the rest repeats them
+    photo = images[i % len(images)]
+    size = np.array([[photo.height, photo.width]])
+    (box,) = views.random_resized_crop(rng, size, scale=(0.5, 1.0))
+    file = io.BytesIO()
+    part = photo.crop(tuple(box)).resize((500, 375), Image.BILINEAR)
+    part.save(file, "JPEG", quality=90)
+    distinct.append(file.getvalue())
+  for c, name in enumerate(names):
+    (root / "ready" / "train" / name).mkdir(parents=True)
+    for i in range(20):
+      path = root / "ready" / "train" / name / f"{i}.jpg"
+      path.write_bytes(distinct[(20 * c + i) % len(distinct)])
+  with contextlib.redirect_stderr(io.StringIO()):
+    builders.prepare(
+      catalogue.BENCHMARKS[NAME], str(root), source=root / "ready"
+    )
+    for kept in (str(side), "original"):
+      opened(root, kept)
+
+
+def opened(root: pathlib.Path, kept: str):
+  """The images: copies, or originals."""
+  return datasets.BenchmarkSource(f"{NAME}:{kept}", str(root)).load("train")
+
+
+def on_host(make):
+  """Step -> crops [80, 84, 84, 3] made by PIL of the copies."""
+
+  def batch(step):
+    found = []
+    for part in make(step).values():
+      copies = part["images"].reshape(-1, *part["images"].shape[-3:])
+      boxes, flips = part["boxes"].reshape(-1, 4), part["flip"].ravel()
+      whole = np.stack([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], 1)
+      for copy, box, flip in zip(
+        copies, whole.reshape(-1, 4).astype(int).tolist(), flips, strict=True
+      ):
+        crop = Image.fromarray(copy).crop(box)
+        crop = np.asarray(crop.resize((SIZE, SIZE), Image.BILINEAR))
+        found.append(crop[:, ::-1] if flip else crop)
+    return np.stack(found)
+
+  return batch
+
+
+def measure(work: dict, turns: int) -> list[dict]:
+  """Wall and CPU seconds an episode of each, medians over turns."""
+  spent: dict = {name: [] for name in work}
+  for turn in range(turns + 1):  # the first one compiles and opens
+    for name, (make, episodes) in work.items():
+      wall, cpu = time.perf_counter(), time.process_time()
+      for step in range(turn * episodes, (turn + 1) * episodes):
+        jax.block_until_ready(make(step))
+      spent[name].append(
+        (
+          (time.perf_counter() - wall) / episodes,
+          (time.process_time() - cpu) / episodes,
+        )
+      )
+  rows = []
+  for name, seconds in spent.items():
+    wall, cpu = np.median(seconds[1:], 0)
+    rows.append({"path": name, "per core": 1 / cpu, "per second": 1 / wall})
+  return rows
+
+
+def reading(root: pathlib.Path, options) -> tuple[list[dict], dict]:
+  """Rows of all ways to read, and the peak memory between them, in GB."""
+  config = default.get_config()
+  cut = jax.jit(build.crop(config, SIZE))
+  copies = opened(root, str(options.side))
+  read = metatrain._batches(config, copies)
+  decode = metatrain._batches(config, opened(root, "original"))
+
+  def crop(step):
+    return [cut(part) for part in read(step).values()]
+
+  many = 1 if options.smoke else 40
+  memory = {"before": peak()}
+  measure({"read": (read, many)}, options.turns)
+  memory["after reading"] = peak()
+  rows = measure(
+    {
+      "read": (read, many),
+      "read + device crops": (crop, max(many // 10, 1)),
+      "array_record JPEG + PIL": (decode, max(many // 20, 1)),
+      "PIL on the host": (on_host(read), max(many // 4, 1)),
+    },
+    options.turns,
+  )
+  for row in rows:
+    row["against PIL"] = row["per core"] / rows[-1]["per core"]
+  return rows, memory | {"after device crops": peak()}
+
+
+def peak() -> float:
+  """The most memory this process has had so far, in GB; mapped pages too."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+  """Prints both tables."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--side", type=int, default=160, help="of the copies")
+  parser.add_argument("--images", type=int, default=5000)
+  parser.add_argument("--crops", type=int, default=1000, help="of a photograph")
+  parser.add_argument("--turns", type=int, default=7)
+  parser.add_argument("--photos", help="a folder of photographs")
+  parser.add_argument("--json", help="also write the rows to this file")
+  parser.add_argument("--smoke", action="store_true")
+  options = parser.parse_args()
+  if options.smoke:
+    options.images, options.crops, options.turns = 100, 20, 1
+
+  with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    child = multiprocessing.get_context("spawn").Process(
+      target=prepare,
+      args=(root, options.photos, options.images, options.side),
+    )
+    child.start()
+    child.join()
+    register(options.images)
+    rows, memory = reading(root, options)
+  images = photographs(options.photos)
+  levels = differences(images, (84, 128, 160, 256), options.crops)
+  print(
+    f"mean difference in grey levels, {options.crops} random crops each of\n"
+    f"{', '.join(images)}\n"
+  )
+  print(f"{'copies of':<12}{'mean':>8}{'worst photograph':>20}")
+  for side, found in levels.items():
+    mean, worst = np.mean(list(found.values())), max(found.values())
+    print(f"{side:<12}{mean:>8.2f}{worst:>20.2f}")
+  print(
+    f"\nepisodes of 80 images; {options.images} copies of {options.side}; "
+    f"JPEGs of 500 x 375; {jax.devices()[0].device_kind}\n"
+  )
+  print(f"{'path':<28}{'a core':>10}{'a second':>12}{'against PIL':>14}")
+  for row in rows:
+    print(
+      f"{row['path']:<28}{row['per core']:>10.1f}{row['per second']:>12.1f}"
+      f"{row['against PIL']:>14.2f}"
+    )
+  spent = ", ".join(f"{when} {gb:.2f}" for when, gb in memory.items())
+  print(f"\npeak memory in GB, with the pages of the map: {spent}")
+  if options.json:
+    found = {"reading": rows, "grey levels": levels, "peak GB": memory}
+    with open(options.json, "w") as file:
+      json.dump(found, file, indent=2)
+
+
+if __name__ == "__main__":
+  main()
