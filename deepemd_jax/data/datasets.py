@@ -120,8 +120,14 @@ class BenchmarkSource:
 
   @property
   def title(self) -> str:
-    """One line for people."""
-    return catalogue.parse(self.name)[0].title
+    """One line for people: archive, crop and split; once it is prepared also
+    what from, and how many images are lacking."""
+    benchmark, _ = catalogue.parse(self.name)
+    if not builders.is_ready(benchmark, self.directory):
+      return benchmark.title
+    noted = builders.metadata(benchmark, self.directory)
+    bad = len(noted["skipped"])
+    return noted["source"] + (f"; {bad} bad images left out" if bad else "")
 
   def check(self) -> None:
     """Looks whether the data set is prepared; opens none of it.

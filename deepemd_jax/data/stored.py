@@ -145,6 +145,10 @@ def load(
       if isinstance(found, str):
         if place.exists():
           _note(f"the copies of {name} in {place} {found}: making them again")
+          # Renamed first: never is half of it there under its name.
+          old = place.with_name(f"incomplete.{place.name}.old")
+          os.rename(place, old)
+          shutil.rmtree(old)
         _build(place, items, count, side, made_from, name)
         found = _opened(place, side, made_from)
   except OSError as error:
@@ -211,13 +215,10 @@ def _build(place, items, count, side, made_from, name) -> None:
     if not side:
       (scratch / "pixels").unlink()
     _sync_folder(scratch)
-    if place.exists():
-      os.rename(place, scratch.with_suffix(".before"))
     os.rename(scratch, place)
     _sync_folder(place.parent)
   finally:
-    for left in (scratch, scratch.with_suffix(".before")):
-      shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_pixels(path, items, count, side, name) -> dict:
