@@ -18,8 +18,8 @@ class MatchedPair:
   """A query and a support image, and how their regions were matched.
 
   Attributes:
-    support: uint8 [S, S, 3].
-    query: uint8 [S, S, 3].
+    support: uint8 [H, W, 3].
+    query: uint8 [H, W, 3].
     support_boxes: [m, 4] left, top, right, bottom of each node, in pixels.
     query_boxes: [n, 4].
     support_weights: [m], as they entered the EMD.
@@ -27,6 +27,7 @@ class MatchedPair:
     similarity: [n, m], query nodes by support nodes.
     flow: [n, m].
     title: one line.
+    contributions: [n, m], each pair's part of the logit, or None.
   """
 
   support: np.ndarray
@@ -38,6 +39,7 @@ class MatchedPair:
   similarity: np.ndarray
   flow: np.ndarray
   title: str
+  contributions: np.ndarray | None = None
 
 
 def _figure(width: float, height: float):
@@ -101,7 +103,8 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
 
   Left and right are the images alone; between them the same images under their
   weights (dark: no mass), joined by the `lines` strongest flows, as thick as
-  the mass moved and coloured by similarity.
+  the mass moved and coloured by similarity. Where contributions are known, the
+  lines are the largest of those.
   """
   figure = _figure(8.4, 2.45 * len(pairs))
   axes = figure.subplots(len(pairs), 4, squeeze=False)
@@ -113,7 +116,8 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
     _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)
     _weighted(row[2], pair.query, pair.query_boxes, pair.query_weights)
     _flows(figure, row[1], row[2], pair, lines)
-    row[1].set_title(pair.title, fontsize=9, loc="left")
+    # A name may hold dollars, which would be taken for mathematics.
+    row[1].set_title(pair.title, fontsize=9, loc="left", parse_math=False)
   axes[0, 0].set_title("support", fontsize=9)
   axes[0, 3].set_title("query", fontsize=9)
   _similarity_bar(figure, axes)
@@ -156,7 +160,8 @@ def _flows(figure, left_axis, right_axis, pair, lines):
   from matplotlib.patheffects import withStroke
 
   colours = _similarity_colours()
-  strongest = np.argsort(pair.flow, axis=None)[::-1][:lines]
+  order = pair.flow if pair.contributions is None else pair.contributions
+  strongest = np.argsort(order, axis=None)[::-1][:lines]
   largest = max(float(pair.flow.max()), 1e-12)
   for index in strongest:
     i, j = np.unravel_index(index, pair.flow.shape)

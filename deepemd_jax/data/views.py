@@ -99,6 +99,11 @@ def crop_resize(
   return jax.vmap(one)(images, boxes.astype(jnp.float32), flip)
 
 
+def large_side(size: int) -> int:
+  """What `evaluation_images` resizes to before it cuts the centre."""
+  return round(size * _MARGIN)
+
+
 def evaluation_images(images: jax.Array, size: int = 84) -> jax.Array:
   """The official evaluation view: resize to size * 92 / 84, cut the centre.
 
@@ -110,7 +115,7 @@ def evaluation_images(images: jax.Array, size: int = 84) -> jax.Array:
     float32 grey levels [N, size, size, 3].
   """
   count, height, width = images.shape[:3]
-  large = round(size * _MARGIN)
+  large = large_side(size)
   box = jnp.array([0.0, 0.0, width, height])
   resized = crop_resize(
     images, jnp.tile(box, (count, 1)), jnp.zeros(count, bool), size=large
