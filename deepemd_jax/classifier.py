@@ -18,6 +18,7 @@ import numpy as np
 
 from deepemd_jax import cache, emd, encodings, explanation, trained
 from deepemd_jax.data import uploads
+from deepemd_jax.emd.distance import default_solver
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import matching, sfc
 
@@ -160,6 +161,22 @@ class FewShotClassifier:
       gradient=config.sfc.gradient,
     )
     return np.asarray(fitted)
+
+  def describe(self) -> dict[str, str]:
+    """What was fitted, in words, by name."""
+    self._check_fitted()
+    shots = np.bincount(self._support_index)
+    solver = self._solver or default_solver()
+    return {
+      "checkpoint": f"{self.checkpoint or trained.DEFAULT} "
+      f"({self._trained.place})",
+      "variant": f"{self._look.kind}, {self.class_nodes_.shape[1]} nodes",
+      "solver": type(solver).__name__,
+      "classes": str(len(shots)),
+      "class nodes": "of the example"
+      if shots.max() == 1
+      else "fitted to the examples (SFC)",
+    }
 
   def encoder(self) -> encodings.Encoder:
     """What encodes images for this classifier; `fit` comes first."""

@@ -205,6 +205,42 @@ def _similarity_bar(figure, axes):
   bar.ax.tick_params(labelsize=7)
 
 
+def reliability(
+  confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray
+):
+  """Accuracy against confidence, a bin a point; below, how many they are of.
+
+  Args:
+    confidence: [bins], 0 to 1; NaN where a bin is empty.
+    accuracy: [bins], 0 to 1.
+    counts: [bins], of predictions.
+  """
+  figure = _figure(4.2, 4.0)
+  above, below = figure.subplots(
+    2, 1, sharex=True, gridspec_kw={"height_ratios": (4, 1)}
+  )
+  there = counts > 0
+  above.plot([0, 1], [0, 1], ":", color="grey", label="perfect")
+  above.plot(
+    confidence[there],
+    accuracy[there],
+    "o-",
+    color=_COLOURS[0],
+    label="predictions",
+  )
+  above.set_ylim(-0.03, 1.03)
+  above.set_ylabel("share that is right")
+  above.legend(frameon=False, fontsize=8)
+  edges = np.linspace(0, 1, len(counts) + 1)
+  below.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_COLOURS[5])
+  below.set_ylabel("images")
+  below.set_xlabel("probability of the predicted class")
+  for axis in (above, below):
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+  return figure
+
+
 def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
   """Accuracy with 95% intervals of several heads against a setting.
 
