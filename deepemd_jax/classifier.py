@@ -283,7 +283,7 @@ class FewShotClassifier:
     # As many as the largest class has: one shape.
     filled = np.resize(rows, np.bincount(self._support_index).max())
     alike = self._logits(encoded.nodes, self._support_nodes[filled])[0]
-    support = self._support[rows[alike.argmax()]]
+    support = self._support[filled[alike.argmax()]]
     match = _match(
       encoded.nodes, self.class_nodes_[k : k + 1], solver=self._solver
     )
