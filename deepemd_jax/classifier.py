@@ -248,7 +248,8 @@ class FewShotClassifier:
 
   def predict(self, images: Sequence) -> np.ndarray:
     """The most likely class of each image, [N]."""
-    return self.classes_[self.logits(images).argmax(1)]
+    best = self.logits(images).argmax(1)
+    return self.classes_[best]
 
   def score(self, images: Sequence, labels: Sequence, sample_weight=None):
     """Share of the images that get their label, 0 to 1."""
