@@ -99,8 +99,6 @@ def _work(options) -> tuple[dict[str, bytes], str]:
     command.check_output(path, [*examples, *paths])
   if len({os.path.realpath(path) for path in outputs}) < len(outputs):
     raise InputError("--out and --report are the same file; give two names")
-  if remark:
-    print(remark, file=sys.stderr)
 
   import numpy as np
 
@@ -145,6 +143,8 @@ def _work(options) -> tuple[dict[str, bytes], str]:
       )
   finally:
     progress.close()
+  if remark:
+    print(remark, file=sys.stderr)
   return files, f"{results.summary()}\nwrote {' and '.join(files)}"
 
 

@@ -92,25 +92,26 @@ def _work(options) -> tuple[dict[str, bytes], str]:
 
 def similarities(query, nodes):
   """Cosine of pooled nodes: query [1, n, c], others [N, n, c] -> [N]."""
-  import jax.numpy as jnp
-  import numpy as np
-
   from deepemd_jax.models import matching
 
-  pair = jnp.asarray(query), jnp.asarray(nodes)
-  return np.asarray(matching.prototype_logits(*pair, 1.0))[0]
+  return _row(matching.prototype_logits, query, nodes, 1.0)
 
 
 def reranked(query, nodes, solver):
   """EMD similarity, up to 1 (the same image): query [1, n, c], others [K, n, c]
   -> [K], in one call."""
-  import jax.numpy as jnp
-  import numpy as np
-
   from deepemd_jax.models import matching
 
-  pair = jnp.asarray(query), jnp.asarray(nodes)
-  return np.asarray(matching.logits(*pair, solver, 1.0))[0]
+  return _row(matching.logits, query, nodes, solver, 1.0)
+
+
+def _row(score, query, nodes, *settings):
+  """The scores of one query, compiled."""
+  import jax
+  import numpy as np
+
+  compiled = jax.jit(score, static_argnums=range(2, 2 + len(settings)))
+  return np.asarray(compiled(query, nodes, *settings))[0]
 
 
 def main(arguments: list[str]) -> int:
