@@ -132,7 +132,9 @@ def check_output(path: str, inputs: Iterable) -> None:
     raise InputError(f"cannot write {path!r}: there is something, not a file")
   if not target.parent.is_dir():
     raise InputError(f"cannot write {path!r}: there is no such folder")
-  scratch = _scratch(target)
+  if target.exists() and not os.access(target, os.W_OK):
+    raise InputError(f"cannot write {path!r}: it is write-protected")
+  scratch = _scratch(target, 0)
   try:
     scratch.touch()
     scratch.unlink()
@@ -142,20 +144,22 @@ def check_output(path: str, inputs: Iterable) -> None:
     raise InputError(f"{path!r} is one of the images; give another name")
 
 
-def _scratch(target: pathlib.Path) -> pathlib.Path:
-  return target.with_name(f".deepemd_jax.{os.getpid()}.tmp")
+def _scratch(target: pathlib.Path, number: int) -> pathlib.Path:
+  return target.with_name(f".deepemd_jax.{os.getpid()}.{number}.tmp")
 
 
 def _write(files: dict[str, bytes]) -> None:
-  """Replaces files, each whole or not at all."""
-  for path, content in files.items():
-    # What a link points to, not the link.
-    target = pathlib.Path(path).resolve()
-    scratch = _scratch(target)
-    try:
-      scratch.write_bytes(content)
-      os.replace(scratch, target)
-    except OSError as error:
-      raise InputError(f"cannot write {path!r}: {error.strerror}") from error
-    finally:
-      scratch.unlink(missing_ok=True)
+  """Replaces files when all are on the disk, each whole or not at all."""
+  # What a link points to, not the link.
+  targets = {path: pathlib.Path(path).resolve() for path in files}
+  scratch = {p: _scratch(t, k) for k, (p, t) in enumerate(targets.items())}
+  try:
+    for path, content in files.items():
+      scratch[path].write_bytes(content)
+    for path, target in targets.items():
+      os.replace(scratch[path], target)
+  except OSError as error:
+    raise InputError(f"cannot write {path!r}: {error.strerror}") from error
+  finally:
+    for file in scratch.values():
+      file.unlink(missing_ok=True)

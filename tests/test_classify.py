@@ -231,6 +231,32 @@ def test_mistakes(call, folder, what, more, message):
   assert sorted(after) == before
 
 
+def test_a_full_disk_leaves_what_was_there(call, folder, monkeypatch):
+  """The second file does not fit: the first is not replaced either."""
+  (folder / "out.csv").write_text("precious")
+  write = pathlib.Path.write_bytes
+
+  def full(path, content):
+    if content.startswith(b"<!doctype"):
+      write(path, content[:100])
+      raise OSError(28, "No space left on device")
+    return write(path, content)
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+  result = call(classify.main, *USUAL, "--report=r.html", "--pictures=0")
+  refused(result, "cannot write 'r.html': No space left on device")
+  assert (folder / "out.csv").read_text() == "precious"
+  left = {p.name for p in folder.iterdir()}
+  assert left == {"home", "out.csv", "query", "support"}
+
+
+def test_a_link_is_written_through(call, folder):
+  (folder / "real.csv").write_text("old")
+  (folder / "out.csv").symlink_to("real.csv")
+  assert call(classify.main, *USUAL)[0] == 0
+  assert (folder / "out.csv").is_symlink() and len(rows("real.csv")) == 6
+
+
 def test_no_checkpoint(call, capsys):
   refused(call(classify.main, *USUAL, checkpoint="absent"), "'absent' is not")
   refused(call(classify.main), "required: --support, --query, --out")
