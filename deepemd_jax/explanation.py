@@ -165,7 +165,9 @@ def explain(
 
 
 def small(image: Image.Image, side: int) -> np.ndarray:
-  """uint8 [h, w, 3], no side longer than `side`; none is enlarged."""
+  """A copy to look at, uint8 [h, w, 3]: no side longer than `side`, and none
+  shorter than a quarter of the other, where nothing could be seen."""
   share = min(1.0, side / max(image.size))
-  size = tuple(max(1, round(x * share)) for x in image.size)
+  least = max(image.size) * share / 4
+  size = tuple(max(1, round(max(x * share, least))) for x in image.size)
   return np.asarray(image.resize(size, Image.Resampling.BILINEAR))

@@ -111,6 +111,7 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
   for row, pair in zip(axes, pairs, strict=True):
     for axis in row:
       axis.set_axis_off()
+      axis.set_anchor("N")  # or a title lies over a taller neighbour
     _pixels(row[0], pair.support)
     _pixels(row[3], pair.query)
     _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)

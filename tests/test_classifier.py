@@ -20,6 +20,7 @@ from deepemd_jax import (
   classifier,
   emd,
   encodings,
+  explanation,
   trained,
 )
 from deepemd_jax.errors import InputError
@@ -318,3 +319,13 @@ def test_cells_stand_where_they_are(run):
     *([0, 0, 30, 20], [30, 0, 60, 20], [0, 20, 30, 40], [30, 20, 60, 40])
   ]
   assert encoded.sizes.tolist() == [[40, 60]]
+
+
+@pytest.mark.parametrize(
+  ("size", "shown"),
+  [((60, 40), (60, 40)), ((1, 1), (1, 1)), ((448, 336), (224, 168))]
+  + [((700, 1), (224, 56)), ((3, 40), (10, 40))],
+)
+def test_small_copies_can_be_looked_at(size, shown):
+  picture = explanation.small(Image.new("RGB", size), 224)
+  assert picture.shape == (shown[1], shown[0], 3)
