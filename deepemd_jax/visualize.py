@@ -200,7 +200,7 @@ def _similarity_colours():
 
 def _similarity_bar(figure, axes):
   bar = figure.colorbar(
-    _similarity_colours(), ax=axes[:, 3], fraction=0.05, pad=0.04
+    _similarity_colours(), ax=axes[:, 3], fraction=0.05, pad=0.04, panchor=False
   )
   bar.set_label("cosine of matched regions", fontsize=8)
   bar.ax.tick_params(labelsize=7)

@@ -304,6 +304,22 @@ def test_interrupted(run, folder):
   assert sorted(p.name for p in folder.iterdir()) == ["query", "support"]
 
 
+@pytest.mark.soak
+def test_ten_thousand_queries(call, folder):
+  """Fifty pictures, and a page and a table that hold all."""
+  source = folder / "query" / "red" / "0.png"
+  for i in range(10_000):
+    os.link(source, folder / "query" / "red" / f"copy{i}.png")
+  code, out, errors = call(
+    classify.main, *USUAL, "--report=r.html", "--no-cache"
+  )
+  assert code == 0, errors
+  assert "10006 images" in out and len(rows()) == 10_006
+  page = (folder / "r.html").read_text()
+  assert page.count("<section") == 50
+  assert page.count(".png") > 10_006 and len(page) < 10_000_000
+
+
 def test_search(call, folder):
   code, out, errors = call(
     search.main, "--gallery=query", "--query=query/red/1.png", "--top=2"
