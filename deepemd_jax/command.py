@@ -95,7 +95,11 @@ def run(
       raise found
     files, text = found
     _write(files)
-    print(text, flush=True)
+    # Names need not be text, nor fit the terminal's alphabet.
+    alphabet = sys.stdout.encoding or "utf-8"
+    print(
+      text.encode(alphabet, "backslashreplace").decode(alphabet), flush=True
+    )
   except InputError as error:
     message = " ".join(str(error).split())
     print(f"deepemd_jax: error: {message}", file=sys.stderr)
