@@ -18,8 +18,8 @@ class MatchedPair:
   """A query and a support image, and how their regions were matched.
 
   Attributes:
-    support: uint8 [S, S, 3].
-    query: uint8 [S, S, 3].
+    support: uint8 [H, W, 3].
+    query: uint8 [H, W, 3].
     support_boxes: [m, 4] left, top, right, bottom of each node, in pixels.
     query_boxes: [n, 4].
     support_weights: [m], as they entered the EMD.
@@ -27,6 +27,7 @@ class MatchedPair:
     similarity: [n, m], query nodes by support nodes.
     flow: [n, m].
     title: one line.
+    contributions: [n, m], each pair's part of the logit, or None.
   """
 
   support: np.ndarray
@@ -38,6 +39,7 @@ class MatchedPair:
   similarity: np.ndarray
   flow: np.ndarray
   title: str
+  contributions: np.ndarray | None = None
 
 
 def _figure(width: float, height: float):
@@ -101,19 +103,22 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
 
   Left and right are the images alone; between them the same images under their
   weights (dark: no mass), joined by the `lines` strongest flows, as thick as
-  the mass moved and coloured by similarity.
+  the mass moved and coloured by similarity. Where contributions are known, the
+  lines are the largest of those.
   """
   figure = _figure(8.4, 2.45 * len(pairs))
   axes = figure.subplots(len(pairs), 4, squeeze=False)
   for row, pair in zip(axes, pairs, strict=True):
     for axis in row:
       axis.set_axis_off()
+      axis.set_anchor("N")  # or a title lies over a taller neighbour
     _pixels(row[0], pair.support)
     _pixels(row[3], pair.query)
     _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)
     _weighted(row[2], pair.query, pair.query_boxes, pair.query_weights)
     _flows(figure, row[1], row[2], pair, lines)
-    row[1].set_title(pair.title, fontsize=9, loc="left")
+    # A name may hold dollars, which would be taken for mathematics.
+    row[1].set_title(pair.title, fontsize=9, loc="left", parse_math=False)
   axes[0, 0].set_title("support", fontsize=9)
   axes[0, 3].set_title("query", fontsize=9)
   _similarity_bar(figure, axes)
@@ -156,7 +161,8 @@ def _flows(figure, left_axis, right_axis, pair, lines):
   from matplotlib.patheffects import withStroke
 
   colours = _similarity_colours()
-  strongest = np.argsort(pair.flow, axis=None)[::-1][:lines]
+  order = pair.flow if pair.contributions is None else pair.contributions
+  strongest = np.argsort(order, axis=None)[::-1][:lines]
   largest = max(float(pair.flow.max()), 1e-12)
   for index in strongest:
     i, j = np.unravel_index(index, pair.flow.shape)
@@ -194,10 +200,46 @@ def _similarity_colours():
 
 def _similarity_bar(figure, axes):
   bar = figure.colorbar(
-    _similarity_colours(), ax=axes[:, 3], fraction=0.05, pad=0.04
+    _similarity_colours(), ax=axes[:, 3], fraction=0.05, pad=0.04, panchor=False
   )
   bar.set_label("cosine of matched regions", fontsize=8)
   bar.ax.tick_params(labelsize=7)
+
+
+def reliability(
+  confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray
+):
+  """Accuracy against confidence, a bin a point; below, how many they are of.
+
+  Args:
+    confidence: [bins], 0 to 1; NaN where a bin is empty.
+    accuracy: [bins], 0 to 1.
+    counts: [bins], of predictions.
+  """
+  figure = _figure(4.2, 4.0)
+  above, below = figure.subplots(
+    2, 1, sharex=True, gridspec_kw={"height_ratios": (4, 1)}
+  )
+  there = counts > 0
+  above.plot([0, 1], [0, 1], ":", color="grey", label="perfect")
+  above.plot(
+    confidence[there],
+    accuracy[there],
+    "o-",
+    color=_COLOURS[0],
+    label="predictions",
+  )
+  above.set_ylim(-0.03, 1.03)
+  above.set_ylabel("share that is right")
+  above.legend(frameon=False, fontsize=8)
+  edges = np.linspace(0, 1, len(counts) + 1)
+  below.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_COLOURS[5])
+  below.set_ylabel("images")
+  below.set_xlabel("probability of the predicted class")
+  for axis in (above, below):
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+  return figure
 
 
 def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):

@@ -3,7 +3,11 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
+
+from deepemd_jax import checkpoint
+from deepemd_jax.models import resnet
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -32,3 +36,33 @@ def recipe_state_dict():
     np.testing.assert_allclose(state[key].sum(dtype=np.float64), total, 1e-6)
     np.testing.assert_allclose(np.ravel(state[key])[0], first, 1e-6)
   return state
+
+
+def tiny_run(workdir, *, stages=("pretrain",), seed=0, **fields):
+  """A workdir as a run leaves it: a random ResNet-12 on 32 pixels. All variants
+  have four nodes, so that one program serves them."""
+  config = {
+    "image": {"size": 32, "crop": "whole", "flip": True},
+    "model": {"width": 1 / 16},
+    "nodes": {"kind": "fcn", "grid": [2], "patches": 4},
+    "sfc": {"epochs": 3},
+  }
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir()
+  (workdir / "config.json").write_text(json.dumps(config | fields))
+  shapes = jax.eval_shape(lambda: resnet.init(jax.random.key(0), width=1 / 16))
+  rng = np.random.default_rng(seed)
+
+  def leaf(path, shape):
+    if path[-1].key == "kernel":
+      size = float(np.sqrt(2 / np.prod(shape.shape[:3])))
+      return size * rng.standard_normal(shape.shape, np.float32)
+    make = np.ones if path[-1].key in ("scale", "var") else np.zeros
+    return make(shape.shape, np.float32)
+
+  variables = jax.tree_util.tree_map_with_path(leaf, shapes)
+  for stage in stages:
+    with checkpoint.Checkpoints(workdir / stage / "checkpoints") as saved:
+      train = {"none": np.zeros(1, np.float32)}
+      saved.save(7, model=variables, train=train, meta={}, score=50.0)
+  return workdir

@@ -20,6 +20,12 @@ MAY_IMPORT = {
   "visualize": {"errors"},
   "convert": {"errors", "checkpoint", "torch_file"},
   "torch_file": {"errors"},
+  "trained": {"build", "checkpoint", "data", "errors", "models"},
+  "cache": {"errors"},
+  "scores": set(),
+  "explanation": {"visualize"},
+  "report": {"explanation", "scores", "visualize"},
+  "command": {"cache", "errors"},
 }
 # Third-party packages that only these files may import.
 ONLY_IN = {
@@ -30,6 +36,7 @@ ONLY_IN = {
   "matplotlib": {"visualize.py"},
   "tensorflow": set(),
   "ot": {"emd/simplex.py"},
+  "sklearn": {"classifier.py"},
 }
 
 

@@ -86,6 +86,31 @@ def test_overlapping_boxes_of_any_layout(pair):
   assert query.get_xlim() == (0, 64) and query.get_ylim() == (64, 0)
 
 
+def test_known_contributions_choose_the_lines(pair):
+  contributions = np.zeros((16, 16))
+  contributions[4, 9], contributions[2, 2] = 3.0, 1.0
+  pair = dataclasses.replace(
+    pair, flow=np.full((16, 16), 0.1), contributions=contributions
+  )
+  figure = visualize.matched_regions([pair], lines=2)
+  centre = lambda box: ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)  # noqa: E731
+  assert [line.xy2 for line in figure.artists] == [
+    centre(pair.query_boxes[4]),
+    centre(pair.query_boxes[2]),
+  ]
+
+
+def test_images_need_not_be_square_nor_titles_tame(pair):
+  wide = np.full((30, 90, 3), 200, np.uint8)
+  pair = dataclasses.replace(
+    pair, query=wide, query_boxes=nodes.cell_boxes(4, 4, 30), title="$x^$ & _"
+  )
+  figure = visualize.matched_regions([pair])
+  assert pixels(figure).std() > 10
+  assert figure.axes[2].get_xlim() == (0, 90)
+  assert figure.axes[2].get_ylim() == (30, 0)
+
+
 def test_weights_darken_where_there_is_no_mass(pair):
   weights = np.zeros(16)
   weights[5] = 1.0
@@ -105,6 +130,17 @@ def test_learning_curves_draw_what_there_is():
   above, below = figure.axes[0], figure.axes[2]
   assert above.lines[0].get_ydata().tolist() == [2, 1, 0]
   assert below.lines[0].get_ydata().tolist() == [50, 51, 52]
+  assert pixels(figure).std() > 1
+
+
+def test_reliability_leaves_out_empty_bins():
+  nan = float("nan")
+  figure = visualize.reliability(
+    np.array([nan, 0.4, 0.9]), np.array([nan, 0.5, 1.0]), np.array([0, 2, 6])
+  )
+  above, below = figure.axes
+  assert above.lines[1].get_xydata().tolist() == [[0.4, 0.5], [0.9, 1.0]]
+  assert [bar.get_height() for bar in below.patches] == [0, 2, 6]
   assert pixels(figure).std() > 1
 
 

@@ -65,6 +65,62 @@ def listing(
   return found
 
 
+def classes(root: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
+  """{class name: sorted image paths} of a folder with a directory a class.
+
+  Raises:
+    InputError: there is no such folder or no class in it, a class has no
+      images, or an image lies outside of all.
+  """
+  root = _existing(root)
+  loose = [
+    path for path in _images(root, root.resolve()) if path.parent == root
+  ]
+  if loose:
+    raise InputError(
+      f"{str(loose[0])!r} belongs to no class; put the images of each class "
+      "into a directory of their own"
+    )
+  inside = root.resolve()
+  found = {child.name: _images(child, inside) for child in _directories(root)}
+  empty = [name for name, paths in found.items() if not paths]
+  if empty:
+    raise InputError(
+      f"class {empty[0]!r} in {str(root)!r} has no images; put some there "
+      f"({', '.join(pictures.SUFFIXES)}) or remove it"
+    )
+  if not found:
+    raise InputError(
+      f"image folder {str(root)!r} holds no directories; put the images of "
+      "each class into one of their own"
+    )
+  return found
+
+
+def below(root: str | os.PathLike) -> list[pathlib.Path]:
+  """All images below a folder, sorted, or the one image that `root` is.
+
+  Raises:
+    InputError: there is no such folder, or no image in it.
+  """
+  if os.path.isfile(root):
+    return [pathlib.Path(root)]
+  root = _existing(root)
+  found = _images(root, root.resolve())
+  if not found:
+    raise InputError(
+      f"image folder {str(root)!r} holds no images "
+      f"({', '.join(pictures.SUFFIXES)})"
+    )
+  return found
+
+
+def _existing(root: str | os.PathLike) -> pathlib.Path:
+  if not os.path.isdir(root):
+    raise InputError(f"there is no image folder {os.fspath(root)!r}")
+  return pathlib.Path(root)
+
+
 def _refuse_shared(found) -> None:
   """Testing on classes that were trained on would not be few-shot learning."""
   split_of: dict[str, str] = {}

@@ -228,3 +228,39 @@ def test_an_unreadable_folder_is_refused(locked):
   finally:
     (root / locked).chmod(0o755)
     shutil.rmtree(root)
+
+
+def test_examples_by_class(tmp_path):
+  fill(tmp_path, "b/1.png", "b/deep/2.JPG", "a/1.png", ".hidden/1.png")
+  (tmp_path / "a" / "notes.txt").touch()
+  found = folder.classes(tmp_path)
+  assert list(found) == ["a", "b"]
+  assert found["b"] == [tmp_path / "b/1.png", tmp_path / "b/deep/2.JPG"]
+  (tmp_path / "c").mkdir()
+  with pytest.raises(InputError, match="class 'c' in .* has no images"):
+    folder.classes(tmp_path)
+  fill(tmp_path, "loose.png")
+  with pytest.raises(InputError, match="belongs to no class"):
+    folder.classes(tmp_path)
+  with pytest.raises(InputError, match="holds no directories"):
+    folder.classes(tmp_path / "c")
+  with pytest.raises(InputError, match="no image folder"):
+    folder.classes(tmp_path / "d")
+
+
+def test_images_below(tmp_path):
+  fill(tmp_path, "b/1.png", "a.png", "b/c/d/2.gif", "b/.hidden/3.png")
+  found = [
+    path.relative_to(tmp_path).as_posix() for path in folder.below(tmp_path)
+  ]
+  assert found == ["a.png", "b/1.png", "b/c/d/2.gif"]
+  assert folder.below(tmp_path / "a.png") == [tmp_path / "a.png"]
+  with pytest.raises(InputError, match="holds no images"):
+    (tmp_path / "e").mkdir()
+    folder.below(tmp_path / "e")
+  outside = tmp_path.parent / "outside.png"
+  Image.new("RGB", (4, 4)).save(outside)
+  (tmp_path / "b" / "link.png").symlink_to(outside)
+  for look in (folder.below, folder.classes):
+    with pytest.raises(InputError, match="link out of the image folder"):
+      look(tmp_path)

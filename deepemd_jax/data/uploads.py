@@ -1,0 +1,116 @@
+"""Images as people hand them over: a path, a picture of Pillow's, an array."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from deepemd_jax.data import pictures
+from deepemd_jax.errors import InputError
+
+_LARGEST = 2**30  # bytes of a file; those of honest pictures are smaller
+
+
+def several(images) -> list:
+  """The images of an argument that means many, as a list.
+
+  Args:
+    images: paths, Pillow's images or arrays in a list or an array: a uint8
+      [N, H, W, 3] too.
+
+  Raises:
+    InputError: it is one image, or no sequence at all.
+  """
+  single = isinstance(images, str | bytes | os.PathLike | Image.Image)
+  if getattr(getattr(images, "dtype", None), "kind", "O") in "buif":
+    # [H, W, 3] would pass for H grey images of W x 3 pixels.
+    single = images.ndim < 3 or (images.ndim == 3 and images.shape[2] < 5)
+  if single:
+    raise InputError("that is one image; give a list of images, [image], say")
+  if not isinstance(images, Iterable):
+    raise InputError(
+      f"images are a list of paths, pictures or arrays, not a "
+      f"{type(images).__name__}"
+    )
+  return list(images)
+
+
+def name(source, number: int) -> str:
+  """What to call an image in a message."""
+  if isinstance(source, str | os.PathLike):
+    return repr(os.fspath(source))
+  return f"image {number}"
+
+
+def read(source) -> tuple[str, bytes | Image.Image]:
+  """What identifies an image, and what `decode` makes its pixels of.
+
+  Args:
+    source: a path; an image of Pillow's; or an array [H, W] or [H, W, 1 | 3 |
+      4] of whole numbers 0..255, uint16, booleans, or floats 0..1.
+
+  Returns:
+    The SHA-256, hexadecimal, of the file or, where there is none, of the RGB
+    pixels; the file's bytes or the RGB image.
+
+  Raises:
+    OSError, ValueError and nearly anything else: as `pictures.open_image`.
+  """
+  if isinstance(source, str | os.PathLike):
+    # A named pipe would be waited for.
+    if os.path.exists(source) and not os.path.isfile(source):
+      raise ValueError("not a file")
+    if os.path.getsize(source) > _LARGEST:
+      raise ValueError("larger than 1 GiB")
+    with open(source, "rb") as file:
+      content = file.read()
+    return hashlib.sha256(content).hexdigest(), content
+  image = source if isinstance(source, Image.Image) else _from_array(source)
+  image = pictures.to_rgb(image)
+  return fingerprint(image), image
+
+
+def decode(content: bytes | Image.Image) -> Image.Image:
+  """The upright RGB image of what `read` gave; raises what that raises."""
+  if isinstance(content, Image.Image):
+    return content
+  with pictures.open_image(content) as file:
+    return pictures.to_rgb(file)
+
+
+def fingerprint(image: Image.Image) -> str:
+  """SHA-256, hexadecimal, of an RGB image's size and pixels."""
+  digest = hashlib.sha256(repr(image.size).encode())
+  digest.update(image.tobytes())
+  return digest.hexdigest()
+
+
+def _from_array(source) -> Image.Image:
+  array = np.asarray(source)
+  if array.ndim == 3 and array.shape[2] == 1:
+    array = array[..., 0]
+  if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
+    raise ValueError(
+      f"an array is [H, W], [H, W, 3] or [H, W, 4], not {list(array.shape)}"
+    )
+  if not array.size:
+    raise ValueError(f"no pixels: {list(array.shape)}")
+  kind = array.dtype.kind
+  if kind not in "buif":
+    raise ValueError(f"an array of {array.dtype} holds no pixels")
+  if kind == "b":
+    return Image.fromarray(array.astype(np.uint8) * np.uint8(255))
+  if array.dtype == np.uint16:
+    return Image.fromarray(np.rint(array / 257).astype(np.uint8))
+  top = 1 if kind == "f" else 255
+  # Not `any outside`: that would let NaN through.
+  if not (array.min() >= 0 and array.max() <= top):
+    raise ValueError(
+      f"values of {array.dtype} must lie in 0..{top}; they lie in "
+      f"{array.min()}..{array.max()}"
+    )
+  if kind == "f":
+    array = np.rint(array.astype(np.float64) * 255)
+  return Image.fromarray(array.astype(np.uint8))

@@ -1,0 +1,85 @@
+"""Views cut on the host from originals of all sizes."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepemd_jax.data import crops, views
+
+LOOK = crops.Crops(
+  kind="fcn",
+  size=32,
+  crop="center",
+  grid=(1, 2),
+  ratio=2.0,
+  patches=4,
+  scale=(0.1, 1.0),
+  aspect=(0.75, 4 / 3),
+  flip=True,
+  seed=0,
+)
+
+
+def look(**changes):
+  return dataclasses.replace(LOOK, **changes)
+
+
+@pytest.fixture
+def image():
+  rng = np.random.default_rng(0)
+  return Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
+
+
+@pytest.mark.parametrize("crop", ["center", "whole"])
+def test_whole_images_are_those_of_evaluation(crop, image):
+  pixels, boxes = look(crop=crop).cut(image)
+  stack = jnp.asarray(np.asarray(image))[None]
+  if crop == "center":
+    expected = views.evaluation_images(stack, 32)
+    # 35 of which 32 are kept, from the second.
+    np.testing.assert_allclose(
+      boxes[0], [60 / 35, 40 / 35, 60 * 33 / 35, 40 * 33 / 35]
+    )
+  else:
+    box = jnp.array([[0, 0, 60, 40]])
+    expected = views.crop_resize(stack, box, jnp.zeros(1, bool), size=32)
+    assert boxes[0].tolist() == [0, 0, 60, 40]
+  np.testing.assert_array_equal(pixels, expected)
+
+
+def test_grid(image):
+  pixels, boxes = look(kind="grid").cut(image)
+  assert pixels.shape == (5, 32, 32, 3)
+  np.testing.assert_array_equal(
+    boxes, views.grid_boxes(np.array([[40, 60]]), (1, 2), np.full((1, 2), 2))[0]
+  )
+  left, top, right, bottom = boxes[4].astype(int)
+  part = np.asarray(image)[top:bottom, left:right]
+  expected = Image.fromarray(part).resize((32, 32), Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(pixels[4], expected)
+
+
+def test_sampling_follows_from_the_pixels(image):
+  sampling = look(kind="sampling")
+  first, again = sampling.cut(image), sampling.cut(image.copy())
+  np.testing.assert_array_equal(first[0], again[0])
+  assert len(np.unique(first[1], axis=0)) == 4
+  changed = image.copy()
+  changed.putpixel((3, 3), (0, 0, 0))
+  assert (sampling.cut(changed)[1] != first[1]).any()
+  other = dataclasses.replace(sampling, seed=1)
+  assert (other.cut(image)[1] != first[1]).any()
+
+
+@pytest.mark.parametrize("kind", ["fcn", "grid", "sampling"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
+def test_images_of_a_few_pixels(kind, size):
+  image = Image.new("RGB", size, (10, 20, 30))
+  pixels, boxes = look(kind=kind, grid=(1, 2, 5)).cut(image)
+  assert np.unique(pixels.reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
+  width, height = size
+  assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+  assert (boxes[:, 2:] <= [width, height]).all()

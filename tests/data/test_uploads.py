@@ -1,0 +1,100 @@
+"""Whatever a person hands over becomes the same RGB image, or a reason."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepemd_jax.data import uploads
+from deepemd_jax.errors import InputError
+
+
+@pytest.fixture
+def pixels():
+  return np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+def decoded(source):
+  return np.asarray(uploads.decode(uploads.read(source)[1]))
+
+
+def test_a_path_a_picture_and_arrays_show_the_same(pixels, tmp_path):
+  Image.fromarray(pixels).save(tmp_path / "a.png")
+  opaque = np.concatenate([pixels, np.full((5, 7, 1), 255, np.uint8)], 2)
+  for source in (
+    tmp_path / "a.png",
+    str(tmp_path / "a.png"),
+    Image.fromarray(pixels),
+    pixels,
+    opaque,
+    pixels.astype(np.int64),
+    pixels.astype(np.uint16) * 257,
+    (pixels / 255).astype(np.float32),
+  ):
+    np.testing.assert_array_equal(decoded(source), pixels)
+
+
+def test_grey_arrays(pixels):
+  grey = pixels[..., 0]
+  expected = np.repeat(grey[..., None], 3, 2)
+  np.testing.assert_array_equal(decoded(grey), expected)
+  np.testing.assert_array_equal(decoded(grey[..., None]), expected)
+  np.testing.assert_array_equal(decoded(grey > 99), 255 * (expected > 99))
+
+
+@pytest.mark.parametrize(
+  ("source", "reason"),
+  [
+    (np.zeros((4, 4, 5), np.uint8), r"not \[4, 4, 5\]"),
+    (np.zeros(9), r"not \[9\]"),
+    (np.zeros((0, 4)), "no pixels"),
+    (np.full((4, 4), 2.0), r"must lie in 0\.\.1"),
+    (np.full((4, 4), np.nan), r"must lie in 0\.\.1"),
+    (np.full((4, 4), -1), r"must lie in 0\.\.255"),
+    (np.full((4, 4), "x"), "holds no pixels"),
+    (None, "not"),
+  ],
+)
+def test_arrays_that_are_no_image(source, reason):
+  with pytest.raises(ValueError, match=reason):
+    uploads.read(source)
+
+
+def test_paths_that_are_no_image(tmp_path):
+  os.mkfifo(tmp_path / "pipe.png")
+  (tmp_path / "folder.png").mkdir()
+  with open(tmp_path / "large.png", "wb") as file:
+    file.truncate(2**30 + 1)
+  for name in ("pipe.png", "folder.png"):
+    with pytest.raises(ValueError, match="not a file"):
+      uploads.read(tmp_path / name)
+  with pytest.raises(ValueError, match="1 GiB"):
+    uploads.read(tmp_path / "large.png")
+  with pytest.raises(OSError, match="No such file"):
+    uploads.read(tmp_path / "absent.png")
+
+
+def test_what_identifies_an_image(pixels, tmp_path):
+  """A file's bytes, whatever its name; pixels otherwise, and their shape."""
+  Image.fromarray(pixels).save(tmp_path / "a.png")
+  (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+  first, second = (uploads.read(tmp_path / x)[0] for x in ("a.png", "b.png"))
+  assert first == second
+  assert uploads.read(pixels)[0] == uploads.read(Image.fromarray(pixels))[0]
+  turned = pixels.reshape(7, 5, 3)
+  assert uploads.read(turned)[0] != uploads.read(pixels)[0]
+
+
+def test_several(pixels):
+  stack = np.stack([pixels] * 2)
+  assert len(uploads.several(stack)) == 2
+  assert len(uploads.several(stack[..., 0])) == 2
+  assert uploads.several(np.array(["a.png", "b.png"])) == ["a.png", "b.png"]
+  assert uploads.several(("a.png",)) == ["a.png"]
+  one = [pixels, pixels[..., 0], "a.png", Image.fromarray(pixels)]
+  for image in one:
+    with pytest.raises(InputError, match="one image"):
+      uploads.several(image)
+  with pytest.raises(InputError, match="not a int"):
+    uploads.several(5)

@@ -1,0 +1,102 @@
+"""A run's workdir, or a converted checkpoint, becomes an encoder."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from recipes import tiny_run
+
+from configs import default
+from deepemd_jax import build, convert, emd, trained
+from deepemd_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return tiny_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+def plain(config):
+  """A ConfigDict's fields as JSON and back would give them."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def test_what_a_config_leaves_out_is_as_in_configs_default():
+  fields = plain(default.get_config())
+  ours = json.loads(json.dumps(trained._DEFAULTS))
+  for name, section in ours.items():
+    if isinstance(section, dict):
+      for field, value in section.items():
+        assert fields[name][field] == value, f"{name}.{field}"
+    else:
+      assert fields[name] == section
+
+
+def test_the_last_stage_is_taken(run, tmp_path):
+  found = trained.load(run)
+  assert found.place == "pretrain, step 7"
+  later = trained.load(
+    tiny_run(tmp_path / "a", stages=("pretrain", "metatrain"), seed=1)
+  )
+  assert later.place == "metatrain, step 7"
+  assert later.fingerprint != found.fingerprint
+  assert trained.load(str(run)).fingerprint == found.fingerprint
+
+
+def test_runs_quickstart_is_the_default(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match="make quickstart"):
+    trained.load()
+  (tmp_path / "runs").mkdir()
+  tiny_run(tmp_path / "runs" / "quickstart")
+  assert trained.load().config.image.size == 32
+
+
+def test_a_converted_checkpoint(tmp_path, monkeypatch):
+  variables = trained.load(tiny_run(tmp_path / "run")).variables
+  monkeypatch.setattr(convert, "from_torch", lambda found: variables)
+  monkeypatch.setattr(convert.torch_file, "load", lambda source: {})
+  convert.convert("max_acc.pth", tmp_path / "official")
+  found = trained.load(tmp_path / "official")
+  assert found.config.image.size == 84 and found.config.image.crop == "center"
+  assert found.config.model.width == 1 / 16
+
+
+def test_what_is_no_run(tmp_path, run):
+  with pytest.raises(InputError, match="no config.json"):
+    trained.load(tmp_path)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(InputError, match="not the config of a run"):
+    trained.load(tmp_path)
+  (tmp_path / "config.json").write_text('{"model": {"width": 0.0625}}')
+  with pytest.raises(InputError, match="no trained encoder yet"):
+    trained.load(tmp_path)
+  with pytest.raises(InputError, match="layer1"):
+    trained.load(tiny_run(tmp_path / "wide", model={"width": 1 / 8}))
+
+
+def test_variants_and_solvers(run):
+  config = trained.load(run).config
+  assert trained.look(config, None).kind == "fcn"
+  assert trained.look(config, "grid").grid == (2,)
+  assert trained.look(config, "sampling").patches == 4
+  with pytest.raises(InputError, match="use one of fcn"):
+    trained.look(config, "voc")
+  assert trained.solver(config, None) is None
+  assert trained.solver(config, "sinkhorn") == emd.Sinkhorn(0.01)
+  assert trained.solver(config, emd.InteriorPoint()) == emd.InteriorPoint()
+  own = types.SimpleNamespace(emd=types.SimpleNamespace(solver="sinkhorn"))
+  own.emd.epsilon = 0.5
+  assert trained.solver(own, None) == emd.Sinkhorn(0.5)
+  for wrong in ("simplex", 3, emd.Sinkhorn):
+    with pytest.raises(InputError, match="solver is"):
+      trained.solver(config, wrong)
+  assert set(build.NODES) == {"fcn", "grid", "sampling"}
+  assert all(isinstance(x, np.ndarray) for x in _leaves(trained.load(run)))
+
+
+def _leaves(found):
+  import jax
+
+  return jax.tree.leaves(found.variables)
