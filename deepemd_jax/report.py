@@ -112,7 +112,9 @@ def page(
       "<p class=quiet>Left and right the example most like the query, and the "
       "query; between them both, dark where they have little weight, joined by "
       "the pairs of regions that contribute most. A score (logit) is the sum "
-      "of the contributions of all pairs.</p>"
+      "of the contributions of all pairs. Where classes have several examples "
+      "their nodes are fitted to all of them, and stand here on the one shown: "
+      "exactly with fcn and grid, loosely with sampling.</p>"
     )
   for done, i in enumerate(shown, 1):
     parts.append(_card(results, i, explain))
