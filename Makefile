@@ -16,8 +16,9 @@ quickstart: $(VENV)/.run
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not soak"
 
+# With XLA's optimisations, which the short tests do without: see conftest.py.
 soak: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,9 +1,15 @@
-"""Shapes in public signatures are checked at run time, here only."""
+"""Shapes in public signatures are checked at run time, here only. Programs are
+compiled fast rather than well: most of the tests' time is compilation."""
 
 import os
 
 # Before anything imports JAX.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# `make soak` sets it to nothing, which is how users run.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jaxtyping  # noqa: E402
 
