@@ -197,9 +197,15 @@ def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
   g = (cost - binding[:, None]).min(0)
   slack = cost - f[:, None] - g
   gap = (flow * slack).sum((0, 1))
-  wrong_a, wrong_b = abs(flow.sum(1) - a), abs(flow.sum(0) - b)
+  # A dummy's own sum is nobody's concern: where its potential is 0, it has no
+  # part in the dual value.
+  wrong_a, wrong_b = abs(flow.sum(1) - a)[:-1], abs(flow.sum(0) - b)[:-1]
+  to_f = jnp.where(b[-1] > 0, g[-1], 0)
+  to_f = jnp.where(a[-1] > 0, -f[-1], to_f)
+  price_a, price_b = abs(f + to_f)[:-1], abs(g - to_f)[:-1]
   # What is wrong has a price in the potentials, and at most 1 to put right.
-  gap = gap + (wrong_a * (1 + abs(f))).sum(0) + (wrong_b * (1 + abs(g))).sum(0)
+  gap = gap + (wrong_a * (1 + price_a)).sum(0)
+  gap = gap + (wrong_b * (1 + price_b)).sum(0)
   residual = jnp.maximum(wrong_a.max(0), wrong_b.max(0))
   scale = moved * unit * largest
   gap = gap * unit * span + 4 * float(jnp.finfo(dtype).eps) * scale
