@@ -4,6 +4,7 @@ Each image is encoded once; an episode is then only a choice of rows. All heads
 see identical episodes, so their differences are paired.
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -20,6 +21,7 @@ import numpy as np
 
 from deepemd_jax import build, figures, training
 from deepemd_jax.data import episodes
+from deepemd_jax.data.progress import Progress
 from deepemd_jax.models import matching, nodes, resnet, sfc
 
 # (query_nodes [q, n, c], support_nodes [way, shot, n, c], key) -> [q, way]
@@ -120,7 +122,9 @@ def encoder(config) -> Callable:
     count = len(images.labels)
     size = batch if whole else max(1, batch // draw(np.arange(1))[1].shape[1])
     kept = None
+    shown = Progress()
     for start in range(0, count, size):
+      shown("images encoded", start, count)
       # The last batch repeats an image, so that one shape compiles once.
       rows = np.minimum(np.arange(start, start + size), count - 1)
       if whole:
@@ -132,6 +136,7 @@ def encoder(config) -> Callable:
       if kept is None:
         kept = _room((count, *encoded.shape[1:]), limit)
       kept[start : start + size] = encoded[: count - start]
+    shown.close()
     return kept if isinstance(kept, np.memmap) else jnp.asarray(kept)
 
   def encode_anew(variables, images):
@@ -209,14 +214,21 @@ def sampler(config, images, split: str) -> episodes.EpisodeSampler:
 
 
 def accuracies(
-  score: Callable, encoded, draw, count: int, batch_size: int
+  score: Callable,
+  encoded,
+  draw,
+  count: int,
+  batch_size: int,
+  progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
   """Accuracy of episodes 0..count-1, [count], percent.
 
-  An episode's accuracy does not depend on the batch that it is in.
+  An episode's accuracy does not depend on the batch that it is in. `progress`
+  is called with the number of episodes done.
   """
   results = []
   for start in range(0, count, batch_size):
+    progress(start)
     # The last batch repeats early episodes, so that one shape compiles once.
     indices = [i % count for i in range(start, start + batch_size)]
     drawn = episodes.batch(draw, indices)
@@ -391,7 +403,11 @@ class _Measure:
       nodes_of = self._encode(self._config, self._stages[head], images)
       accuracies(score, nodes_of, draw, size, size)  # compiles
       began = time.monotonic()
-      scores[head] = accuracies(score, nodes_of, draw, count, size)
+      with contextlib.closing(Progress()) as shown:
+        scores[head] = accuracies(
+          *(score, nodes_of, draw, count, size),
+          functools.partial(shown, f"episodes, {name}, {head}", total=count),
+        )
       speed[head] = count / (time.monotonic() - began)
     means = ", ".join(f"{head} {v.mean():.2f}" for head, v in scores.items())
     training.note(f"evaluate {name}: {means}")
