@@ -2,6 +2,12 @@
 compiled fast rather than well: most of the tests' time is compilation."""
 
 import os
+import signal
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so
+# their children, some of which are to be interrupted.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before anything imports JAX.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

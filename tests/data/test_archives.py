@@ -338,10 +338,10 @@ def test_a_cut_off_archive_is_refused_or_lacks_images(
   except InputError as refused:
     assert str(path) in str(refused) and "\n" not in str(refused)
     return
-  # An uncompressed tar may end between two files. The zeroes at its end say
-  # nothing, so that all may be there.
-  assert name == "miniimagenet"
-  assert len(found) < sum(expected(benchmark).values()) or cut > 0.9
+  # An uncompressed tar may end between two files. Of any archive, what follows
+  # its last image may be lacking, and nobody misses it.
+  lacks = len(found) < sum(expected(benchmark).values())
+  assert name == "miniimagenet" if lacks else cut > 0.9
 
 
 @settings(deadline=None, max_examples=60)
