@@ -30,7 +30,7 @@ MAY_IMPORT = {
 # Third-party packages that only these files may import.
 ONLY_IN = {
   "ml_collections": {"main.py"},
-  "flax": {"models/resnet.py", "models/deepemd.py", "evaluate.py"},
+  "flax": {"models/resnet.py", "models/deepemd.py", "scoreboard.py"},
   "orbax": {"checkpoint.py"},
   "tensorboardX": {"metrics.py"},
   "matplotlib": {"visualize.py"},
