@@ -22,7 +22,7 @@ def protocol(config, workdir: pathlib.Path) -> dict:
   return {
     "data": config.data.name,
     "protocol": {
-      "trained on": _described(build.source(_trained(config, workdir))),
+      "trained on": _trained_on(config, workdir),
       "tested on": _described(build.source(config, split="test")),
     },
     "image": {"size": config.image.size, "crop": config.image.crop},
@@ -45,17 +45,18 @@ def _described(source) -> dict:
   return {"name": source.protocol, "title": source.title}
 
 
-def _trained(config, workdir: pathlib.Path):
-  """The config with the data that the workdir's encoders were trained on: they
-  may be tested on others."""
-  noted = workdir / "config.json"
+def _trained_on(config, workdir: pathlib.Path) -> dict:
+  """The data that the workdir's encoders were trained on: they may be tested on
+  others."""
+  fields = json.loads((workdir / "config.json").read_text())
+  if "data" not in fields:  # written by `convert`
+    title = "a file of other people's, which does not say what it has seen"
+    return {"name": "converted checkpoint", "title": title}
   found = copy.deepcopy(config)
-  if noted.exists():
-    fields = json.loads(noted.read_text())
-    for part in ("data", "image"):
-      before = fields[part]
-      found[part].update({k: before[k] for k in found[part] if k in before})
-  return found
+  for part in ("data", "image"):
+    before = fields[part]
+    found[part].update({k: before[k] for k in found[part] if k in before})
+  return _described(build.source(found))
 
 
 def nodes_fields(config) -> dict:

@@ -6,6 +6,8 @@ are named by their place in PyTorch.
 
 import collections
 import io
+import itertools
+import json
 import os
 import pickle
 import struct
@@ -17,9 +19,11 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from recipes import GOLDEN, recipe_state_dict
 
-from deepemd_jax import convert, torch_file, training
+from configs import folder
+from deepemd_jax import convert, main, torch_file, training
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import resnet
 
@@ -148,6 +152,34 @@ def test_a_converted_file_gives_the_recorded_maps(old, torch, tmp_path):
   maps = np.asarray(resnet.encode(found[0], images)).transpose(0, 3, 1, 2)
   np.testing.assert_allclose(maps, golden["eval_out"], atol=1e-3, rtol=1e-3)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["max_acc.pth", "run"]
+
+
+def test_a_converted_file_is_tested_as_a_trained_one(
+  torch, tmp_path, monkeypatch, capsys
+):
+  save(tmp_path / "max_acc.pth", {"params": state_dict("encoder.")}, torch)
+  convert.convert(tmp_path / "max_acc.pth", tmp_path / "run")
+  monkeypatch.undo()  # others would take that `torch` for the real one
+  for split, name, number in itertools.product(
+    ("train", "val", "test"), "ab", range(3)
+  ):
+    path = tmp_path / "images" / split / f"{split}_{name}" / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), (80 * number, 90, 200)).save(path)
+  config = folder.get_config()
+  config.data.folder = str(tmp_path / "images")
+  config.data.directory = str(tmp_path / "data")
+  config.stages = ("evaluate",)
+  config.model.width = 1.0
+  config.image.size = 32
+  config.episode.way, config.episode.query = 2, 2
+  config.metatrain.validation_episodes = config.evaluate.episodes = 2
+  config.evaluate.batch_size, config.evaluate.encode_batch_size = 2, 6
+  config.evaluate.pictures = 0
+  main.run(config, tmp_path / "run")
+  found = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert found["protocol"]["trained on"]["name"] == "converted checkpoint"
+  assert "converted checkpoint to folder:61" in capsys.readouterr().out
 
 
 class Call:
