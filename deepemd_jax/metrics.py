@@ -14,6 +14,7 @@ import sys
 import time
 
 _REFRESH = 0.2  # seconds between two updates of a terminal's progress line
+_SIGN_OF_LIFE = 30.0  # seconds between two lines elsewhere
 
 
 def read(path) -> list[dict]:
@@ -97,12 +98,17 @@ class MetricLog:
     self._file.write(json.dumps({"step": step, **safe}) + "\n")
     for key, value in row.items():
       self._board.add_scalar(key, value, step)
+    self._shown = time.monotonic()
     self._show(self._start_of_line() + self._line(step, row) + "\n")
 
   def progress(self, step: int, **scalars: float) -> None:
-    """Refreshes the terminal's progress line; silent elsewhere."""
+    """Refreshes the terminal's progress line; elsewhere a line now and then."""
     now = time.monotonic()
-    if self._terminal and now - self._shown > _REFRESH:
+    if not self._terminal:
+      if now - self._shown > _SIGN_OF_LIFE:
+        self._shown = now
+        self._show(self._line(step, scalars) + "\n")
+    elif now - self._shown > _REFRESH:
       self._shown = now
       # A line that wraps could not be drawn over.
       width = shutil.get_terminal_size().columns - 1

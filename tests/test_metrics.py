@@ -97,9 +97,14 @@ def test_a_file_gets_one_plain_line_a_write(tmp_path, clock):
     clock[0] += 5
     log.progress(15, loss=2.0)
     log.write(20, loss=1.5)
-  # Ten steps of this process in five seconds, so twenty take ten.
+    clock[0] += 31
+    log.progress(28, loss=1.25)
+    log.progress(29, loss=1.0)
+  # Ten steps of this process in five seconds, so twenty take ten. After half a
+  # minute without a word there is one.
   assert stream.getvalue() == (
     "pretrain 20/40 loss 1.5 | 2.00 steps/s, 0:00:10 left\n"
+    "pretrain 28/40 loss 1.25 | 0.50 steps/s, 0:00:24 left\n"
   )
 
 
