@@ -184,6 +184,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # (more shots without the structured FC layer), prototype, chamfer. () is the
   # usual three.
   evaluate.heads = ()
+  # Of the head deepemd_sinkhorn, as emd.epsilon. Its time grows as 1 / epsilon,
+  # and faster for the worst problem of a batch.
+  evaluate.epsilon = 0.05
   # The same test set again with one change each: "5-shot", "grid", ...
   evaluate.more = ()
   evaluate.more_episodes = 100

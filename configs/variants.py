@@ -41,8 +41,6 @@ def _ten_way(config):
 
 
 def _ablation(config):
-  # Time grows as 1 / epsilon, and faster for the worst problem of a batch.
-  config.emd.epsilon = 0.05
   config.evaluate.heads = (
     *("deepemd", "deepemd_equal_weights", "deepemd_l2", "deepemd_sinkhorn"),
     *("deepemd_qp", "chamfer", "prototype"),

@@ -103,8 +103,9 @@ def training_episode(config) -> dict[str, int]:
   }
 
 
-def solver(config, name: str = ""):
-  """The EMD solver `name`, or `config.emd.solver`; None lets `emd` choose."""
+def solver(config, name: str = "", epsilon: float = 0.0):
+  """The EMD solver `name`, or `config.emd.solver`; None lets `emd` choose.
+  Sinkhorn's `epsilon` is `config.emd.epsilon`, unless another is given."""
   from deepemd_jax import emd
 
   name = name or config.emd.solver
@@ -115,7 +116,7 @@ def solver(config, name: str = ""):
   if name == "regularized_qp":
     return emd.RegularizedQP(config.emd.form, config.emd.l2_strength)
   if name == "sinkhorn":
-    return emd.Sinkhorn(config.emd.epsilon)
+    return emd.Sinkhorn(epsilon or config.emd.epsilon)
   return None
 
 
@@ -391,6 +392,7 @@ def check(config) -> None:
   one_of("emd.form", config.emd.form, ("L2", "QP"))
   require("emd.l2_strength", config.emd.l2_strength > 0, "must be above 0")
   require("emd.epsilon", config.emd.epsilon > 0, "must be above 0")
+  require("evaluate.epsilon", config.evaluate.epsilon > 0, "must be above 0")
   require("emd.temperature", config.emd.temperature > 0, "must be above 0")
   for name, least in (("way", 2), ("shot", 1), ("query", 1)):
     value = config.episode[name]

@@ -47,7 +47,9 @@ def _head(config, name: str) -> Head:
   options |= {
     "deepemd_equal_weights": {"weights": "equal"},
     "deepemd_l2": {"metric": "l2"},
-    "deepemd_sinkhorn": {"solver": build.solver(config, "sinkhorn")},
+    "deepemd_sinkhorn": {
+      "solver": build.solver(config, "sinkhorn", config.evaluate.epsilon)
+    },
     "deepemd_qp": {"solver": build.solver(config, "regularized_qp")},
   }.get(name, {})
   plain = {
