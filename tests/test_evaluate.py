@@ -223,6 +223,8 @@ def test_smoothed_solvers_are_near_the_exact_one(images):
     for shape in ((6, 3, 8), (3, 1, 3, 8))
   )
   config = small()
+  config.evaluate.epsilon = 0.01  # of the head; that of training is another
+  config.emd.epsilon = 10.0
   exact, *others = (
     np.asarray(evaluate._head(config, name)(query, support, None))
     for name in ("deepemd", "deepemd_sinkhorn", "deepemd_qp")
