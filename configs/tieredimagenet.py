@@ -5,7 +5,7 @@
 
 351/97/160 classes of 20/6/8 superclasses, 779,165 images. FOLDER is ILSVRC-2012
 or a folder that is ready. Images are decoded when they are read: set
---config.data.workers to the number of CPU cores.
+--config.data.workers to half the number of CPU cores.
 
 Variants stand behind a colon, as in `configs/tieredimagenet.py:grid,5shot`: fcn
 (the same as none), pyramid, grid, sampling, 5shot, 10shot, 10way, ablation and
