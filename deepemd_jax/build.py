@@ -165,7 +165,7 @@ def normalise(config):
 
 
 def random_views(config, images, size: int):
-  """Training views, host side: `(rng, rows, share) -> {"images", "boxes",
+  """Training views, host side: `(rng, rows, share=all) -> {"images", "boxes",
   "flip"}`.
 
   Random resized crops are drawn in the original image's coordinates, flips with
@@ -194,7 +194,7 @@ def episode_views(config, images):
   return functools.partial(_views, images, size, boxes, _flips(config))
 
 
-def _views(images, size, draw, flips, rng, rows, share):
+def _views(images, size, draw, flips, rng, rows, share=slice(None)):
   """`draw(rng, sizes [N, 2])` gives boxes [N, 4] or [N, crops, 4]."""
   boxes = draw(rng, images.sizes[rows.ravel()])
   boxes = boxes.reshape(*rows.shape, *boxes.shape[1:])

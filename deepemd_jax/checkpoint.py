@@ -217,7 +217,7 @@ class Checkpoints:
         found = self.restore(step, model=model, train=train)
       except Damaged as error:
         damaged.append(step)
-        _say(str(error))
+        _say(str(error).rpartition(";")[0])
         continue
       if damaged:
         _set_aside(self._directory, damaged)
@@ -426,7 +426,7 @@ def _check_scores(directory: pathlib.Path, mend: bool) -> None:
     error = _damaged(step, "its score is not what was saved")
     if not mend or step != steps[-1] or len(steps) == 1:
       raise error
-    _say(str(error))
+    _say(str(error).rpartition(";")[0])
     _set_aside(directory, [_number(step)])
 
 

@@ -5,6 +5,7 @@ mistake in a flag or a config field answer at once: one line, exit code 2.
 """
 
 import difflib
+import errno
 import importlib
 import json
 import os
@@ -311,13 +312,25 @@ def main(argv: list[str]) -> None:
     if processes.first():
       sys.stderr.write(f"{error}\n")
     code = processes.STOPPED
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      _fail(error)
+    _complain(
+      f"cannot write {error.filename or _workdir()}: {error.strerror}; make "
+      "room, and the same command goes on"
+    )
+    code = processes.MISTAKE
   except Exception as error:
-    if processes.several():
-      processes.leave(error)
-    raise
+    _fail(error)
   if processes.several():
     processes.finish(code)
   sys.exit(code)
+
+
+def _fail(error: Exception) -> NoReturn:
+  if processes.several():
+    processes.leave(error)
+  raise error
 
 
 if __name__ == "__main__":

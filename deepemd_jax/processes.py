@@ -155,12 +155,14 @@ def leave(error: BaseException) -> NoReturn:
   """
   import jax
 
-  traceback.print_exception(error)
+  line = f"{type(error).__name__}: {error}".splitlines()[0]
   if isinstance(error, jax.errors.JaxRuntimeError) and _watch:
-    sys.stderr.write("looking for a process that has ended ...\n")
+    sys.stderr.write(f"{line}\nlooking for a process that has ended ...\n")
     sys.stderr.flush()
-    _watch.ended.wait(_VERDICT)  # the thread ends this process meanwhile
-  end(1, f"{type(error).__name__}: {error}".splitlines()[0])
+    if _watch.ended.wait(_VERDICT):
+      time.sleep(_EVERY)  # the watching thread is ending this process
+  traceback.print_exception(error)
+  end(1, line)
 
 
 def finish(code: int) -> NoReturn:

@@ -268,8 +268,46 @@ def test_a_changed_meta_or_score_is_found(four, file, old, new):
   assert content.count(old) == 1
   path.write_bytes(content.replace(old, new))
   with pytest.raises(InputError, match="4 is damaged: (meta|its score) is not"):
-    with Checkpoints(four) as saved:
+    with Checkpoints(four, read_only=True) as saved:
       saved.restore(4)
+
+
+def damage_arrays(step):
+  path = largest_file(step / "train")
+  path.write_bytes(flip(path.read_bytes(), 40_000))
+
+
+def damage_score(step):
+  path = step / "metrics" / "metrics"
+  path.write_bytes(path.read_bytes().replace(b"score", b"scare"))
+
+
+@pytest.mark.parametrize("damage", [damage_arrays, damage_score])
+def test_training_goes_on_from_the_step_before(four, damage, capfd):
+  damage(four / "4")
+  with Checkpoints(four) as saved:
+    found = saved.restore_latest(model=model(), train=train(0))
+    assert_equal(found.train, train(3))
+    assert saved.latest() == 3
+    save(saved, 4, 7.0)  # made again
+  said = capfd.readouterr().err
+  assert f"{four / '4'} is damaged" in said
+  assert f"going on from the one before; kept as {four / 'damaged.4'}" in said
+  assert said.count("\n") == 2
+  with Checkpoints(four) as saved:
+    assert_equal(
+      saved.restore_latest(model=model(), train=train(0)).train, train(4)
+    )
+  assert (four / "damaged.4" / "model").is_dir()
+
+
+def test_nothing_whole_is_not_a_beginning(four):
+  for step in (2, 3, 4):
+    damage_arrays(four / str(step))
+  with Checkpoints(four) as saved:
+    with pytest.raises(InputError, match=r"all .* damaged \(\[4, 3, 2\]\)"):
+      saved.restore_latest(model=model(), train=train(0))
+  assert sorted(int(p.name) for p in four.iterdir()) == [2, 3, 4]
 
 
 def test_what_a_kill_left_behind_is_removed(four):

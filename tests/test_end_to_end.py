@@ -312,6 +312,61 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(
   assert (copy / "results.json").read_bytes() == before
 
 
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
+  finished, images, environment, tmp_path
+):
+  """A run that was killed after its second validation, say, by a failing disk:
+  the end is as if nothing had happened."""
+  copy = shutil.copytree(finished[0], tmp_path / "copy")
+  steps = copy / "metatrain" / "checkpoints"
+  shutil.rmtree(steps / "6")
+  data = max(
+    (p for p in (steps / "3" / "train").rglob("*") if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  data.write_bytes(data.read_bytes()[:-99])
+  done = call(command(copy, images), environment)
+  assert f"{steps / '3'} is damaged" in done.stderr
+  assert f"kept as {steps / 'damaged.3'}" in done.stderr
+  assert results(copy) == results(finished[0])
+
+
+def test_a_full_disk_while_saving_is_one_line_and_nothing_is_lost(
+  finished, images, environment, tmp_path
+):
+  """Files that may not grow beyond 64 kB stand for a disk without room: orbax
+  gets the same error at the same place."""
+  workdir = tmp_path / "run"
+  limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "-"]
+  done = call([*limited, *command(workdir, images)], environment, code=2)
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith("deepemd_jax: error: a checkpoint in"), done.stderr
+  assert "make room, and the same command goes on" in last
+  assert "Traceback" not in done.stderr
+  call(command(workdir, images), environment)
+  assert results(workdir) == results(finished[0])
+
+
+def test_a_workdir_that_is_read_only_is_refused_at_once(
+  images, environment, tmp_path
+):
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  workdir.chmod(0o555)
+  arguments = command(workdir, images)
+  if os.geteuid() == 0:  # whom permissions do not stop
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
+    arguments = ["unshare", "-m", "sh", "-c", script, workdir, *arguments]
+    if subprocess.run(["unshare", "-m", "true"]).returncode:
+      pytest.skip("root, and not allowed to mount anything read-only")
+  done = call(arguments, environment, code=2)
+  assert done.stderr == (
+    f"deepemd_jax: error: cannot write to workdir {workdir}: "
+    f"{done.stderr.split(': ')[3].split(';')[0]}; give another --workdir\n"
+  )
+  assert "JAX" not in done.stderr and not list(workdir.iterdir())
+
+
 def test_a_checkpoint_of_another_width_lists_what_differs(
   finished, images, environment, tmp_path
 ):

@@ -88,7 +88,7 @@ def test_missing_data_are_explained_in_a_few_lines(monkeypatch, capsys):
   import deepemd_jax.main as command
   from deepemd_jax.errors import MissingData
 
-  def run(config, workdir):
+  def run(config, workdir, connect):
     raise MissingData(["no data   set", "  needed: a file", "  then run: it"])
 
   monkeypatch.setattr(command, "run", run)

@@ -1,0 +1,291 @@
+"""Several processes: the same numbers, and ends that they share."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_end_to_end import (  # noqa: F401
+  command,
+  environment,
+  images,
+  results,
+)
+
+from deepemd_jax import processes
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Checkpoints are close together, and there is time to send a signal.
+LONG = [
+  "--config.pretrain.epochs=2",
+  "--config.pretrain.validate_every=1",
+  "--config.metatrain.batch_size=3",
+  "--config.metatrain.epochs=12",
+  "--config.metatrain.steps=10",
+]
+
+
+def free_port():
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    return found.getsockname()[1]
+
+
+class Pair:
+  """Two processes of one run; a context manager that leaves none behind."""
+
+  def __init__(
+    self,
+    arguments,
+    environment,  # noqa: F811
+    folder,
+    flags=None,
+  ):
+    address = f"127.0.0.1:{free_port()}"
+    # Otherwise the coordinator listens to the network.
+    environment = {**environment, "JAX_COORDINATOR_BIND_ADDRESS": address}
+    self.logs = [folder / f"log{i}" for i in (0, 1)]
+    flags = flags or (
+      lambda i: [
+        *(f"--coordinator={address}", "--num_processes=2"),
+        f"--process_id={i}",
+      ]
+    )
+    if isinstance(flags, str):  # positional
+      flags = lambda i: [address, "2", str(i)]  # noqa: E731
+    self.processes = [
+      subprocess.Popen(
+        [*arguments, *flags(i)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=open(self.logs[i], "w"),
+      )
+      for i in (0, 1)
+    ]
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    for process in self.processes:
+      process.kill()
+      process.wait()
+
+  def wait(self, seconds=240):
+    """The exit codes."""
+    end = time.monotonic() + seconds
+    return [p.wait(max(end - time.monotonic(), 0.1)) for p in self.processes]
+
+  def errors(self, index):
+    return self.logs[index].read_text()
+
+  def wait_for_turns(self, workdir, index, turns=8):
+    """Until that process has been so many steps in the same stage."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+      assert [p.poll() for p in self.processes] == [None, None], self.errors(0)
+      for path in (workdir / ".processes").glob(f"*/{index}"):
+        try:
+          row = json.loads(path.read_text())
+        except ValueError:
+          continue
+        pid = self.processes[index].pid
+        if row["pid"] == pid and row["turns"] >= turns:
+          return
+      time.sleep(0.1)
+    raise AssertionError(self.errors(0))
+
+
+def compare(one, other):
+  for name in one.files:
+    if name != "devices":
+      scale = max(1.0, np.abs(one[name]).max())
+      worst = np.abs(one[name] - other[name]).max()
+      assert worst <= 1e-5 * scale, name
+      if name.split(".")[0] not in ("pretrain", "metatrain", "nodes"):
+        if name != "fcn.nodes":
+          assert worst == 0, name
+
+
+@pytest.fixture(scope="module")
+def one_device(images, environment, tmp_path_factory):  # noqa: F811
+  out = tmp_path_factory.mktemp("one") / "found.npz"
+  run_sharded(out, images, environment)
+  return np.load(out)
+
+
+def sharded(out, images):  # noqa: F811
+  paths = out, images, f"{images}-kept"
+  return [sys.executable, "tests/sharded.py", *map(str, paths)]
+
+
+def run_sharded(out, images, environment):  # noqa: F811
+  subprocess.run(
+    sharded(out, images),
+    check=True,
+    cwd=ROOT,
+    env={**environment, "PYTHONPATH": str(ROOT)},
+  )
+
+
+def test_eight_devices_find_what_one_finds(
+  one_device,
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  more = "--xla_force_host_platform_device_count=8"
+  flags = f"{environment.get('XLA_FLAGS', '')} {more}"
+  run_sharded(
+    tmp_path / "found.npz", images, {**environment, "XLA_FLAGS": flags}
+  )
+  found = np.load(tmp_path / "found.npz")
+  assert (one_device["devices"], found["devices"]) == (1, 8)
+  compare(one_device, found)
+
+
+def test_two_processes_find_what_one_finds(
+  one_device,
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  out = tmp_path / "found.npz"
+  environment = {**environment, "PYTHONPATH": str(ROOT)}
+  with Pair(sharded(out, images), environment, tmp_path, "positional") as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+  found = np.load(out)
+  assert found["devices"] == 2
+  compare(one_device, found)
+
+
+def test_ends_are_shared_and_nothing_is_lost(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  """The same command, again and again, each time with another end, against a
+  run that nothing happened to."""
+  workdir = tmp_path / "run"
+  arguments = command(workdir, images, *LONG)
+  for victim, number in (
+    *((1, signal.SIGKILL), (0, signal.SIGKILL)),
+    *((1, signal.SIGTERM), (0, signal.SIGINT), (1, signal.SIGSTOP)),
+  ):
+    with Pair(arguments, environment, tmp_path) as pair:
+      pair.wait_for_turns(workdir, victim)
+      pair.processes[victim].send_signal(number)
+      began = time.monotonic()
+      survivor = pair.processes[1 - victim]
+      code = survivor.wait(60)
+      errors = pair.errors(1 - victim)
+      if number in (signal.SIGTERM, signal.SIGINT):
+        assert pair.wait(10) == [143, 143], errors
+        assert "and saved; the same command goes on" in pair.errors(0)
+        continue
+      named = f"process {victim} of 2 (host {socket.gethostname()}, pid"
+      assert code == processes.LOST and named in errors, errors
+      assert "the same command goes on" in errors.splitlines()[-1]
+      if number == signal.SIGKILL:
+        assert time.monotonic() - began < 20
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+  untouched = tmp_path / "untouched"
+  with Pair(command(untouched, images, *LONG), environment, tmp_path) as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+  assert results(workdir) == results(untouched)
+  for stage in ("pretrain", "metatrain"):
+    logs = [w / stage / "metrics.jsonl" for w in (workdir, untouched)]
+    rows = [log.read_text().splitlines() for log in logs]
+    assert rows[0][-1] == rows[1][-1]
+
+
+def test_a_mistake_ends_both(images, environment, tmp_path):  # noqa: F811
+  """Found by both alike, before they connect."""
+  arguments = command(tmp_path / "run", images, "--config.episode.query=30")
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait(60) == [2, 2]
+    assert "lower config.episode.shot" in pair.errors(1)
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "environment, launched",
+  [
+    ({}, False),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, False),  # inside salloc
+    ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+    ({"SLURM_STEP_NUM_TASKS": "8"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ({"TPU_WORKER_HOSTNAMES": "a-0.b,a-1.b"}, True),
+  ],
+)
+def test_launchers_are_recognised(environment, launched):  # noqa: F811
+  assert processes.is_launched(environment) == launched
+
+
+def sign(**changed):
+  known = {"machine": "other/1", "pid": 7, "beats": 1, "turns": 3}
+  return known | changed
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
+  return now
+
+
+def test_a_peer_that_is_alive_is_left_alone(clock):
+  peer = processes._Peer(1, 4)
+  for beat in range(100):
+    clock[0] += 2
+    # Both are in a long step, or this one is behind.
+    assert peer.look(sign(beats=beat), 3) is None
+    assert peer.look(sign(beats=beat, turns=4), 3) is None
+  # It was here first, for long; now this one is a step further.
+  assert peer.look(sign(beats=1001), 4) is None
+  clock[0] += 20
+  assert peer.look(None, 4) is None  # half written
+
+
+def test_what_is_wrong_with_a_peer(clock):
+  peer = processes._Peer(1, 4)
+  assert peer.name == "process 1 of 4"
+  peer.look(sign(), 3)
+  assert peer.name == "process 1 of 4 (host other, pid 7)"
+  clock[0] += 31
+  what, code = peer.look(sign(), 3)
+  assert "no sign of life for 31 s" in what and code == processes.LOST
+  peer.forgive()
+  for beat in range(10):
+    assert peer.look(sign(beats=beat + 2), 4) is None
+    clock[0] += 4.5
+  what, code = peer.look(sign(beats=99), 4)
+  assert "is stuck" in what and code == processes.LOST
+  what, code = peer.look(sign(code=2, why=""), 4)
+  assert what == "has ended (exit code 2)" and code == processes.MISTAKE
+  what, code = peer.look(sign(code=1, why="ValueError: x"), 4)
+  assert what == "has ended (ValueError: x)" and code == processes.LOST
+  assert peer.look(sign(code=0, why=""), 9) is None
+
+
+def test_a_process_that_is_gone_from_this_machine_is_missed_at_once():
+  ended = subprocess.Popen(["true"])
+  time.sleep(0.2)  # not waited for: a zombie
+  here = {"machine": processes._machine()}
+  for _ in range(2):
+    peer = processes._Peer(1, 2)
+    what, code = peer.look(sign(**here, pid=ended.pid), 3)
+    assert what == "has ended without a word" and code == processes.LOST
+    ended.wait()
+  peer = processes._Peer(1, 2)
+  assert peer.look(sign(**here, pid=os.getpid()), 3) is None
