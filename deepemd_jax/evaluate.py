@@ -132,7 +132,7 @@ def encoder(config) -> Callable:
         pixels, boxes = images.cut(rows, boxes, config.image.size)
         encoded = encode_crops(variables, pixels, boxes, flip)
       if kept is None:
-        kept = _room((count, *encoded.shape[1:]), limit)
+        kept = room((count, *encoded.shape[1:]), limit)
       kept[start : start + size] = encoded[: count - start]
     shown.close()
     return kept if isinstance(kept, np.memmap) else jnp.asarray(kept)
@@ -160,7 +160,7 @@ def encoder(config) -> Callable:
   return encode_anew if config.nodes.redraw and not whole else encode_all
 
 
-def _room(shape: tuple[int, ...], limit: float) -> np.ndarray:
+def room(shape: tuple[int, ...], limit: float) -> np.ndarray:
   """Uninitialised float32: in memory, or in a nameless file if too large."""
   if 4 * np.prod(shape) <= limit:
     return np.empty(shape, np.float32)

@@ -35,7 +35,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Fields that may change between two runs in one workdir: they do not alter what
 # the training stages learn.
 _FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
-_FREE += ("episode", "variant")
+_FREE += ("episode", "variant", "retrieve")
+# Stages that only look at what was trained.
+_LOOKING = {"evaluate", "retrieve"}
 
 
 def run(config, workdir: pathlib.Path) -> None:
@@ -53,7 +55,7 @@ def run(config, workdir: pathlib.Path) -> None:
   # Stated, so that test episodes may change in a workdir, and these may not.
   config.metatrain.update(build.training_episode(config))
   build.check_feasible(config)
-  if set(config.stages) == {"evaluate"} and not workdir.exists():
+  if set(config.stages) <= _LOOKING and not workdir.exists():
     raise InputError(
       f"no checkpoint in {workdir}: there is no such folder; give the "
       "--workdir of a training run"
@@ -71,7 +73,7 @@ def _claim(workdir: pathlib.Path, config) -> None:
   if path.exists():
     before = json.loads(path.read_text())
     # A trained encoder may be tested on other data, nodes or episodes.
-    training = set(config.stages) != {"evaluate"}
+    training = not set(config.stages) <= _LOOKING
     differing = [
       f"{name} was {_get(before, name)!r} and is {_get(fields, name)!r}"
       # Not those that only one of two versions of this program knows.
