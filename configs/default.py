@@ -211,9 +211,6 @@ def get_config(arg: str = "") -> ConfigDict:
   retrieve.depths = (5, 10, 20, 50, 100)
   # The K of Recall@K (Stanford Online Products: 1, 10, 100, 1000).
   retrieve.recalls = (1, 2, 4, 8)
-  # Also EMD + weight * cosine; the weight is chosen from these on validation
-  # classes, 0 being EMD alone. (The first of both is at most 1.)
-  retrieve.global_weights = (0.0, 0.5, 1.0, 2.0, 4.0)
   # Queries in one call of the EMD; queries, and images of the gallery, in one
   # of the global search. Results do not depend on them.
   retrieve.batch_size = 16

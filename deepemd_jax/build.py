@@ -433,9 +433,6 @@ def _check_retrieve(config, require, one_of) -> None:
   for field in ("depths", "recalls"):
     holds = len(spec[field]) > 0 and all(x >= 1 for x in spec[field])
     require(f"retrieve.{field}", holds, "use whole numbers of at least 1")
-  weights = spec.global_weights
-  holds = len(weights) > 0 and all(x >= 0 for x in weights)
-  require("retrieve.global_weights", holds, "use numbers of at least 0")
   least = {"batch_size": 1, "search_batch_size": 1, "block": 1}
   for field, floor in {"queries": 0, "pictures": 0, **least}.items():
     require(f"retrieve.{field}", spec[field] >= floor, f"must be >= {floor}")

@@ -60,7 +60,7 @@ def draw_retrieval(config, workdir: pathlib.Path, images, orders, results):
       method: [(row["depth"], row["methods"][method][metric]) for row in curve]
       for method in results["methods"]
     }
-    for metric in (f"recall@{min(config.retrieve.recalls)}", "MAP@R")
+    for metric in (f"Recall@{min(config.retrieve.recalls)}", "MAP@R")
   }
   times = [(row["depth"], row["ms_per_query"]) for row in curve]
   figure = visualize.retrieval_curves(panels, times)

@@ -2,9 +2,9 @@
 
 Leave-one-out: the images of the test classes are gallery and queries at once.
 Every other image is ranked by the cosine of pooled descriptors; the first K are
-then put in order by EMD, or by EMD and cosine together, and the rest follows as
-it was. Which trained stage's encoder, and how much of the cosine, is chosen on
-the validation classes by MAP@R; the test classes are looked at with that.
+then put in order by EMD, and the rest follows as it was. Both rankings get the
+trained stage's encoder that suits them best on the validation classes, by
+MAP@R; the test classes are looked at with those.
 
 References:
   Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020
@@ -43,15 +43,13 @@ class Ranked:
   Attributes:
     queries: int [q], the rows that ask.
     rows: int [q, L], what they get, by cosine, most similar first.
-    cosine: float32 [q, L], of pooled descriptors.
     emd: float32 [q, K], 1 - EMD / number of nodes, of the first K.
-    seconds: what "encoding", "global" and "emd" took.
+    seconds: what "encoding", "global" and "EMD" took.
     milliseconds: {k: of re-ranking k images, a query}; empty if not asked for.
   """
 
   queries: np.ndarray
   rows: np.ndarray
-  cosine: np.ndarray
   emd: np.ndarray
   seconds: dict[str, float]
   milliseconds: dict[int, float]
@@ -78,7 +76,7 @@ def run(config, workdir: pathlib.Path) -> None:
     images = val
   found = {
     stage: search(images, encoders[stage]["variables"], split, timed=True)
-    for stage in {chosen["global"], chosen["emd"]}
+    for stage in dict.fromkeys(chosen.values())
   }
   results = measured(config, images.labels, chosen, found)
   results = {
@@ -146,7 +144,7 @@ class _Search:
     find(queries[: spec.search_batch_size])  # compiles
     clock("")
     with contextlib.closing(Progress()) as shown:
-      rows, cosine = find(
+      rows, _ = find(
         queries,
         progress=lambda n: shown(f"queries, {name}", n, len(queries)),
       )
@@ -170,8 +168,8 @@ class _Search:
         rows[:, :depth],
         progress=lambda n: shown(f"queries, EMD, {name}", n, len(queries)),
       )
-    clock("emd")
-    return Ranked(queries, rows, cosine, scores, clock.seconds, spent)
+    clock("EMD")
+    return Ranked(queries, rows, scores, clock.seconds, spent)
 
 
 class _Clock:
@@ -207,24 +205,22 @@ def _lengths(config, labels) -> tuple[int, int]:
   return min(int(wanted), others), min(depth, others)
 
 
-def ordered(found: Ranked, weight: float | None, depth: int) -> np.ndarray:
-  """The ranking, int [q, L], its first `depth` by EMD + weight * cosine; by
-  cosine alone if the weight is None."""
-  if weight is None:
+def ordered(found: Ranked, method: str, depth: int) -> np.ndarray:
+  """The ranking, int [q, L]; with "EMD" its first `depth` are put in order."""
+  if method != "EMD":
     return found.rows
-  scores = found.emd[:, :depth] + weight * found.cosine[:, :depth]
-  return ranking.reordered(found.rows, scores)
+  return ranking.reordered(found.rows, found.emd[:, :depth])
 
 
 def metrics(config, labels, found: Ranked, rows) -> dict[str, np.ndarray]:
-  """{"recall@1": [q], ..., "R-Precision": [q], "MAP@R": [q]}, percent."""
+  """{"Recall@1": [q], ..., "R-Precision": [q], "MAP@R": [q]}, percent."""
   own = labels[found.queries]
   relevant = labels[rows] == own[:, None]
   others = np.bincount(labels)[own] - 1
   length = relevant.shape[1]
   return {
     **{
-      f"recall@{k}": ranking.recall(relevant, min(k, length))
+      f"Recall@{k}": ranking.recall(relevant, min(k, length))
       for k in config.retrieve.recalls
     },
     "R-Precision": ranking.r_precision(relevant, others),
@@ -233,124 +229,112 @@ def metrics(config, labels, found: Ranked, rows) -> dict[str, np.ndarray]:
 
 
 def choose(config, labels, tried: dict[str, Ranked]) -> tuple[dict, dict]:
-  """Which encoders, and the weight of the cosine beside the EMD.
+  """The stage whose encoder suits each ranking best, by MAP@R.
 
   Args:
     labels: of the validation images.
     tried: the stages' rankings of them.
 
   Returns:
-    {"global": stage, "emd": stage, "weight": of the cosine}: the best by MAP@R,
-    each encoder with what it is for, then the weight with the EMD's encoder;
-    and all that was looked at, mean percent by stage and name.
+    {"global": stage, "EMD": stage}; and all that was looked at, mean percent by
+    method, stage and metric.
   """
   depth = max(config.retrieve.depths)
-  weights = {"global": None, "emd": 0.0}
-  weights |= {f"emd + {w:g} global": w for w in config.retrieve.global_weights}
   seen = {
-    stage: {
-      name: _means(
-        metrics(config, labels, found, ordered(found, weight, depth))
+    method: {
+      stage: _means(
+        metrics(config, labels, found, ordered(found, method, depth))
       )
-      for name, weight in weights.items()
+      for stage, found in tried.items()
     }
-    for stage, found in tried.items()
+    for method in ("global", "EMD")
   }
-
-  def best(name):
-    return max(seen, key=lambda stage: seen[stage][name][CHOSEN_BY])
-
-  stage = best("emd")
-  mixed = max(
-    config.retrieve.global_weights,
-    key=lambda w: seen[stage][f"emd + {w:g} global"][CHOSEN_BY],
-  )
-  return {"global": best("global"), "emd": stage, "weight": mixed}, seen
+  best = {
+    method: max(means, key=lambda stage: means[stage][CHOSEN_BY])
+    for method, means in seen.items()
+  }
+  return best, seen
 
 
 def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
   return {name: float(np.mean(v)) for name, v in values.items()}
 
 
-def _methods(chosen: dict) -> dict[str, tuple[str, float | None]]:
-  """name -> (stage of its encoder, weight as `ordered` takes it)."""
-  methods = {"global": (chosen["global"], None)}
-  if chosen["emd"] != chosen["global"]:
-    methods["global, EMD's encoder"] = (chosen["emd"], None)
-  methods["EMD"] = (chosen["emd"], 0.0)
-  if chosen["weight"]:
-    methods["EMD + global"] = (chosen["emd"], chosen["weight"])
-  return methods
+def _methods(chosen: dict[str, str]) -> dict[str, str]:
+  """name -> stage of its encoder, the EMD's last."""
+  methods = {"global": chosen["global"]}
+  if chosen["EMD"] != chosen["global"]:
+    methods["global, EMD's encoder"] = chosen["EMD"]
+  return methods | {"EMD": chosen["EMD"]}
 
 
 def orders(chosen: dict, found: dict[str, Ranked]) -> dict[str, np.ndarray]:
   """For a picture: the queries' rows [q], and the rankings [q, L] by the global
   descriptor and by EMD."""
-  emd = found[chosen["emd"]]
+  last = found[chosen["EMD"]]
   return {
-    "queries": emd.queries,
+    "queries": last.queries,
     "global": found[chosen["global"]].rows,
-    "EMD": ordered(emd, 0.0, emd.emd.shape[1]),
+    "EMD": ordered(last, "EMD", last.emd.shape[1]),
   }
 
 
 def measured(config, labels, chosen, found: dict[str, Ranked]) -> dict:
-  """The numbers of retrieve.json that follow from the rankings."""
-  depths = next(iter(found.values())).milliseconds
-  queries = found[chosen["emd"]].queries
-  own = labels[queries]
-  rows, curve = {}, []
-  for depth in depths:
+  """The numbers of retrieve.json that follow from the rankings.
+
+  Args:
+    labels: of the gallery.
+    chosen: as `choose` says.
+    found: the chosen stages' rankings.
+  """
+  methods, last = _methods(chosen), found[chosen["EMD"]]
+  curve = []
+  for depth, milliseconds in last.milliseconds.items():
     values = {
       name: metrics(
-        config, labels, found[stage], ordered(found[stage], weight, depth)
+        config, labels, found[stage], ordered(found[stage], name, depth)
       )
-      for name, (stage, weight) in _methods(chosen).items()
+      for name, stage in methods.items()
     }
+    means = {name: _means(v) for name, v in values.items()}
     curve.append(
       {
         "depth": depth,
-        "methods": {name: _means(v) for name, v in values.items()},
-        "ms_per_query": round(found[chosen["emd"]].milliseconds[depth], 3),
+        "methods": means,
+        "ms_per_query": round(milliseconds, 3),
       }
     )
-  for name, (stage, weight) in _methods(chosen).items():
-    rows[name] = {
-      "stage": stage,
-      "global_weight": weight,
-      **{
-        metric: {"mean": float(np.mean(v)), "ci95": ranking.ci95(v)}
-        for metric, v in values[name].items()
-      },
-    }
-  pairs = [(a, b) for a in rows for b in rows if _compared(a, b)]
-  last = found[chosen["emd"]]
+  # What follows is of the largest depth, which came last.
+  count, own = len(last.queries), labels[last.queries]
   return {
-    "queries": len(queries),
+    "queries": count,
     "of": int((np.bincount(labels)[labels] > 1).sum()),
-    "depth": max(depths),
-    "methods": rows,
-    "paired": {
-      f"{a} - {b}": {
-        metric: _difference(values[a][metric] - values[b][metric], own)
-        for metric in values[a]
+    "depth": depth,
+    "methods": {
+      name: {
+        "stage": stage,
+        **{
+          metric: {"mean": float(np.mean(v)), "ci95": ranking.ci95(v)}
+          for metric, v in values[name].items()
+        },
       }
-      for a, b in pairs
+      for name, stage in methods.items()
+    },
+    "paired": {
+      f"EMD - {name}": {
+        metric: _difference(values["EMD"][metric] - v, own)
+        for metric, v in values[name].items()
+      }
+      for name in methods
+      if name != "EMD"
     },
     "curve": curve,
     "timing": {
       "encoding_seconds": round(last.seconds["encoding"], 2),
-      "global_ms_per_query": round(
-        1e3 * last.seconds["global"] / len(queries), 3
-      ),
-      "emd_ms_per_query": round(1e3 * last.seconds["emd"] / len(queries), 3),
+      "global_ms_per_query": round(1e3 * last.seconds["global"] / count, 3),
+      "emd_ms_per_query": round(1e3 * last.seconds["EMD"] / count, 3),
     },
   }
-
-
-def _compared(a: str, b: str) -> bool:
-  """What re-ranks against what does not."""
-  return a.startswith("EMD") and b.startswith("global")
 
 
 def _difference(values, labels) -> dict[str, float]:
@@ -380,13 +364,10 @@ def table(results: dict) -> str:
     f"{'percent':<30}{'encoder':>15}{''.join(f'{n:>13}' for n in names)}",
   ]
   for method, row in results["methods"].items():
-    title = method
-    if row["global_weight"]:
-      title = f"EMD + {row['global_weight']:g} x global"
     step = results["encoders"][row["stage"]]["step"]
     where = f"{row['stage']} {step}"
     cells = [f"{row[n]['mean']:.2f}" for n in names]
-    lines.append(f"{title:<30}{where:>15}{''.join(f'{c:>13}' for c in cells)}")
+    lines.append(f"{method:<30}{where:>15}{''.join(f'{c:>13}' for c in cells)}")
   lines += [
     "",
     "paired differences over queries, +- 95% as if these were independent",
