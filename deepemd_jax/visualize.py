@@ -331,7 +331,7 @@ def retrieved(rows: list[Retrieved]):
   columns = 1 + max(
     len(images) for row in rows for images, _ in row.found.values()
   )
-  figure = _figure(1.15 * columns + 0.6, 1.32 * len(lines) + 0.2)
+  figure = _figure(0.95 * columns + 0.5, 1.12 * len(lines) + 0.2)
   axes = figure.subplots(len(lines), columns, squeeze=False)
   for line, (row, name) in zip(axes, lines, strict=True):
     for axis in line:
