@@ -20,8 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.variant = ""
   # Every random draw of the run follows from it: any integer >= 0.
   config.seed = 0
-  # What to run, in this order, from: pretrain, metatrain, evaluate. A finished
-  # stage is not run again; evaluate always is.
+  # What to run, in this order, from: pretrain, metatrain, evaluate, retrieve. A
+  # finished stage is not run again; evaluate and retrieve always are.
   config.stages = ("pretrain", "metatrain", "evaluate")
 
   data = config.data = ConfigDict()
@@ -198,4 +198,24 @@ def get_config(arg: str = "") -> ConfigDict:
   evaluate.variant_episodes = 200
   # Query images shown in figures/matched_regions.png.
   evaluate.pictures = 4
+
+  # Retrieval: each image asks for the others of its class, leave-one-out, among
+  # all test images. The cosine of pooled descriptors ranks all, EMD the first.
+  retrieve = config.retrieve = ConfigDict()
+  # test; or val, while settings are being chosen.
+  retrieve.split = "test"
+  # So many images ask, drawn by the seed; 0 is all of them.
+  retrieve.queries = 0
+  # How many images EMD puts in order: the largest in the table, all of them in
+  # the curve of quality and time. More than there are is all.
+  retrieve.depths = (5, 10, 20, 50, 100)
+  # The K of Recall@K (Stanford Online Products: 1, 10, 100, 1000).
+  retrieve.recalls = (1, 2, 4, 8)
+  # Queries in one call of the EMD; queries, and images of the gallery, in one
+  # of the global search. Results do not depend on them.
+  retrieve.batch_size = 16
+  retrieve.search_batch_size = 256
+  retrieve.block = 16384
+  # Queries shown in figures/retrieved.png.
+  retrieve.pictures = 4
   return variants.apply(config, arg)

@@ -79,6 +79,8 @@ _KNOWN = {
   "runlocal": (_runlocal, "size", True),
 }
 COMMON = tuple(name for name in _KNOWN if name != "cross_cub")
+# Those that have nothing to do with few-shot tests.
+TRAINING = ("fcn", "pyramid", "grid", "sampling", "runlocal")
 
 
 def apply(config: ConfigDict, arg: str, names=COMMON) -> ConfigDict:

@@ -341,7 +341,7 @@ def check(config) -> None:
   def one_of(field, value, names):
     require(field, value in names, f"use one of {', '.join(names)}")
 
-  stages = ("pretrain", "metatrain", "evaluate")
+  stages = ("pretrain", "metatrain", "evaluate", "retrieve")
   require("stages", bool(config.stages), f"name some of {', '.join(stages)}")
   for name in config.stages:
     one_of("stages", name, stages)
@@ -424,8 +424,23 @@ def check(config) -> None:
   for field, floor in least.items():
     value = config.evaluate[field]
     require(f"evaluate.{field}", value >= floor, f"must be at least {floor}")
+  _check_retrieve(config, require, one_of)
   if problems:
     raise InputError("; ".join(dict.fromkeys(problems)))
+
+
+def _check_retrieve(config, require, one_of) -> None:
+  spec = config.retrieve
+  one_of("retrieve.split", spec.split, ("val", "test"))
+  for field in ("depths", "recalls"):
+    holds = len(spec[field]) > 0 and all(x >= 1 for x in spec[field])
+    require(f"retrieve.{field}", holds, "use whole numbers of at least 1")
+  least = {"batch_size": 1, "search_batch_size": 1, "block": 1}
+  for field, floor in {"queries": 0, "pictures": 0, **least}.items():
+    require(f"retrieve.{field}", spec[field] >= floor, f"must be >= {floor}")
+  if "retrieve" in config.stages and config.nodes.kind == "sampling":
+    rule = "retrieve encodes an image once; use False"
+    require("nodes.redraw", not config.nodes.redraw, rule)
 
 
 def check_feasible(config) -> None:
@@ -440,7 +455,7 @@ def check_feasible(config) -> None:
 
   needed = {"val"}  # every stage chooses or judges by it
   needed |= {"train"} if "metatrain" in config.stages else set()
-  needed |= {"test"} if "evaluate" in config.stages else set()
+  needed |= {"test"} if {"evaluate", "retrieve"} & set(config.stages) else set()
   wanted = [(config, "default", s) for s in SPLITS if s in needed]
   if "evaluate" in config.stages:
     wanted += [(config, v, "test") for v in config.evaluate.variants]
@@ -452,9 +467,25 @@ def check_feasible(config) -> None:
   for data, _ in found:
     data.check()
   for data, (of, _, split) in found:
+    if "retrieve" in config.stages and split != "train":
+      _check_retrievable(data.counts(split), split)
+    if set(config.stages) == {"retrieve"} or (
+      split == "test" and "evaluate" not in config.stages
+    ):
+      continue  # no episode is drawn of it
     shape = of.episode.to_dict() if split == "test" else training_episode(of)
     # Of what is there now, which may be more than what is published.
     episodes.check_feasible(data.counts(split), split=split, **shape)
+
+
+def _check_retrievable(counts: dict[str, int], split: str) -> None:
+  """Refuses a gallery where there is nothing to find, or to mistake it for."""
+  several = sum(count > 1 for count in counts.values())
+  if len(counts) < 2 or not several:
+    raise InputError(
+      f"retrieval needs two classes and one with two images; split {split!r} "
+      f"has {len(counts)} classes, {several} of them with two images or more"
+    )
 
 
 _SHOTS = re.compile(r"([1-9]\d*)-shot")

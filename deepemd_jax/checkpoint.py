@@ -298,7 +298,16 @@ def _orbax():
   # It reports each save; what matters of that comes back as an exception.
   # After the import, because absl makes that logger its own way.
   logging.getLogger("absl").addFilter(_is_not_from_orbax)
+  if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _print_exception
   return ocp
+
+
+def _print_exception(kind, error, trace) -> None:
+  """As usual, but not what tensorstore's threads still want of a save that has
+  failed already: `Checkpoints.wait` tells why."""
+  if kind is not RuntimeError or str(error) != "Event loop is closed":
+    sys.__excepthook__(kind, error, trace)
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:

@@ -143,7 +143,7 @@ def encoder(config) -> Callable:
         seen = (*images.cut(rows, boxes, config.image.size), flip)
       encoded = np.asarray(to_all(variables, *mesh.put(seen)))
       if kept is None:
-        kept = _room((count, *encoded.shape[1:]), limit)
+        kept = room((count, *encoded.shape[1:]), limit)
       kept[start : start + size] = encoded[: count - start]
     shown.close()
     return kept if isinstance(kept, np.memmap) else mesh.put_everywhere(kept)
@@ -172,7 +172,7 @@ def encoder(config) -> Callable:
   return encode_anew if config.nodes.redraw and not whole else encode_all
 
 
-def _room(shape: tuple[int, ...], limit: float) -> np.ndarray:
+def room(shape: tuple[int, ...], limit: float) -> np.ndarray:
   """Uninitialised float32: in memory, or in a nameless file if too large."""
   if 4 * np.prod(shape) <= limit:
     return np.empty(shape, np.float32)

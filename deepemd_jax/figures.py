@@ -42,6 +42,65 @@ def draw(config, workdir: pathlib.Path, images, drawn, variables, results):
     visualize.save(figure, folder / "clutter.png")
 
 
+def draw_retrieval(config, workdir: pathlib.Path, images, orders, results):
+  """Writes retrieval.png (quality and time against the number of images that
+  EMD puts in order) and retrieved.png (what some queries got).
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    images: the gallery, an `ImageSet`.
+    orders: as `retrieve.orders`.
+    results: as in retrieve.json.
+  """
+  folder = workdir / "figures"
+  curve = results["curve"]
+  panels = {
+    metric: {
+      method: [(row["depth"], row["methods"][method][metric]) for row in curve]
+      for method in results["methods"]
+    }
+    for metric in (f"Recall@{min(config.retrieve.recalls)}", "MAP@R")
+  }
+  times = [(row["depth"], row["ms_per_query"]) for row in curve]
+  figure = visualize.retrieval_curves(panels, times)
+  visualize.save(figure, folder / "retrieval.png")
+  shown = retrieved(config, images, orders)
+  if shown:
+    visualize.save(visualize.retrieved(shown), folder / "retrieved.png")
+
+
+def retrieved(config, images, orders, count: int = 5) -> list:
+  """Some of the queries whose first images are not equally many right in the
+  two rankings, drawn by the seed: where there is something to see."""
+  queries = orders["queries"]
+  names = [name for name in orders if name != "queries"]
+  right = {
+    name: images.labels[orders[name][:, :count]]
+    == images.labels[queries][:, None]
+    for name in names
+  }
+  counts = [found.sum(1) for found in right.values()]
+  differing = np.flatnonzero(counts[0] != counts[1])
+  rng = np.random.default_rng([config.seed, 6])
+  chosen = rng.permutation(differing)[: config.retrieve.pictures]
+  side = build.evaluation_side(config)
+
+  def of(rows):
+    return images.whole(rows, side)
+
+  return [
+    visualize.Retrieved(
+      query=of(queries[i : i + 1])[0],
+      title=images.class_names[images.labels[queries[i]]],
+      found={
+        name: (of(orders[name][i, :count]), right[name][i]) for name in names
+      },
+    )
+    for i in np.sort(chosen)
+  ]
+
+
 def matched_pairs(config, images, drawn, variables) -> list:
   """The first query of the first classes, against the class it was given to."""
   count = min(config.evaluate.pictures, len(drawn.classes))

@@ -58,7 +58,9 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Fields that may change between two runs in one workdir: they do not alter what
 # the training stages learn.
 _FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
-_FREE += ("episode", "variant")
+_FREE += ("episode", "variant", "retrieve")
+# Stages that only look at what was trained.
+_LOOKING = {"evaluate", "retrieve"}
 
 
 def run(
@@ -79,7 +81,7 @@ def run(
   # Stated, so that test episodes may change in a workdir, and these may not.
   config.metatrain.update(build.training_episode(config))
   build.check_feasible(config)
-  if set(config.stages) == {"evaluate"} and not workdir.exists():
+  if set(config.stages) <= _LOOKING and not workdir.exists():
     raise InputError(
       f"no checkpoint in {workdir}: there is no such folder; give the "
       "--workdir of a training run"
@@ -87,7 +89,8 @@ def run(
   fields = json.loads(config.to_json_best_effort())
   # All processes look before the first one writes: they refuse, or go on, alike
   # (connecting waits for all).
-  _check_workdir(workdir, fields, training=set(config.stages) != {"evaluate"})
+  training = not set(config.stages) <= _LOOKING
+  _check_workdir(workdir, fields, training)
   _compilation_cache(workdir)
   connect()
   if processes.first():

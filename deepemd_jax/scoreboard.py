@@ -76,8 +76,8 @@ def nodes_fields(config) -> dict:
 def save(config, workdir: pathlib.Path, results: dict) -> None:
   """Writes results.json, which is of the latest test, and the same into
   results/, where one test does not wipe out what another has found."""
-  _write(workdir / "results.json", results)
-  _write(workdir / "results" / f"{_tested(config, results)}.json", results)
+  write(workdir / "results.json", results)
+  write(workdir / "results" / f"{_tested(config, results)}.json", results)
 
 
 def _tested(config, results: dict) -> str:
@@ -90,8 +90,8 @@ def _tested(config, results: dict) -> str:
   return "_".join(parts)
 
 
-def _write(path: pathlib.Path, results: dict) -> None:
-  """Whole or not at all."""
+def write(path: pathlib.Path, results: dict) -> None:
+  """A JSON file, whole or not at all."""
   path.parent.mkdir(exist_ok=True)
   scratch = path.with_suffix(".tmp")
   scratch.write_text(json.dumps(results, indent=2) + "\n")

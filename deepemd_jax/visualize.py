@@ -42,6 +42,22 @@ class MatchedPair:
   contributions: np.ndarray | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Retrieved:
+  """What a query got, by several rankings.
+
+  Attributes:
+    query: uint8 [H, W, 3].
+    title: what it shows.
+    found: ranking -> (its first images, uint8 [k, H, W, 3]; bool [k], which of
+      them show the same).
+  """
+
+  query: np.ndarray
+  title: str
+  found: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
 def _figure(width: float, height: float):
   from matplotlib.figure import Figure
 
@@ -273,4 +289,61 @@ def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
     axis.grid(alpha=0.25)
   axes[0].set_ylabel("accuracy, %")
   axes[0].legend(frameon=False, fontsize=8)
+  return figure
+
+
+def retrieval_curves(panels: dict[str, dict[str, list]], times: list[tuple]):
+  """Quality, then time, against the number of images put in order by EMD.
+
+  Args:
+    panels: metric -> method -> [(images, percent), ...].
+    times: [(images, milliseconds a query), ...].
+  """
+  figure = _figure(3.2 * (len(panels) + 1) + 0.6, 3.4)
+  *above, last = figure.subplots(1, len(panels) + 1)
+  for axis, (metric, curves) in zip(above, panels.items(), strict=True):
+    looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    for method, points in curves.items():
+      colour, marker = next(looks)
+      axis.plot(
+        *zip(*points, strict=True),
+        color=colour,
+        marker=marker,
+        markersize=5,
+        label=method,
+      )
+    axis.set_ylabel(f"{metric}, %")
+  above[0].legend(frameon=False, fontsize=8)
+  last.plot(*zip(*times, strict=True), "o-", color=_COLOURS[4])
+  last.set_ylabel("re-ranking, ms a query")
+  last.set_ylim(bottom=0)
+  for axis in (*above, last):
+    axis.set_xlabel("images put in order by EMD")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+  return figure
+
+
+def retrieved(rows: list[Retrieved]):
+  """A line for each query and ranking: the query, then what it got; framed and
+  marked right or wrong."""
+  lines = [(row, name) for row in rows for name in row.found]
+  columns = 1 + max(
+    len(images) for row in rows for images, _ in row.found.values()
+  )
+  figure = _figure(0.95 * columns + 0.5, 1.12 * len(lines) + 0.2)
+  axes = figure.subplots(len(lines), columns, squeeze=False)
+  for line, (row, name) in zip(axes, lines, strict=True):
+    for axis in line:
+      axis.set_xticks([])
+      axis.set_yticks([])
+      axis.spines[:].set_visible(False)
+    _pixels(line[0], row.query)
+    line[0].set_title(row.title, fontsize=7, parse_math=False)
+    line[0].set_ylabel(name, fontsize=9)
+    for axis, image, right in zip(line[1:], *row.found[name], strict=False):
+      _pixels(axis, image)
+      colour = _COLOURS[2] if right else _COLOURS[4]
+      axis.spines[:].set(visible=True, color=colour, linewidth=2.5)
+      axis.set_title("right" if right else "wrong", fontsize=7, color=colour)
   return figure

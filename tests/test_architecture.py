@@ -25,6 +25,8 @@ MAY_IMPORT = {
   "trained": {"build", "checkpoint", "data", "errors", "models"},
   "cache": {"errors"},
   "scores": set(),
+  "ranking": set(),
+  "nearest": {"mesh", "models"},
   "explanation": {"visualize"},
   "report": {"explanation", "scores", "visualize"},
   "command": {"cache", "errors"},

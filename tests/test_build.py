@@ -89,6 +89,64 @@ def test_the_split_test_may_be_of_another_data_set(tmp_path):
     build.check_feasible(made)
 
 
-def test_retrieval_sets_have_no_validation_classes(tmp_path):
-  with pytest.raises(InputError, match="no split 'val'"):
-    build.check_feasible(config("cars196", directory=str(tmp_path)))
+@pytest.mark.parametrize(
+  ("name", "classes"),
+  [
+    ("cub_retrieval", (90, 10, 100)),
+    ("cars196", (89, 9, 98)),
+    ("stanford_online_products", (10187, 1131, 11316)),
+  ],
+)
+def test_retrieval_sets_hold_training_classes_out(name, classes, tmp_path):
+  """For validation; none is in two splits, and the title says it."""
+  source = build.source(config(name, directory=str(tmp_path)))
+  splits = [set(source.counts(s)) for s in ("train", "val", "test")]
+  assert tuple(map(len, splits)) == classes
+  assert len(set.union(*splits)) == sum(classes)
+  assert source.title.endswith(
+    "every tenth training class held out for validation"
+  )
+  with pytest.raises(MissingData, match=f"{name} is not prepared"):
+    build.check_feasible(config(name, directory=str(tmp_path)))
+
+
+def test_retrieval_needs_something_to_find(monkeypatch, tmp_path):
+  class Source:
+    def counts(self, split):
+      return {"val": {"a": 2, "b": 1}, "test": {"c": 1, "d": 1}}[split]
+
+    def check(self):
+      pass
+
+  monkeypatch.setattr(build, "source", lambda *unused: Source())
+  made = config()
+  made.stages = ("retrieve",)
+  with pytest.raises(InputError, match="'test' has 2 classes, 0 of them"):
+    build.check_feasible(made)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("split", "train"),
+    ("depths", ()),
+    ("recalls", (0,)),
+    ("queries", -1),
+    ("block", 0),
+  ],
+)
+def test_fields_of_retrieval(field, value):
+  made = config()
+  made.retrieve[field] = value
+  with pytest.raises(InputError, match=f"config.retrieve.{field}"):
+    build.check(made)
+
+
+def test_retrieval_encodes_an_image_once():
+  made = config()
+  made.stages = ("retrieve",)
+  made.nodes.kind = "sampling"
+  build.check(made)
+  made.nodes.redraw = True
+  with pytest.raises(InputError, match="nodes.redraw"):
+    build.check(made)

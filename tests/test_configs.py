@@ -35,6 +35,22 @@ def test_a_config_says_how_to_use_it(name):
   build.check(config)
 
 
+@pytest.mark.parametrize(
+  "name", ["cub_retrieval", "cars196", "stanford_online_products"]
+)
+def test_a_config_of_retrieval(name):
+  text = load(name).__doc__
+  assert f"python -m deepemd_jax.main --config=configs/{name}.py" in text
+  assert f"deepemd_jax.data prepare {name}" in text
+  for variant in ("", *variants.TRAINING):
+    config = load(name).get_config(variant)
+    assert config.data.name == name
+    assert config.stages == ("pretrain", "metatrain", "retrieve")
+    build.check(config)
+  with pytest.raises(ValueError, match="5shot"):
+    load(name).get_config("5shot")
+
+
 EXPECTED = {
   "": set(),
   "fcn": set(),

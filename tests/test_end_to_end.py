@@ -320,11 +320,8 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
   copy = shutil.copytree(finished[0], tmp_path / "copy")
   steps = copy / "metatrain" / "checkpoints"
   shutil.rmtree(steps / "6")
-  data = max(
-    (p for p in (steps / "3" / "train").rglob("*") if p.is_file()),
-    key=lambda p: p.stat().st_size,
-  )
-  data.write_bytes(data.read_bytes()[:-99])
+  for path in (steps / "3" / "train").rglob("d/*"):  # orbax reads some
+    path.write_bytes(path.read_bytes()[:-9])
   done = call(command(copy, images), environment)
   assert f"{steps / '3'} is damaged" in done.stderr
   assert f"kept as {steps / 'damaged.3'}" in done.stderr

@@ -259,6 +259,22 @@ def parse(name: str) -> tuple[Benchmark, int]:
   return benchmark, int(suffix)
 
 
+HELD_OUT = "every tenth training class held out for validation"
+
+
+def part(benchmark: Benchmark, split: str) -> tuple[str, Callable[[int], bool]]:
+  """The published split that `split` is, or is a part of, and which classes of
+  it, by number, are in there.
+
+  Where no validation classes were published, as in retrieval, every tenth
+  training class is one: training leaves it out, and settings and checkpoints
+  are chosen on it, not on the test classes.
+  """
+  if "val" in benchmark.splits or split not in ("train", "val"):
+    return split, lambda number: True
+  return "train", lambda number: (number % 10 == 9) == (split == "val")
+
+
 def protocol(benchmark: Benchmark, side: int) -> str:
   """The full name, with the size of the stored copies: "cub:160"."""
   return f"{benchmark.name}:{side if side != ORIGINAL else 'original'}"

@@ -123,11 +123,13 @@ class BenchmarkSource:
     """One line for people: archive, crop and split; once it is prepared also
     what from, and how many images are lacking."""
     benchmark, _ = catalogue.parse(self.name)
+    held = "" if "val" in benchmark.splits else f"; {catalogue.HELD_OUT}"
     if not builders.is_ready(benchmark, self.directory):
-      return benchmark.title
+      return benchmark.title + held
     noted = builders.metadata(benchmark, self.directory)
     bad = len(noted["skipped"])
-    return noted["source"] + (f"; {bad} bad images left out" if bad else "")
+    left_out = f"; {bad} bad images left out" if bad else ""
+    return noted["source"] + held + left_out
 
   def check(self) -> None:
     """Looks whether the data set is prepared; opens none of it.
@@ -143,6 +145,13 @@ class BenchmarkSource:
     """Images by class: those that are there once it is prepared, else those
     that were published."""
     benchmark, _ = catalogue.parse(self.name)
+    whole, is_in = catalogue.part(benchmark, split)
+    counts = enumerate(self._published(whole).items())
+    return {name: count for i, (name, count) in counts if is_in(i)}
+
+  def _published(self, split: str) -> dict[str, int]:
+    """The same of a split as it was published and is stored."""
+    benchmark, _ = catalogue.parse(self.name)
     published = benchmark.counts(split)
     if not builders.is_ready(benchmark, self.directory):
       return published
@@ -157,26 +166,29 @@ class BenchmarkSource:
     """
     self.check()
     benchmark, side = catalogue.parse(self.name)
-    counts = self.counts(split)
+    classes = tuple(self.counts(split))
+    whole, _ = catalogue.part(benchmark, split)
     prepared = builders.place(benchmark, self.directory)
-    records = Records(str(prepared), split)
+    records = Records(str(prepared), whole)
     kept = pathlib.Path(self.directory, "stored", benchmark.name)
     found = stored.load(
-      kept / benchmark.version / _side_name(side) / split,
+      kept / benchmark.version / _side_name(side) / whole,
       records.items,
-      count=sum(counts.values()),
+      count=sum(self._published(whole).values()),
       side=side,
       made_from=_content(prepared),
-      name=f"{self.protocol}, {split}",
+      name=f"{self.protocol}, {whole}",
     )
-    index = {name: i for i, name in enumerate(counts)}
-    labels = np.array([index[label] for label in found.labels], np.int32)
+    index = {name: i for i, name in enumerate(classes)}
+    # -1 is of the other part of a published split.
+    labels = np.array([index.get(c, -1) for c in found.labels], np.int32)
     # By class and key: an episode is the same whatever archive or folder the
     # data set was prepared from.
     order = np.lexsort((np.array(found.keys), labels))
+    order = order[labels[order] >= 0]
     known = {
       "labels": labels[order],
-      "class_names": tuple(counts),
+      "class_names": classes,
       "keys": tuple(found.keys[i] for i in order),
       "sizes": found.sizes[order],
     }

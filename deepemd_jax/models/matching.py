@@ -171,6 +171,13 @@ def logits(
   return (temperature / n) * (min(n, m) - value)
 
 
+def pooled(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b c"]:
+  """An image's descriptor: the mean of its nodes, scaled to unit length."""
+  mean = nodes.mean(-2)
+  norm = jnp.linalg.norm(mean, axis=-1, keepdims=True)
+  return mean / jnp.maximum(norm, 1e-8)
+
+
 def prototype_logits(
   query_nodes: Float[Array, "q n c"],
   class_nodes: Float[Array, "way m c"],
@@ -182,11 +189,6 @@ def prototype_logits(
     Snell, Swersky, Zemel, "Prototypical Networks", NeurIPS 2017; with cosine
     similarity as in Chen et al., "Meta-Baseline", ICCV 2021.
   """
-
-  def pooled(nodes):
-    mean = nodes.mean(-2)
-    norm = jnp.linalg.norm(mean, axis=-1, keepdims=True)
-    return mean / jnp.maximum(norm, 1e-8)
 
   return temperature * jnp.matmul(
     pooled(query_nodes), pooled(class_nodes).T, precision=_HIGHEST

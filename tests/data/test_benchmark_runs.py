@@ -1,12 +1,13 @@
 """Each published data set through its config: archive to results."""
 
+import functools
 import importlib
 import json
 
 import fake
 import pytest
 
-from deepemd_jax import main
+from deepemd_jax import build, main
 from deepemd_jax.data import builders, catalogue
 from deepemd_jax.errors import MissingData
 
@@ -24,6 +25,17 @@ SOURCES = {
     ),
     3,
   ),
+  "cub_retrieval": (
+    lambda path, per_class: fake.cub_archive(
+      path, per_class, fake.all_names("cub_retrieval", 20)
+    ),
+    20,
+  ),
+  "cars196": (functools.partial(fake.cars_folder, classes=20), 20),
+  "stanford_online_products": (
+    functools.partial(fake.products_archive, classes=20),
+    20,
+  ),
 }
 
 
@@ -36,10 +48,10 @@ def place(tmp_path_factory):
 def prepare(name, place, monkeypatch):
   make, classes = SOURCES[name]
   benchmark = fake.small(name, PER_CLASS, classes)
-  monkeypatch.setitem(catalogue.BENCHMARKS, name, benchmark)
   source = place / f"{name}_source"
   if not source.exists():
     make(source, PER_CLASS)
+  monkeypatch.setitem(catalogue.BENCHMARKS, name, benchmark)
   builders.prepare(benchmark, str(place / "data"), source=source)
 
 
@@ -112,3 +124,42 @@ def test_a_trained_encoder_is_tested_another_way(variant, place, monkeypatch):
     assert found["protocol"]["trained on"]["name"] == "miniimagenet:160"
   kept = {path.name for path in (trained / "results").iterdir()}
   assert "miniimagenet-160_2way_1shot_fcn.json" in kept and len(kept) > 1
+
+
+@pytest.mark.parametrize(
+  ("name", "recalls"),
+  [
+    pytest.param("cub_retrieval", (1, 2, 4, 8), marks=pytest.mark.soak),
+    pytest.param("cars196", (1, 2, 4, 8), marks=pytest.mark.soak),
+    ("stanford_online_products", (1, 10, 100, 1000)),
+  ],
+)
+def test_a_config_trains_and_retrieves(name, recalls, place, monkeypatch):
+  """Archive to table; trained without the classes that settings are chosen on,
+  nor those that are looked for."""
+  config = importlib.import_module(f"configs.{name}").get_config("runlocal")
+  tiny(config, place)
+  config.metatrain.way = min(config.metatrain.way, 2)
+  prepare(name, place, monkeypatch)
+  main.run(config, place / name)
+  found = json.loads((place / name / "retrieve.json").read_text())
+  assert found["gallery"] == {"images": 20 * PER_CLASS, "classes": 20}
+  assert found["protocol"]["trained on"]["name"] == f"{name}:160"
+  assert (
+    "tenth training class held out"
+    in (found["protocol"]["trained on"]["title"])
+  )
+  assert set(found["methods"]["EMD"]) == {
+    *("stage", "R-Precision", "MAP@R"),
+    *(f"Recall@{k}" for k in recalls),
+  }
+  images = {s: build.source(config).load(s) for s in ("train", "val", "test")}
+  keys = [set(loaded.keys) for loaded in images.values()]
+  assert [len(k) / PER_CLASS for k in keys] == [18, 2, 20]
+  assert len(set.union(*keys)) == 40 * PER_CLASS
+  for split, loaded in images.items():
+    shown = [loaded.class_names[label] for label in loaded.labels]
+    assert list(dict.fromkeys(shown)) == list(loaded.class_names), split
+  # The same rows of one stored split, held out or not.
+  whole = fake.names(name, "train", 20)
+  assert list(images["val"].class_names) == whole[9::10]
