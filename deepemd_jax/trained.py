@@ -111,19 +111,63 @@ def load(checkpoint=None) -> Trained:
 def _config(path: pathlib.Path) -> types.SimpleNamespace:
   try:
     fields = json.loads(path.read_bytes())
-    merged = {}
-    for name, default in _DEFAULTS.items():
-      if isinstance(default, dict):
-        found = fields.get(name, {})
-        section = {k: found.get(k, v) for k, v in default.items()}
-        merged[name] = types.SimpleNamespace(**section)
-      else:
-        merged[name] = fields.get(name, default)
-  except (OSError, ValueError, AttributeError) as error:
+  except (OSError, ValueError) as error:
     raise InputError(
       f"{str(path)!r} is not the config of a run ({error})"
     ) from error
-  return types.SimpleNamespace(**merged)
+  try:
+    return _typed(fields, _DEFAULTS, "")
+  except InputError as error:
+    raise InputError(f"in {str(path)!r} {error}") from error
+
+
+def _typed(found, default, name: str):
+  """`found` where it is of the kind of `default`; what it lacks is filled in.
+
+  Raises:
+    InputError: it is of another kind.
+  """
+  if not _fits(found, default):
+    what = f"{name} is" if name else "there is"
+    raise InputError(f"{what} {found!r:.80}, which should be {_kind(default)}")
+  if not isinstance(default, dict):
+    return found
+  before = f"{name}." if name else ""
+  fields = {
+    k: _typed(found.get(k, v), v, f"{before}{k}") for k, v in default.items()
+  }
+  return types.SimpleNamespace(**fields)
+
+
+def _fits(found, default) -> bool:
+  if isinstance(default, tuple):
+    if not isinstance(found, list | tuple):
+      return False
+    if _of_levels(default):
+      return all(_fits(x, 1) for x in found)
+    return len(found) == len(default) and all(_fits(x, 1.0) for x in found)
+  if isinstance(default, float):
+    return type(found) in (int, float)
+  return type(found) is type(default)
+
+
+def _kind(default) -> str:
+  if isinstance(default, tuple):
+    if _of_levels(default):
+      return "a list of whole numbers"
+    return f"a list of {len(default)} numbers"
+  return {
+    dict: "named fields",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+  }[type(default)]
+
+
+def _of_levels(default: tuple) -> bool:
+  """Whether there may be any number of them: whole ones, a pyramid's."""
+  return not default or isinstance(default[0], int)
 
 
 def _fingerprint(variables) -> str:

@@ -1,9 +1,11 @@
 """The commands on one's own images: from folders to files, and mistakes."""
 
 import csv
+import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +264,20 @@ def test_no_checkpoint(call, capsys):
   refused(call(classify.main), "required: --support, --query, --out")
   result = classify.main(list(USUAL)), *capsys.readouterr()
   refused(result, "no trained encoder in runs/quickstart; `make quickstart`")
+
+
+def test_a_config_with_a_wrong_value(call, run, folder):
+  shutil.copytree(run, folder / "edited")
+  path = folder / "edited" / "config.json"
+  fields = json.loads(path.read_text())
+  fields["image"]["size"] = "large"
+  path.write_text(json.dumps(fields))
+  for main, arguments in (
+    (classify.main, USUAL),
+    (search.main, ("--gallery=query", "--query=query/red/0.png")),
+  ):
+    result = call(main, *arguments, checkpoint=folder / "edited")
+    refused(result, "edited/config.json' image.size is 'large'")
 
 
 def test_mistakes_are_told_before_jax_is_loaded():
