@@ -34,15 +34,12 @@ class Parser(argparse.ArgumentParser):
     raise InputError(message)
 
   def add_checkpoint(self) -> None:
-    """The flags that say which encoder, and how it looks at images."""
+    """The flag that says which encoder."""
     self.add_argument(
       "--checkpoint",
       metavar="RUN",
-      help="workdir of a training run, or what deepemd_jax.convert wrote "
-      "(default runs/quickstart)",
-    )
-    self.add_argument(
-      "--variant", help="fcn, grid or sampling (default: the run's own)"
+      help="workdir of a training run, or what deepemd_jax.convert or "
+      "deepemd_jax.export wrote (default runs/quickstart)",
     )
 
   def add_images(self, which: str) -> None:
@@ -53,6 +50,9 @@ class Parser(argparse.ArgumentParser):
       help=f"leave out {which} images that cannot be read, and say so",
     )
     self.add_checkpoint()
+    self.add_argument(
+      "--variant", help="fcn, grid or sampling (default: the run's own)"
+    )
     self.add_argument("--solver", help="of the EMD (default: the run's own)")
     self.add_argument(
       "--cache",

@@ -138,12 +138,8 @@ class Encoder:
     return Encoded(*arrays, tuple(c for part in parts for c in part.contents))
 
   def _batch_size(self) -> int:
-    look = self._look
-    count = {
-      "fcn": 4,
-      "grid": sum(cells * cells for cells in look.grid),
-      "sampling": look.patches,
-    }[look.kind]
+    # Whole images are larger than crops that show the like.
+    count = 4 if self._look.kind == "fcn" else self._look.count
     return max(1, _CROPS // count)
 
   def _read(self, source) -> _Read | str:
@@ -179,7 +175,7 @@ class Encoder:
     wanted = 1 if count == 1 else self._batch_size()
     filled = pixels[np.minimum(np.arange(wanted), count - 1)]
     whole = self._look.kind == "fcn"
-    encoded = _encode(
+    encoded = encode(
       self._variables,
       self._normalise(filled.astype(np.float32)).astype(np.float32),
       whole,
@@ -201,8 +197,16 @@ class Encoder:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _encode(variables, pixels, whole: bool, pyramid: tuple[int, ...]):
-  """[N, crops, S, S, 3] -> [N, n, c]."""
+def encode(variables, pixels, whole: bool, pyramid: tuple[int, ...]):
+  """Nodes of network input: float32 [N, crops, S, S, 3] -> [N, n, c].
+
+  Args:
+    variables: of the ResNet-12.
+    pixels: normalised.
+    whole: the only crop is the image, and its map's cells are the nodes, under
+      a `pyramid`; if not, crops are the nodes.
+    pyramid: as `nodes.pyramid`.
+  """
   maps = resnet.encode(variables, pixels.reshape(-1, *pixels.shape[2:]))
   if whole:
     return nodes.pyramid(maps, pyramid)

@@ -18,7 +18,7 @@ MAY_IMPORT = {
   "checkpoint": {"errors"},
   "metrics": {"errors"},
   "visualize": {"errors"},
-  "convert": {"errors", "checkpoint", "torch_file"},
+  "convert": {"errors", "torch_file", "trained"},
   "torch_file": {"errors"},
   "trained": {"build", "checkpoint", "data", "errors", "models"},
   "cache": {"errors"},

@@ -298,9 +298,9 @@ def test_encodings_are_made_once(run, tmp_path, monkeypatch):
   images, _ = queries(20)
   found = trained.load(run)
   counted = []
-  encode = encodings._encode
+  encode = encodings.encode
   monkeypatch.setattr(
-    encodings, "_encode", lambda *a: counted.append(1) or encode(*a)
+    encodings, "encode", lambda *a: counted.append(1) or encode(*a)
   )
   for variant in ("fcn", "sampling"):
     look = trained.look(found.config, variant)

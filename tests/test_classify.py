@@ -94,7 +94,7 @@ def test_known_truth(call, monkeypatch):
   }
   # The second time everything is at hand.
   before = pathlib.Path("out.csv").read_bytes()
-  monkeypatch.setattr(encodings, "_encode", None)
+  monkeypatch.setattr(encodings, "encode", None)
   assert call(classify.main, *USUAL, "--pictures=0")[0] == 0
   assert pathlib.Path("out.csv").read_bytes() == before
 

@@ -42,6 +42,15 @@ class Crops:
   flip: bool
   seed: int
 
+  @property
+  def count(self) -> int:
+    """Crops of an image."""
+    return {
+      "fcn": 1,
+      "grid": sum(cells * cells for cells in self.grid),
+      "sampling": self.patches,
+    }[self.kind]
+
   def cut(
     self, image: Image.Image
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
