@@ -220,7 +220,7 @@ class Checkpoints:
     ocp = _orbax()
     stored = self._manager.item_metadata(step)
     for name, tree in asked.items():
-      if stored[name] is None:
+      if name not in stored or stored[name] is None:
         raise InputError(
           f"checkpoint {self._directory / str(step)} has no part {name!r}: a "
           "converted or exported one is not trained further; if it is a run's "
