@@ -31,6 +31,7 @@ from deepemd_jax import command
 from deepemd_jax.errors import InputError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_NAMES = ("encoder.stablehlo", "classifier.stablehlo")
 _FORMAT = 1
 _LOAD = (
   "import pathlib, jax, numpy",
@@ -89,13 +90,17 @@ def save(checkpoint, directory) -> dict:
       content = bytes(program.serialize())
       (workdir / name).write_bytes(content)
       manifest["programs"][name] = {
-        "inputs": [x.str_short() for x in program.in_avals],
-        "outputs": [x.str_short() for x in program.out_avals],
+        "inputs": [_shown(x) for x in program.in_avals],
+        "outputs": [_shown(x) for x in program.out_avals],
         "sha256": hashlib.sha256(content).hexdigest(),
       }
     text = json.dumps(manifest, indent=2) + "\n"
     (workdir / "manifest.json").write_text(text)
   return json.loads(text)
+
+
+def _shown(aval) -> str:
+  return f"{aval.dtype}[{', '.join(map(str, aval.shape))}]"
 
 
 def load(directory) -> Programs:
@@ -110,31 +115,27 @@ def load(directory) -> Programs:
   directory = pathlib.Path(directory)
   try:
     manifest = json.loads((directory / "manifest.json").read_bytes())
-    files = {
-      name: ((directory / name).read_bytes(), fields["sha256"])
-      for name, fields in manifest["programs"].items()
-    }
+    sums = {name: manifest["programs"][name]["sha256"] for name in _NAMES}
+    made = manifest["versions"]["jax"]
+    contents = {name: (directory / name).read_bytes() for name in _NAMES}
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise InputError(
       f"{str(directory)!r} is not what deepemd_jax.export writes ({error})"
     ) from error
-  calls = {}
-  for name, (content, checksum) in files.items():
-    if hashlib.sha256(content).hexdigest() != checksum:
+  calls = []
+  for name, content in contents.items():
+    if hashlib.sha256(content).hexdigest() != sums[name]:
       raise InputError(
         f"{str(directory / name)!r} is damaged (checksum); export it again"
       )
     try:
-      calls[name] = jax.jit(export.deserialize(bytearray(content)).call)
+      calls.append(jax.jit(export.deserialize(bytearray(content)).call))
     except Exception as error:  # whatever another version's reader makes of it
-      made = manifest.get("versions", {}).get("jax")
       raise InputError(
         f"JAX {jax.__version__} cannot read {str(directory / name)!r}, which "
         f"JAX {made} wrote ({error}); export it again"
       ) from error
-  return Programs(
-    calls["encoder.stablehlo"], calls["classifier.stablehlo"], manifest
-  )
+  return Programs(*calls, manifest)
 
 
 def _programs(found) -> dict:
@@ -172,10 +173,8 @@ def _programs(found) -> dict:
 
   lower = lambda f: export.export(jax.jit(f), platforms=PLATFORMS)  # noqa: E731
   both = images("way", "support_"), images("queries", "query_")
-  return {
-    "encoder.stablehlo": lower(nodes)(images("images")),
-    "classifier.stablehlo": lower(logits)(*both),
-  }
+  programs = lower(nodes)(images("images")), lower(logits)(*both)
+  return dict(zip(_NAMES, programs, strict=True))
 
 
 def _solver(config):
@@ -190,13 +189,16 @@ def _solver(config):
 def _described(found) -> dict:
   """What the programs of a `Trained` do, for their users."""
   from deepemd_jax import trained
+  from deepemd_jax.data import views
 
   look, image = trained.look(found.config, None), found.config.image
   if look.kind == "fcn":
     outside = "decoding to upright RGB; images of one call have one size"
-    resized = f"of the whole image, to {look.size} x {look.size} pixels"
+    kept = f"{look.size} x {look.size} pixels"
+    resized = f"the whole image to {kept}"
     if look.crop == "center":
-      resized = f"enlarged by 92 / 84, of which the centre is kept: {resized}"
+      side = views.large_side(look.size)
+      resized = f"the whole image to {side} x {side}, its central {kept} kept"
   else:
     resized = "none"
     outside = (
