@@ -304,7 +304,7 @@ def evaluation_side(config) -> int:
 
 
 def evaluation_view(config):
-  """uint8 [N, S, S, 3] to network input [N, size, size, 3]: no randomness."""
+  """uint8 [N, H, W, 3] to network input [N, size, size, 3]: no randomness."""
   import jax.numpy as jnp
 
   from deepemd_jax.data import views
@@ -315,9 +315,9 @@ def evaluation_view(config):
   def view(images):
     if config.image.crop == "center":
       return scale(views.evaluation_images(images, size))
-    side = images.shape[1]
-    boxes = jnp.tile(jnp.array([0.0, 0.0, side, side]), (images.shape[0], 1))
-    flip = jnp.zeros(images.shape[0], bool)
+    count, height, width = images.shape[:3]
+    boxes = jnp.tile(jnp.array([0.0, 0.0, width, height]), (count, 1))
+    flip = jnp.zeros(count, bool)
     return scale(views.crop_resize(images, boxes, flip, size=size))
 
   return view

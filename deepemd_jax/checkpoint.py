@@ -147,14 +147,14 @@ class Checkpoints:
     return -math.inf if found == _NO_SCORE else found
 
   def save(
-    self, step: int, *, model, train, meta: dict, score: float | None
+    self, step: int, *, model, train=None, meta: dict, score: float | None
   ) -> None:
     """Saves in the background; the arrays may be donated or changed after it.
 
     Args:
       step: newer than all before.
       model: a pytree of arrays, at least one.
-      train: likewise.
+      train: likewise; None where no training will go on from here.
       meta: what JSON can hold.
       score: higher is better; None or NaN never becomes the best.
     """
@@ -162,21 +162,18 @@ class Checkpoints:
     # Copies, because the next training step may reuse (donate) the originals
     # while they are still being written in the background; in NumPy, which
     # compiles nothing.
-    model, train = jax.tree.map(np.array, (model, train))
+    parts = {"model": model} | ({} if train is None else {"train": train})
+    parts = jax.tree.map(np.array, parts)
     # Not `<=`: that would let NaN through.
     score = _NO_SCORE if score is None or not score > _NO_SCORE else score
-    checksums = {
-      "model": _checksums(model),
-      "train": _checksums(train),
-      "meta": _json_checksum(meta),
-    }
+    checksums = {name: _checksums(tree) for name, tree in parts.items()}
+    checksums["meta"] = _json_checksum(meta)
     metrics = {"score": float(score), "step": step}
     with self._refusing():
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          model=ocp.args.StandardSave(model),
-          train=ocp.args.StandardSave(train),
+          **{name: ocp.args.StandardSave(x) for name, x in parts.items()},
           meta=ocp.args.JsonSave({"meta": meta, "checksums": checksums}),
         ),
         metrics={**metrics, "checksum": _json_checksum(metrics)},
@@ -278,8 +275,12 @@ class Checkpoints:
     ocp = _orbax()
     stored = self._manager.item_metadata(step)
     for name, tree in asked.items():
-      if stored[name] is None:
-        raise ValueError(f"{name} is missing")
+      if name not in stored or stored[name] is None:
+        raise InputError(
+          f"checkpoint {self._directory / str(step)} has no part {name!r}: a "
+          "converted or exported one is not trained further; if it is a run's "
+          "own, it is damaged"
+        )
       _check_fit(
         self._directory / str(step), name, _shapes(stored[name]), _shapes(tree)
       )

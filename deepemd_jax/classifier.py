@@ -128,9 +128,11 @@ class FewShotClassifier:
     self._encoder = None
     encoded = self.encoder().all(images)
     self._support = [
-      explanation.Shown(_picture(image), tuple(size.tolist()), boxes, None)
-      for image, size, boxes in zip(
-        images, encoded.sizes, encoded.boxes, strict=True
+      explanation.Shown(
+        _picture(image), tuple(size.tolist()), boxes, mirrored, None
+      )
+      for image, size, boxes, mirrored in zip(
+        *(images, encoded.sizes, encoded.boxes, encoded.mirrored), strict=True
       )
     ]
     self._support_nodes, self._support_index = encoded.nodes, index
@@ -297,7 +299,11 @@ class FewShotClassifier:
       logit=float(logits[k]),
       probability=float(softmax(logits)[k]),
       query=explanation.Shown(
-        _picture(image), size, encoded.boxes[0], query_weights
+        _picture(image),
+        size,
+        encoded.boxes[0],
+        encoded.mirrored[0],
+        query_weights,
       ),
       support=support._replace(weights=class_weights),
       images=len(rows),

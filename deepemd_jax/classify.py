@@ -15,9 +15,7 @@ from deepemd_jax.errors import InputError
 
 
 def _parse(arguments: list[str]):
-  parser = command.Parser(
-    prog="python -m deepemd_jax.classify", description=__doc__
-  )
+  parser = command.Parser("classify", __doc__)
   parser.add_argument(
     "--support",
     metavar="DIR",
@@ -47,12 +45,7 @@ def _parse(arguments: list[str]):
     help="matched regions shown in the report (default %(default)s), those of "
     "the worst predictions first",
   )
-  parser.add_argument(
-    "--skip-bad",
-    action="store_true",
-    help="leave out query images that cannot be read, and say so",
-  )
-  parser.add_encoder()
+  parser.add_images("query")
   options = parser.parse_args(arguments)
   if options.pictures < 0:
     raise InputError(f"--pictures is {options.pictures}; use 0 or more")

@@ -20,25 +20,36 @@ class Parser(argparse.ArgumentParser):
   """Argument parsing whose mistakes are `InputError`s; knows what all commands
   take."""
 
-  def __init__(self, **options) -> None:
+  def __init__(self, name: str, description: str) -> None:
+    """Of `python -m deepemd_jax.NAME`."""
     super().__init__(
+      prog=f"python -m deepemd_jax.{name}",
+      description=description,
       allow_abbrev=False,
       formatter_class=argparse.RawDescriptionHelpFormatter,
-      **options,
     )
 
   def error(self, message: str) -> NoReturn:
     """Raises instead of exiting."""
     raise InputError(message)
 
-  def add_encoder(self) -> None:
-    """The flags that say how images are encoded."""
+  def add_checkpoint(self) -> None:
+    """The flag that says which encoder."""
     self.add_argument(
       "--checkpoint",
       metavar="RUN",
-      help="workdir of a training run, or what deepemd_jax.convert wrote "
-      "(default runs/quickstart)",
+      help="workdir of a training run, or what deepemd_jax.convert or "
+      "deepemd_jax.export wrote (default runs/quickstart)",
     )
+
+  def add_images(self, which: str) -> None:
+    """The flags that say how `which` images are read, encoded and matched."""
+    self.add_argument(
+      "--skip-bad",
+      action="store_true",
+      help=f"leave out {which} images that cannot be read, and say so",
+    )
+    self.add_checkpoint()
     self.add_argument(
       "--variant", help="fcn, grid or sampling (default: the run's own)"
     )

@@ -6,16 +6,14 @@ makes DIR, a workdir that `deepemd_jax.main` evaluates, or meta-trains on.
 """
 
 import json
-import os
 import pathlib
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 
 import numpy as np
 
-from deepemd_jax import checkpoint, torch_file
+from deepemd_jax import torch_file, trained
 from deepemd_jax.errors import InputError
 
 _BN = {
@@ -115,36 +113,20 @@ def convert(source, directory) -> None:
     InputError: the file cannot be read, is refused (see `torch_file`), or holds
       another network; the directory is in use. Nothing is left behind.
   """
-  directory = pathlib.Path(directory)
-  if directory.exists() and (
-    not directory.is_dir() or any(directory.iterdir())
-  ):
-    raise InputError(f"{directory} is in use; give an empty or new directory")
-  found = torch_file.load(source)
-  if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
-    found = found["params"]
-  if not isinstance(found, Mapping):
-    raise InputError(
-      f"{source} holds a {type(found).__name__}, not a state dict"
-    )
-  variables = from_torch(found)
-  stem = variables["params"]["layer1"]["conv1"]["kernel"]
-  fields = {"model": {"width": stem.shape[-1] / 64}}
-  scratch = directory.with_name(directory.name + ".tmp")
-  try:
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    (scratch / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    with checkpoint.Checkpoints(scratch / "pretrain" / "checkpoints") as saved:
-      meta = {"converted_from": pathlib.Path(source).name}
-      train = {"none": np.zeros(1, np.float32)}
-      saved.save(0, model=variables, train=train, meta=meta, score=0.0)
-      saved.wait()
-    os.replace(scratch, directory)
-  except OSError as error:
-    raise InputError(f"cannot write {directory}: {error.strerror}") from error
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+  with trained.new_workdir(directory) as workdir:
+    found = torch_file.load(source)
+    if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
+      found = found["params"]
+    if not isinstance(found, Mapping):
+      raise InputError(
+        f"{source} holds a {type(found).__name__}, not a state dict"
+      )
+    variables = from_torch(found)
+    stem = variables["params"]["layer1"]["conv1"]["kernel"]
+    fields = {"model": {"width": stem.shape[-1] / 64}}
+    (workdir / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    best = trained.Best("pretrain", 0, 0.0, variables)
+    trained.keep(workdir, best, {"converted_from": pathlib.Path(source).name})
 
 
 def main(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from deepemd_jax.trained import Trained
 _CROPS = 64
 _LISTED = 10
 # Of what `_Read` keeps in the cache; another meaning gets another number.
-_VERSION = 1
+_VERSION = 2
 
 
 class Encoded(NamedTuple):
@@ -34,12 +34,14 @@ class Encoded(NamedTuple):
     nodes: float32 [N, n, c].
     boxes: float64 [N, n, 4], left, top, right, bottom of each node in pixels of
       the upright original.
+    mirrored: bool [N, n], which nodes are of a mirrored crop.
     sizes: int [N, 2], height and width of the originals.
     contents: SHA-256 of each image, hexadecimal.
   """
 
   nodes: np.ndarray
   boxes: np.ndarray
+  mirrored: np.ndarray
   sizes: np.ndarray
   contents: tuple[str, ...]
 
@@ -132,16 +134,12 @@ class Encoder:
     bad: dict[int, str] = {}
     parts = [encoded for _, encoded in self.batches(images, bad)]
     refuse(images, bad)
-    arrays = (np.concatenate(x) for x in list(zip(*parts, strict=True))[:3])
+    arrays = (np.concatenate(x) for x in list(zip(*parts, strict=True))[:-1])
     return Encoded(*arrays, tuple(c for part in parts for c in part.contents))
 
   def _batch_size(self) -> int:
-    look = self._look
-    count = {
-      "fcn": 4,
-      "grid": sum(cells * cells for cells in look.grid),
-      "sampling": look.patches,
-    }[look.kind]
+    # Whole images are larger than crops that show the like.
+    count = 4 if self._look.kind == "fcn" else self._look.count
     return max(1, _CROPS // count)
 
   def _read(self, source) -> _Read | str:
@@ -168,16 +166,16 @@ class Encoder:
         if self._cache:
           self._cache.put(self._model, read.content, **row)
       rows.append(row)
-    arrays = (np.stack([r[k] for r in rows]) for k in Encoded._fields[:3])
+    arrays = (np.stack([r[k] for r in rows]) for k in Encoded._fields[:-1])
     return Encoded(*arrays, tuple(read.content for read in found))
 
   def _fresh(self, cut: list[tuple]) -> list[dict]:
-    pixels, boxes, sizes = (np.stack(x) for x in zip(*cut, strict=True))
+    pixels, boxes, mirrored, sizes = map(np.stack, zip(*cut, strict=True))
     count = len(pixels)
     wanted = 1 if count == 1 else self._batch_size()
     filled = pixels[np.minimum(np.arange(wanted), count - 1)]
     whole = self._look.kind == "fcn"
-    encoded = _encode(
+    encoded = encode(
       self._variables,
       self._normalise(filled.astype(np.float32)).astype(np.float32),
       whole,
@@ -186,10 +184,9 @@ class Encoder:
     encoded = np.asarray(encoded)[:count]
     if whole:
       boxes = np.stack([self._cells(box) for box in boxes[:, 0]])
-    return [
-      {"nodes": n, "boxes": b, "sizes": s}
-      for n, b, s in zip(encoded, boxes, sizes, strict=True)
-    ]
+      mirrored = np.zeros(boxes.shape[:2], bool)
+    rows = zip(encoded, boxes, mirrored, sizes, strict=True)
+    return [dict(zip(Encoded._fields[:-1], row, strict=True)) for row in rows]
 
   def _cells(self, box: np.ndarray) -> np.ndarray:
     """Where in the image the cells of its map are, seen through `box`."""
@@ -200,8 +197,16 @@ class Encoder:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _encode(variables, pixels, whole: bool, pyramid: tuple[int, ...]):
-  """[N, crops, S, S, 3] -> [N, n, c]."""
+def encode(variables, pixels, whole: bool, pyramid: tuple[int, ...]):
+  """Nodes of network input: float32 [N, crops, S, S, 3] -> [N, n, c].
+
+  Args:
+    variables: of the ResNet-12.
+    pixels: normalised.
+    whole: the only crop is the image, and its map's cells are the nodes, under
+      a `pyramid`; if not, crops are the nodes.
+    pyramid: as `nodes.pyramid`.
+  """
   maps = resnet.encode(variables, pixels.reshape(-1, *pixels.shape[2:]))
   if whole:
     return nodes.pyramid(maps, pyramid)

@@ -17,12 +17,14 @@ class Shown(NamedTuple):
     size: height and width of the original in pixels.
     boxes: [n, 4] left, top, right, bottom of each node in pixels of the
       original.
+    mirrored: bool [n], which nodes are of a mirrored crop.
     weights: [n], as they entered the EMD; they sum to n.
   """
 
   picture: np.ndarray
   size: tuple[int, int]
   boxes: np.ndarray
+  mirrored: np.ndarray
   weights: np.ndarray
 
   def small_boxes(self) -> np.ndarray:
@@ -93,6 +95,8 @@ class Explanation:
       query=self.query.picture,
       support_boxes=self.support.small_boxes(),
       query_boxes=self.query.small_boxes(),
+      support_mirrored=self.support.mirrored,
+      query_mirrored=self.query.mirrored,
       support_weights=self.support.weights,
       query_weights=self.query.weights,
       similarity=self.similarity,

@@ -105,9 +105,9 @@ def matched_pairs(config, images, drawn, variables) -> list:
   """The first query of the first classes, against the class it was given to."""
   count = min(config.evaluate.pictures, len(drawn.classes))
   rows = {"support": drawn.support[:, 0], "query": drawn.query[:count, 0]}
-  shown, encoded, boxes = {}, {}, {}
+  shown, encoded, boxes, mirrored = {}, {}, {}, {}
   for side, chosen in rows.items():
-    shown[side], encoded[side], boxes[side] = _looked_at(
+    shown[side], encoded[side], boxes[side], mirrored[side] = _looked_at(
       config, images, chosen, variables
     )
   problem = matching.match(encoded["query"], encoded["support"])
@@ -141,14 +141,16 @@ def matched_pairs(config, images, drawn, variables) -> list:
         similarity=np.asarray(problem.similarity[i, j]),
         flow=np.asarray(plan.flow[i, j]),
         title=f"{names[j]} ({verdict}), logit {logits[i, j]:.1f}",
+        support_mirrored=mirrored["support"][j],
+        query_mirrored=mirrored["query"][i],
       )
     )
   return pairs
 
 
 def _looked_at(config, images, rows, variables):
-  """What is shown (uint8 [k, S, S, 3]), its nodes [k, n, c] and where on the
-  picture each of them is [k, n, 4]."""
+  """What is shown (uint8 [k, S, S, 3]), its nodes [k, n, c], where on the
+  picture each of them is [k, n, 4], and which are mirrored [k, n]."""
   side = config.image.size
   shown = images.whole(rows, build.evaluation_side(config))
   if config.nodes.kind != "fcn":
@@ -163,7 +165,7 @@ def _looked_at(config, images, rows, variables):
     on_shown = views.to_stored(
       boxes.reshape(-1, 4), images.sizes[rows].repeat(count, 0), shown.shape[1]
     )
-    return shown, nodes.from_crops(maps), on_shown.reshape(boxes.shape)
+    return shown, nodes.from_crops(maps), on_shown.reshape(boxes.shape), flip
   pixels = np.asarray(build.evaluation_view(config)(shown))
   maps = resnet.encode(variables, pixels)
   grids = [(cells, cells) for cells in config.nodes.pyramid]
@@ -173,6 +175,7 @@ def _looked_at(config, images, rows, variables):
     _to_grey_levels(config, pixels),
     nodes.pyramid(maps, tuple(config.nodes.pyramid)),
     np.broadcast_to(boxes, (len(rows), *boxes.shape)),
+    np.zeros((len(rows), len(boxes)), bool),
   )
 
 

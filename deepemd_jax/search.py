@@ -15,9 +15,7 @@ from deepemd_jax.errors import InputError
 
 
 def _parse(arguments: list[str]):
-  parser = command.Parser(
-    prog="python -m deepemd_jax.search", description=__doc__
-  )
+  parser = command.Parser("search", __doc__)
   parser.add_argument(
     "--gallery", metavar="DIR", required=True, help="images anywhere below it"
   )
@@ -29,12 +27,7 @@ def _parse(arguments: list[str]):
     default=10,
     help="images to find (default %(default)s)",
   )
-  parser.add_argument(
-    "--skip-bad",
-    action="store_true",
-    help="leave out gallery images that cannot be read, and say so",
-  )
-  parser.add_encoder()
+  parser.add_images("gallery")
   options = parser.parse_args(arguments)
   if options.top < 1:
     raise InputError(f"--top is {options.top}; use 1 or more")

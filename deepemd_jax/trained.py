@@ -1,11 +1,16 @@
-"""A trained encoder and how it wants to see images, from a run's workdir."""
+"""A trained encoder and how it wants to see images: out of a run's workdir, and
+into a new one that holds nothing else."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import shutil
 import types
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -67,16 +72,49 @@ class Trained:
   place: str
 
 
+class Best(NamedTuple):
+  """The encoder that a stage keeps.
+
+  Attributes:
+    stage: "pretrain" or "metatrain".
+    step: of its training.
+    score: its validation accuracy, percent.
+    variables: of the ResNet-12, NumPy arrays.
+  """
+
+  stage: str
+  step: int
+  score: float
+  variables: dict[str, Any]
+
+
 def load(checkpoint=None) -> Trained:
   """The best encoder of a run's last trained stage.
 
   Args:
-    checkpoint: the workdir of a run, or what `deepemd_jax.convert` wrote; None
-      is runs/quickstart.
+    checkpoint: the workdir of a run, or what `deepemd_jax.convert` or
+      `deepemd_jax.export` wrote; None is runs/quickstart.
 
   Raises:
     InputError: there is none, or it is damaged.
   """
+  workdir = find(checkpoint)
+  config = _config(workdir / "config.json")
+  for best in encoders(workdir, config.model.width):
+    return Trained(
+      best.variables,
+      config,
+      _fingerprint(best.variables),
+      f"{best.stage}, step {best.step}",
+    )
+  raise InputError(
+    f"checkpoint {str(workdir)!r} holds no trained encoder yet; let its run go "
+    "on"
+  )
+
+
+def find(checkpoint=None) -> pathlib.Path:
+  """The workdir that `load` reads; raises as that if it is none."""
   workdir = pathlib.Path(DEFAULT if checkpoint is None else checkpoint)
   if not (workdir / "config.json").is_file():
     if checkpoint is None:
@@ -88,42 +126,127 @@ def load(checkpoint=None) -> Trained:
       f"checkpoint {str(workdir)!r} is not the workdir of a run: it has no "
       "config.json"
     )
-  config = _config(workdir / "config.json")
-  abstract = jax.eval_shape(
-    lambda: resnet.init(jax.random.key(0), width=config.model.width)
-  )
+  return workdir
+
+
+def encoders(workdir: pathlib.Path, width: float) -> Iterator[Best]:
+  """What the trained stages of a workdir keep, the last stage first.
+
+  Raises:
+    InputError: a checkpoint does not fit, or is damaged.
+  """
+  abstract = jax.eval_shape(lambda: resnet.init(jax.random.key(0), width=width))
   for stage in ("metatrain", "pretrain"):
     with Checkpoints(workdir / stage / "checkpoints", read_only=True) as saved:
       step = saved.best()
       if step is None:
         continue
       variables = saved.restore(step, model=abstract).model
-    variables = jax.tree.map(np.asarray, variables)
-    return Trained(
-      variables, config, _fingerprint(variables), f"{stage}, step {step}"
-    )
-  raise InputError(
-    f"checkpoint {str(workdir)!r} holds no trained encoder yet; let its run go "
-    "on"
-  )
+      score = saved.score(step)
+    yield Best(stage, step, score, jax.tree.map(np.asarray, variables))
+
+
+@contextlib.contextmanager
+def new_workdir(directory) -> Iterator[pathlib.Path]:
+  """A folder to write into, which gets its name at the end: it is there as a
+  whole or not at all.
+
+  Args:
+    directory: the workdir to make; must not exist, or be empty.
+
+  Raises:
+    InputError: the directory is in use, or cannot be written.
+  """
+  directory = pathlib.Path(directory).resolve()
+  if directory.exists() and (
+    not directory.is_dir() or any(directory.iterdir())
+  ):
+    raise InputError(f"{directory} is in use; give an empty or new directory")
+  scratch = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+  try:
+    scratch.mkdir(parents=True)
+    yield scratch
+    os.replace(scratch, directory)
+  except OSError as error:
+    raise InputError(
+      f"cannot write {directory}: {error.strerror or error}"
+    ) from error
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def keep(workdir: pathlib.Path, best: Best, meta: dict) -> None:
+  """Writes an encoder into a workdir, alone: nothing that training needs.
+
+  Args:
+    workdir: of `new_workdir`.
+    best: the encoder.
+    meta: where it is from.
+  """
+  with Checkpoints(workdir / best.stage / "checkpoints") as saved:
+    saved.save(best.step, model=best.variables, meta=meta, score=best.score)
 
 
 def _config(path: pathlib.Path) -> types.SimpleNamespace:
   try:
     fields = json.loads(path.read_bytes())
-    merged = {}
-    for name, default in _DEFAULTS.items():
-      if isinstance(default, dict):
-        found = fields.get(name, {})
-        section = {k: found.get(k, v) for k, v in default.items()}
-        merged[name] = types.SimpleNamespace(**section)
-      else:
-        merged[name] = fields.get(name, default)
-  except (OSError, ValueError, AttributeError) as error:
+  except (OSError, ValueError) as error:
     raise InputError(
       f"{str(path)!r} is not the config of a run ({error})"
     ) from error
-  return types.SimpleNamespace(**merged)
+  try:
+    return _typed(fields, _DEFAULTS, "")
+  except InputError as error:
+    raise InputError(f"in {str(path)!r} {error}") from error
+
+
+def _typed(found, default, name: str):
+  """`found` where it is of the kind of `default`; what it lacks is filled in.
+
+  Raises:
+    InputError: it is of another kind.
+  """
+  if not _fits(found, default):
+    what = f"{name} is" if name else "there is"
+    raise InputError(f"{what} {found!r:.80}, which should be {_kind(default)}")
+  if not isinstance(default, dict):
+    return found
+  before = f"{name}." if name else ""
+  fields = {
+    k: _typed(found.get(k, v), v, f"{before}{k}") for k, v in default.items()
+  }
+  return types.SimpleNamespace(**fields)
+
+
+def _fits(found, default) -> bool:
+  if isinstance(default, tuple):
+    if not isinstance(found, list | tuple):
+      return False
+    if _of_levels(default):
+      return all(_fits(x, 1) for x in found)
+    return len(found) == len(default) and all(_fits(x, 1.0) for x in found)
+  if isinstance(default, float):
+    return type(found) in (int, float)
+  return type(found) is type(default)
+
+
+def _kind(default) -> str:
+  if isinstance(default, tuple):
+    if _of_levels(default):
+      return "a list of whole numbers"
+    return f"a list of {len(default)} numbers"
+  return {
+    dict: "named fields",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+  }[type(default)]
+
+
+def _of_levels(default: tuple) -> bool:
+  """Whether there may be any number of them: whole ones, a pyramid's."""
+  return not default or isinstance(default[0], int)
 
 
 def _fingerprint(variables) -> str:

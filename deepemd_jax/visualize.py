@@ -28,6 +28,8 @@ class MatchedPair:
     flow: [n, m].
     title: one line.
     contributions: [n, m], each pair's part of the logit, or None.
+    support_mirrored: bool [m], whose crops were mirrored, or None for none.
+    query_mirrored: bool [n].
   """
 
   support: np.ndarray
@@ -40,6 +42,8 @@ class MatchedPair:
   flow: np.ndarray
   title: str
   contributions: np.ndarray | None = None
+  support_mirrored: np.ndarray | None = None
+  query_mirrored: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +124,7 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
   Left and right are the images alone; between them the same images under their
   weights (dark: no mass), joined by the `lines` strongest flows, as thick as
   the mass moved and coloured by similarity. Where contributions are known, the
-  lines are the largest of those.
+  lines are the largest of those. Crops that were mirrored say so.
   """
   figure = _figure(8.4, 2.45 * len(pairs))
   axes = figure.subplots(len(pairs), 4, squeeze=False)
@@ -132,6 +136,8 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
     _pixels(row[3], pair.query)
     _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)
     _weighted(row[2], pair.query, pair.query_boxes, pair.query_weights)
+    _mirrored(row[1], pair.support_boxes, pair.support_mirrored)
+    _mirrored(row[2], pair.query_boxes, pair.query_mirrored)
     _flows(figure, row[1], row[2], pair, lines)
     # A name may hold dollars, which would be taken for mathematics.
     row[1].set_title(pair.title, fontsize=9, loc="left", parse_math=False)
@@ -170,6 +176,28 @@ def _weighted(axis, image, boxes, weights):
   # A box that ends at the border would widen the view.
   axis.set_xlim(0, width)
   axis.set_ylim(height, 0)
+
+
+def _mirrored(axis, boxes, mirrored):
+  """Dashes around each mirrored crop, and the word below its upper edge."""
+  from matplotlib.patches import Rectangle
+
+  if mirrored is None:
+    return
+  for left, top, right, bottom in np.asarray(boxes)[mirrored]:
+    place, size = (left, top), (right - left, bottom - top)
+    axis.add_patch(
+      Rectangle(place, *size, fill=False, ls="--", lw=0.9, ec=_COLOURS[1])
+    )
+    axis.text(
+      (left + right) / 2,
+      top,
+      "mirrored",
+      fontsize=5,
+      ha="center",
+      va="top",
+      bbox={"facecolor": _COLOURS[1], "edgecolor": "none", "pad": 0.6},
+    )
 
 
 def _flows(figure, left_axis, right_axis, pair, lines):

@@ -20,7 +20,7 @@ MAY_IMPORT = {
   "processes": {"errors"},
   "metrics": {"errors"},
   "visualize": {"errors"},
-  "convert": {"errors", "checkpoint", "torch_file"},
+  "convert": {"errors", "torch_file", "trained"},
   "torch_file": {"errors"},
   "trained": {"build", "checkpoint", "data", "errors", "models"},
   "cache": {"errors"},

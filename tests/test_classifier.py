@@ -224,6 +224,21 @@ def test_contributions_add_up(run, few, variant):
   assert why.query.small_boxes().max() <= max(why.query.picture.shape)
 
 
+def test_mirrored_crops_are_marked(run, few):
+  """Of the query and of the example, as many as were cut."""
+  estimator = FewShotClassifier(run, "sampling").fit(few[0][::2], few[1][::2])
+  look = trained.look(trained.load(run).config, "sampling")
+  query = draw(COLOURS["green"], 7, (70, 50))
+  why = estimator.explain(query)
+  figure = why.figure()
+  for axis, image in ((2, query), (1, few[0][2])):
+    mirrored = look.cut(Image.fromarray(image))[2]
+    assert len(figure.axes[axis].texts) == mirrored.sum()
+  assert sum(len(axis.texts) for axis in figure.axes) > 0
+  plain = FewShotClassifier(run).fit(few[0][::2], few[1][::2]).explain(query)
+  assert not any(axis.texts for axis in plain.figure().axes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Smoothed:
   """A solver whose value is not the cost of its flow, as Sinkhorn's is not."""
@@ -283,9 +298,9 @@ def test_encodings_are_made_once(run, tmp_path, monkeypatch):
   images, _ = queries(20)
   found = trained.load(run)
   counted = []
-  encode = encodings._encode
+  encode = encodings.encode
   monkeypatch.setattr(
-    encodings, "_encode", lambda *a: counted.append(1) or encode(*a)
+    encodings, "encode", lambda *a: counted.append(1) or encode(*a)
   )
   for variant in ("fcn", "sampling"):
     look = trained.look(found.config, variant)

@@ -1,9 +1,11 @@
 """The commands on one's own images: from folders to files, and mistakes."""
 
 import csv
+import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,7 +94,7 @@ def test_known_truth(call, monkeypatch):
   }
   # The second time everything is at hand.
   before = pathlib.Path("out.csv").read_bytes()
-  monkeypatch.setattr(encodings, "_encode", None)
+  monkeypatch.setattr(encodings, "encode", None)
   assert call(classify.main, *USUAL, "--pictures=0")[0] == 0
   assert pathlib.Path("out.csv").read_bytes() == before
 
@@ -264,6 +266,20 @@ def test_no_checkpoint(call, capsys):
   refused(result, "no trained encoder in runs/quickstart; `make quickstart`")
 
 
+def test_a_config_with_a_wrong_value(call, run, folder):
+  shutil.copytree(run, folder / "edited")
+  path = folder / "edited" / "config.json"
+  fields = json.loads(path.read_text())
+  fields["image"]["size"] = "large"
+  path.write_text(json.dumps(fields))
+  for main, arguments in (
+    (classify.main, USUAL),
+    (search.main, ("--gallery=query", "--query=query/red/0.png")),
+  ):
+    result = call(main, *arguments, checkpoint=folder / "edited")
+    refused(result, "edited/config.json' image.size is 'large'")
+
+
 def test_mistakes_are_told_before_jax_is_loaded():
   code = (
     "import sys, deepemd_jax.classify as c, deepemd_jax.search as s; "
@@ -304,20 +320,105 @@ def test_interrupted(run, folder):
   assert sorted(p.name for p in folder.iterdir()) == ["query", "support"]
 
 
+def measured(arguments, home, interrupt=lambda: False):
+  """Runs classify in a process of its own; Ctrl-C as soon as `interrupt`.
+
+  Returns:
+    exit code, stdout, stderr, seconds, and the peak of its memory in MiB.
+  """
+  began = time.monotonic()
+  with open(home / "out", "w+") as out, open(home / "err", "w+") as errors:
+    process = subprocess.Popen(
+      [sys.executable, "-m", "deepemd_jax.classify", *arguments],
+      cwd=ROOT,
+      stdout=out,
+      stderr=errors,
+    )
+    usage = None
+    while usage is None:
+      time.sleep(0.1)
+      pid, status, found = os.wait4(process.pid, os.WNOHANG)
+      if pid:
+        usage, process.returncode = found, os.waitstatus_to_exitcode(status)
+      elif interrupt():
+        process.send_signal(signal.SIGINT)
+        interrupt = lambda: False  # noqa: E731
+    texts = [file.seek(0) or file.read() for file in (out, errors)]
+  unit = 2**20 if sys.platform == "darwin" else 2**10
+  seconds = time.monotonic() - began
+  return process.returncode, *texts, seconds, usage.ru_maxrss / unit
+
+
 @pytest.mark.soak
-def test_ten_thousand_queries(call, folder):
-  """Fifty pictures, and a page and a table that hold all."""
-  source = folder / "query" / "red" / "0.png"
-  for i in range(10_000):
-    os.link(source, folder / "query" / "red" / f"copy{i}.png")
-  code, out, errors = call(
-    classify.main, *USUAL, "--report=r.html", "--no-cache"
-  )
+def test_ten_thousand_queries(run, tmp_path):
+  """Of ten classes with five examples each: memory does not grow with the
+  queries, the table is whole and in order, and after Ctrl-C in the middle the
+  same command goes on from the cache to the same result."""
+  rng = np.random.default_rng(0)
+  colours = {f"class {k}": rng.integers(30, 226, 3) for k in range(10)}
+  for k, (name, colour) in enumerate(colours.items()):
+    for i in range(5):
+      paint(tmp_path / "support" / name / f"{i}.png", colour, [k, i])
+    for i in range(1000):
+      file = f"{name}/{i:03}.png"
+      paint(tmp_path / "query" / file, colour, [k, i, 1], (12, 15))
+  for name in list(colours)[:2]:
+    for i in range(50):
+      file = tmp_path / "few" / name / f"{i:03}.png"
+      file.parent.mkdir(parents=True, exist_ok=True)
+      os.link(tmp_path / "query" / name / file.name, file)
+
+  def arguments(out, cache, query="query"):
+    return [
+      f"--support={tmp_path / 'support'}",
+      f"--query={tmp_path / query}",
+      f"--out={tmp_path / out}",
+      f"--report={tmp_path / out}.html",
+      f"--checkpoint={run}",
+      f"--cache={tmp_path / cache}" if cache else "--no-cache",
+    ]
+
+  code, _, errors, _, few = measured(arguments("few.csv", "", "few"), tmp_path)
   assert code == 0, errors
-  assert "10006 images" in out and len(rows()) == 10_006
-  page = (folder / "r.html").read_text()
+  code, out, errors, seconds, peak = measured(arguments("a.csv", ""), tmp_path)
+  assert code == 0, errors
+  print(f"{seconds:.0f} s, {peak:.0f} MiB; 100 queries: {few:.0f} MiB")
+  assert peak < few + 100 and peak < 1500
+  assert seconds < 300
+  table = rows(tmp_path / "a.csv")
+  names = [row["file"] for row in table]
+  assert len(names) == 10_000 and names == sorted(names)
+  assert f"10000 images, 10 classes: {sum(_right(table))} right" in out
+  page = (tmp_path / "a.csv.html").read_text()
   assert page.count("<section") == 50
-  assert page.count(".png") > 10_006 and len(page) < 10_000_000
+  assert page.count(".png") > 10_000 and len(page) < 10_000_000
+
+  cache = tmp_path / "cache"
+
+  def half_done():
+    return sum(1 for _ in cache.rglob("*.npz")) > 5000
+
+  again = arguments("b.csv", "cache")
+  code, out, errors, *_ = measured(again, tmp_path, half_done)
+  assert code == 130 and "interrupted; nothing was written" in errors
+  assert not (tmp_path / "b.csv").exists() and out == ""
+  kept = sum(1 for _ in cache.rglob("*.npz"))
+  assert 5000 < kept < 10_000
+  code, _, errors, seconds, peak = measured(again, tmp_path)
+  assert code == 0, errors
+  print(f"with {kept} in the cache: {seconds:.0f} s, {peak:.0f} MiB")
+  assert peak < few + 100
+  for one, other in zip(table, rows(tmp_path / "b.csv"), strict=True):
+    assert (one["file"], one["label"]) == (other["file"], other["label"])
+    p, q = (
+      np.array([float(row[f"p {name}"]) for name in colours])
+      for row in (one, other)
+    )
+    np.testing.assert_allclose(p, q, atol=2e-5)
+
+
+def _right(table):
+  return [row["prediction"] == row["label"] for row in table]
 
 
 def test_search(call, folder):

@@ -76,6 +76,38 @@ def test_what_is_no_run(tmp_path, run):
     trained.load(tiny_run(tmp_path / "wide", model={"width": 1 / 8}))
 
 
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"image": {"size": "large"}}, "image.size is 'large', .* whole number"),
+    ({"image": {"size": 84.5}}, "image.size is 84.5, .* whole number"),
+    ({"image": {"size": True}}, "image.size is True, .* whole number"),
+    ({"image": {"flip": 1}}, "image.flip is 1, .* true or false"),
+    ({"image": {"crop": ["center"]}}, "image.crop is .'center'., .* text"),
+    ({"image": {"mean": [1, 2]}}, "image.mean is .1, 2., .* list of 3 numbers"),
+    ({"image": {"std": 63}}, "image.std is 63, .* list of 3 numbers"),
+    ({"model": {"width": None}}, "model.width is None, .* a number"),
+    ({"nodes": None}, "nodes is None, .* named fields"),
+    ({"nodes": {"grid": 3}}, "nodes.grid is 3, .* list of whole numbers"),
+    ({"nodes": {"pyramid": ["2"]}}, "nodes.pyramid is .'2'., .* whole numbers"),
+    ({"emd": {"temperature": "hot"}}, "emd.temperature is 'hot', .* a number"),
+    ({"seed": "0"}, "seed is '0', .* a whole number"),
+    ([], "there is .., which should be named fields"),
+    (3, "there is 3, which should be named fields"),
+  ],
+)
+def test_a_field_of_the_wrong_kind_is_named(tmp_path, fields, message):
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  with pytest.raises(InputError, match="config.json' " + message) as error:
+    trained.load(tmp_path)
+  assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_will_do_for_real_ones(tmp_path):
+  run = tiny_run(tmp_path / "run", emd={"temperature": 12})
+  assert trained.load(run).config.emd.temperature == 12
+
+
 def test_variants_and_solvers(run):
   config = trained.load(run).config
   assert trained.look(config, None).kind == "fcn"

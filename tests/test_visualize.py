@@ -86,6 +86,23 @@ def test_overlapping_boxes_of_any_layout(pair):
   assert query.get_xlim() == (0, 64) and query.get_ylim() == (64, 0)
 
 
+def test_mirrored_crops_say_so(pair):
+  mirrored = np.arange(16) == 5
+  figure = visualize.matched_regions(
+    [dataclasses.replace(pair, query_mirrored=mirrored), pair]
+  )
+  plain, marked = figure.axes[1], figure.axes[2]
+  others = [*figure.axes[5:7], plain]
+  assert not any(axis.texts or axis.patches for axis in others)
+  (text,), (edge,) = marked.texts, marked.patches
+  left, top, right, bottom = pair.query_boxes[5]
+  assert text.get_text() == "mirrored"
+  assert text.get_position() == ((left + right) / 2, top)
+  assert edge.get_bbox().extents.tolist() == [left, top, right, bottom]
+  assert edge.get_linestyle() == "--"
+  assert (pixels(figure) == (230, 159, 0)).all(-1).sum() > 100
+
+
 def test_known_contributions_choose_the_lines(pair):
   contributions = np.zeros((16, 16))
   contributions[4, 9], contributions[2, 2] = 3.0, 1.0

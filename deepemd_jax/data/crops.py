@@ -42,12 +42,24 @@ class Crops:
   flip: bool
   seed: int
 
-  def cut(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+  @property
+  def count(self) -> int:
+    """Crops of an image."""
+    return {
+      "fcn": 1,
+      "grid": sum(cells * cells for cells in self.grid),
+      "sampling": self.patches,
+    }[self.kind]
+
+  def cut(
+    self, image: Image.Image
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Crops of an RGB image.
 
     Returns:
-      uint8 [crops, size, size, 3], and where they are: float64 [crops, 4] left,
-      top, right, bottom in pixels of the image.
+      uint8 [crops, size, size, 3]; where they are: float64 [crops, 4] left,
+      top, right, bottom in pixels of the image; bool [crops], which of them are
+      mirrored.
     """
     if self.kind == "fcn":
       return self._whole(image)
@@ -57,7 +69,7 @@ class Crops:
       part = image.crop(tuple(int(x) for x in box))
       pixels = self._resized(part, self.size)
       crops.append(pixels[:, ::-1] if mirrored else pixels)
-    return np.stack(crops), boxes
+    return np.stack(crops), boxes, flip
 
   def _whole(self, image):
     large = self.size if self.crop == "whole" else views.large_side(self.size)
@@ -65,7 +77,8 @@ class Crops:
     kept = np.s_[edge : edge + self.size]
     pixels = self._resized(image, large)[kept, kept]
     box = np.array([edge, edge, edge + self.size, edge + self.size]) / large
-    return pixels[None], (box * np.array([*image.size, *image.size]))[None]
+    box = box * np.array([*image.size, *image.size])
+    return pixels[None], box[None], np.zeros(1, bool)
 
   def _boxes(self, image):
     size = np.array([[image.height, image.width]])

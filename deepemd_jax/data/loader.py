@@ -1,11 +1,13 @@
 """Work ahead: make the next batches while the device is busy with this one."""
 
+import collections
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -54,6 +56,26 @@ def prefetch(
     data = data.to_iter_dataset(grain.ReadOptions(threads, buffer))
   with contextlib.closing(iter(data)) as results:
     yield from results
+
+
+def in_order(
+  function: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[tuple[Any, Any]]:
+  """Yields (item, function(item)) in the order of the items.
+
+  Threads, one a core, are a few items ahead: of however many there are, only
+  those are held. An exception of `function` comes out here.
+  """
+  threads = os.cpu_count() or 1
+  window = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    for item in items:
+      window.append((item, pool.submit(function, item)))
+      if len(window) > 4 * threads:
+        item, future = window.popleft()
+        yield item, future.result()
+    for item, future in window:
+      yield item, future.result()
 
 
 class _OfIndex:

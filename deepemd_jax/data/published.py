@@ -10,7 +10,6 @@ take between one and two GB, no more than about the archive itself.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -18,14 +17,14 @@ import itertools
 import os
 import pathlib
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_builder
 
-from deepemd_jax.data import archives, catalogue, pictures
+from deepemd_jax.data import archives, catalogue, loader, pictures
 from deepemd_jax.data.layouts import Item
 from deepemd_jax.errors import InputError
 
@@ -120,10 +119,10 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
     writer.initialize_splits(list(benchmark.splits))
     keys, bad = set(), []
     written, skipped = collections.Counter(), collections.Counter()
-    looked = _looked_at(items)
+    looked = loader.in_order(_look, items)
     while batch := list(itertools.islice(looked, _BATCH)):
       examples = {split: [] for split in benchmark.splits}
-      for item, content, problem in batch:
+      for item, (content, problem) in batch:
         if item.key in keys:
           raise InputError(f"image {item.key!r} comes twice; drop one of them")
         keys.add(item.key)
@@ -209,22 +208,8 @@ def compare(
     )
 
 
-def _looked_at(items: Iterable[Item]) -> Iterator[tuple]:
-  """(item, (bytes, height, width), None) or (item, None, why it is bad), in
-  order, decoded by threads a few images ahead."""
-  threads = os.cpu_count() or 1
-  window = collections.deque()
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for item in items:
-      window.append((item, pool.submit(_look, item)))
-      if len(window) > 4 * threads:
-        item, future = window.popleft()
-        yield (item, *future.result())
-    for item, future in window:
-      yield (item, *future.result())
-
-
 def _look(item: Item):
+  """((bytes, height, width), None), or (None, why it is bad)."""
   if item.content is None:
     return None, "it is listed, but not there"
   try:

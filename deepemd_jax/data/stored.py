@@ -7,8 +7,6 @@ place, synced and renamed: it is there as a whole or not at all. Of originals
 that are to be decoded when read (side 0) there is the index alone.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import json
@@ -17,12 +15,12 @@ import pathlib
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from deepemd_jax.data import fetch, images, pictures
+from deepemd_jax.data import fetch, images, loader, pictures
 from deepemd_jax.data.progress import Progress
 from deepemd_jax.errors import InputError
 
@@ -232,7 +230,8 @@ def _write_pixels(path, items, count, side, name) -> dict:
   progress = Progress()
   try:
     with open(path, "wb") as file:
-      for item, pixels, size, problem in _decoded(items, side):
+      look = functools.partial(_look, side=side)
+      for item, (pixels, size, problem) in loader.in_order(look, items):
         index["keys"].append(item.key)
         index["labels"].append(item.label)
         index["sizes"].append(size)
@@ -254,23 +253,8 @@ def _write_pixels(path, items, count, side, name) -> dict:
   return index
 
 
-def _decoded(items: Iterable[Item], side: int) -> Iterator[tuple]:
-  """(item, pixels, (height, width), None), or (item, None, None, why not), in
-  order, decoded by threads a few images ahead."""
-  threads = os.cpu_count() or 1
-  look = functools.partial(_look, side=side)
-  window = collections.deque()
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    for item in items:
-      window.append((item, pool.submit(look, item)))
-      if len(window) > 4 * threads:
-        item, result = window.popleft()
-        yield (item, *result.result())
-    for item, result in window:
-      yield (item, *result.result())
-
-
 def _look(item: Item, side: int):
+  """(pixels, (height, width), None), or (None, None, why not)."""
   if item.size and not side:
     return None, item.size, None
   try:

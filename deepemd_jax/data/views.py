@@ -74,7 +74,7 @@ def crop_resize(
     whole boxes.
   """
   height, width = images.shape[1:3]
-  side = max(height, width)
+  side = jax.core.max_dim(height, width)  # they may be symbols; see `export`
   images = jnp.pad(
     images, ((0, 0), (0, side - height), (0, side - width), (0, 0))
   )

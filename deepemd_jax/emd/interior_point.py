@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jaxtyping import Array, Float
 
 from deepemd_jax.emd import network, problem
@@ -84,13 +84,11 @@ def _solve(cost, a, b, moved, tolerance, max_steps):
     flow, g, f, steps = _solve(*swapped, moved, tolerance, max_steps)
     return flow.swapaxes(0, 1), f, g, steps
   swap = network.heaviest_last(b)
-  blocks = max(1, -(-count // _LANES))
-  lanes = -(-count // (8 * blocks)) * 8
+  blocks, lanes = _blocks(count)
+  spare = blocks * lanes - count
 
   def split(x):  # [..., B] -> [blocks, ..., lanes], the last problem repeated
-    if blocks * lanes > count:
-      spare = [(0, 0)] * (x.ndim - 1) + [(0, blocks * lanes - count)]
-      x = jnp.pad(x, spare, mode="edge")
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, spare)], mode="edge")
     return jnp.moveaxis(x.reshape(*x.shape[:-1], blocks, lanes), -2, 0)
 
   def join(x):
@@ -100,6 +98,14 @@ def _solve(cost, a, b, moved, tolerance, max_steps):
   arguments = [split(x) for x in (swap(cost), a, swap(b), moved)]
   flow, f, g, steps = map(join, _iterate(*arguments, tolerance, max_steps))
   return swap(flow), f, swap(g), steps
+
+
+def _blocks(count):
+  """How many blocks of problems, of how many each."""
+  if export.is_symbolic_dim(count):  # a program for any number of problems
+    return (count + _LANES - 1) // _LANES, _LANES
+  blocks = max(1, -(-count // _LANES))
+  return blocks, -(-count // (8 * blocks)) * 8
 
 
 class _Given(NamedTuple):

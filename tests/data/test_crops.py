@@ -35,7 +35,8 @@ def image():
 
 @pytest.mark.parametrize("crop", ["center", "whole"])
 def test_whole_images_are_those_of_evaluation(crop, image):
-  pixels, boxes = look(crop=crop).cut(image)
+  pixels, boxes, mirrored = look(crop=crop).cut(image)
+  assert not mirrored.any()
   stack = jnp.asarray(np.asarray(image))[None]
   if crop == "center":
     expected = views.evaluation_images(stack, 32)
@@ -51,7 +52,8 @@ def test_whole_images_are_those_of_evaluation(crop, image):
 
 
 def test_grid(image):
-  pixels, boxes = look(kind="grid").cut(image)
+  pixels, boxes, mirrored = look(kind="grid").cut(image)
+  assert mirrored.tolist() == [False] * 5
   assert pixels.shape == (5, 32, 32, 3)
   np.testing.assert_array_equal(
     boxes, views.grid_boxes(np.array([[40, 60]]), (1, 2), np.full((1, 2), 2))[0]
@@ -74,11 +76,24 @@ def test_sampling_follows_from_the_pixels(image):
   assert (other.cut(image)[1] != first[1]).any()
 
 
+def test_sampling_says_which_crops_are_mirrored(image):
+  pixels, boxes, mirrored = look(kind="sampling", patches=9).cut(image)
+  assert 0 < mirrored.sum() < 9
+  for found, box, flip in zip(pixels, boxes, mirrored, strict=True):
+    part = np.asarray(
+      image.crop(tuple(map(int, box))).resize(
+        (32, 32), Image.Resampling.BILINEAR
+      )
+    )
+    np.testing.assert_array_equal(found, part[:, ::-1] if flip else part)
+  assert not look(kind="sampling", flip=False).cut(image)[2].any()
+
+
 @pytest.mark.parametrize("kind", ["fcn", "grid", "sampling"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
 def test_images_of_a_few_pixels(kind, size):
   image = Image.new("RGB", size, (10, 20, 30))
-  pixels, boxes = look(kind=kind, grid=(1, 2, 5)).cut(image)
+  pixels, boxes, _ = look(kind=kind, grid=(1, 2, 5)).cut(image)
   assert np.unique(pixels.reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
   width, height = size
   assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > boxes[:, :2]).all()

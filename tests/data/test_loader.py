@@ -35,6 +35,28 @@ def test_results_come_in_order():
   assert list(loader.prefetch(make, 3, 3)) == []
 
 
+def test_items_keep_their_order_and_few_are_held():
+  window = 4 * (os.cpu_count() or 1)
+  taken, done = [], []
+
+  def items():
+    for i in range(5 * window):
+      taken.append(i)
+      yield i
+
+  def work(i):  # the later the faster
+    time.sleep(0.002 * (i % 4 == 0))
+    return i * i
+
+  for i, square in loader.in_order(work, items()):
+    assert square == i * i
+    done.append(i)
+    assert len(taken) - len(done) <= window
+  assert done == taken == list(range(5 * window))
+  with pytest.raises(ZeroDivisionError):
+    list(loader.in_order(lambda i: 1 // i, [1, 0, 1]))
+
+
 def test_an_exception_comes_out_where_it_belongs():
   def make(i):
     if i == 3:
