@@ -12,7 +12,7 @@ WAY = 5
 KINDS = {
   "one": ("1 image a class", 1, "default"),
   "five": ("5 images a class", 5, "default"),
-  "busy": ("busy backgrounds", 5, "d3_busy"),
+  "busy": ("5 images, busy backgrounds", 5, "d3_busy"),
 }
 
 

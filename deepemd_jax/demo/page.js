@@ -85,8 +85,8 @@ class Card {
     this.files.push(...fitting.slice(0, room));
     if (large.length) {
       const [file] = large;
-      this.error(`“${file.name}” has ${mebibytes(file.size)} MiB; at most ` +
-        `${mebibytes(limits.file)} are taken.`);
+      this.error(`“${file.name}” has ${mebibytes(file.size)} MiB; ` +
+        `at most ${mebibytes(limits.file)} are taken.`);
     } else if (fitting.length > room) {
       this.error(this.most === 1 ? "One query at a time; the first was taken."
         : `At most ${this.most} images a class; the first were taken.`);
@@ -332,19 +332,24 @@ function colour(cosine) {
   return `rgb(${mixed})`;
 }
 
-// Where the two images of a match stand in the picture between them.
+// Where a match's images stand: above as they are, below under their weights,
+// on the left the class's, on the right the query.
 function placed(match) {
-  const [side, gap] = [420, 160];
+  const [side, gap, text] = [400, 200, 34];
   const scale = ({ width, height }) => side / Math.max(width, height);
   const [left, right] = [match.support, match.query];
   const [a, b] = [scale(left), scale(right)];
   const height = Math.max(left.height * a, right.height * b);
-  const start = left.width * a + gap;
+  const below = text + height + 20;
+  const at = (shown, scale, x, y) => ({
+    ...shown, scale, y: y + (height - shown.height * scale) / 2,
+    x: x + (side - shown.width * scale) / 2,
+  });
+  const column = side + gap;
   return {
-    width: start + right.width * b,
-    height,
-    left: { ...left, scale: a, x: 0, y: (height - left.height * a) / 2 },
-    right: { ...right, scale: b, x: start, y: (height - right.height * b) / 2 },
+    width: column + side, height: below + height,
+    above: [at(left, a, 0, text), at(right, b, column, text)],
+    below: [at(left, a, 0, below), at(right, b, column, below)],
   };
 }
 
@@ -355,25 +360,26 @@ function rectangle([left, top, right, bottom], { scale, x, y }, kind) {
   });
 }
 
-function picture({ width, height, weighted, scale, x, y }) {
-  return draw("image", { href: weighted, x, y, width: width * scale,
+function picture(href, { width, height, scale, x, y }) {
+  return draw("image", { href, x, y, width: width * scale,
     height: height * scale, preserveAspectRatio: "none" });
 }
 
 function line(pair, place, largest) {
   const centre = ([left, top, right, bottom], { scale, x, y }) =>
     `${x + scale * (left + right) / 2} ${y + scale * (top + bottom) / 2}`;
-  const d = `M${centre(pair.support_box, place.left)} ` +
-    `L${centre(pair.query_box, place.right)}`;
+  const d = `M${centre(pair.support_box, place.below[0])} ` +
+    `L${centre(pair.query_box, place.below[1])}`;
   const width = 2 + 7 * pair.flow / largest;
   return draw("g", {},
-    draw("path", { d, class: "flow", stroke: "#fff", "stroke-width": width + 3 }),
-    draw("path", { d, class: "flow", stroke: colour(pair.similarity),
-      "stroke-width": width }));
+    ...[["#fff", width + 3], [colour(pair.similarity), width]].map(
+      ([stroke, width]) => draw("path",
+        { d, class: "flow", stroke, "stroke-width": width })));
 }
 
-function boxes(pairs, key) {
-  return [...new Map(pairs.map((pair) => [pair[key].join(), pair[key]])).values()];
+function frames(pairs, key, place) {
+  const boxes = new Map(pairs.map((pair) => [pair[key].join(), pair[key]]));
+  return [...boxes.values()].map((box) => rectangle(box, place, "cell"));
 }
 
 function showMatch(k) {
@@ -381,46 +387,50 @@ function showMatch(k) {
   const place = placed(match);
   const largest = Math.max(...match.pairs.map((pair) => pair.flow));
   const lit = draw("g", { class: "lit" });
-  const between = draw("svg", {
+  const captions = place.above.map(({ x, width, scale }, side) => draw("text",
+    { x: x + width * scale / 2, y: 24, "text-anchor": "middle" },
+    side ? "the query" : "of the class"));
+  $("match").replaceChildren(draw("svg", {
     viewBox: `0 0 ${place.width} ${place.height}`, role: "img",
-    "aria-label": "Both images under their weights, joined by the pairs of " +
-      "regions that contribute most; the table below lists them",
+    "aria-label": "An image of the class and the query; below, both under " +
+      "their weights, joined by the pairs of regions that contribute most. " +
+      "The table lists them",
   },
-  picture(place.left), picture(place.right),
-  ...boxes(match.pairs, "support_box").map((b) => rectangle(b, place.left, "cell")),
-  ...boxes(match.pairs, "query_box").map((b) => rectangle(b, place.right, "cell")),
-  ...match.pairs.slice(0, SHOWN).map((pair) => line(pair, place, largest)), lit);
-  const small = Math.max(match.support.width, match.query.width) <= 128;
-  $("match").classList.toggle("large", !small);
-  $("match").replaceChildren(
-    figure(match.support.picture, `of ${match.name}`, "An image of the class"),
-    make("figure", { className: "pair" }, between),
-    figure(answer.query, "the query", "The query"));
+  ...captions,
+  picture(match.support.picture, place.above[0]),
+  picture(answer.query, place.above[1]),
+  picture(match.support.weighted, place.below[0]),
+  picture(match.query.weighted, place.below[1]),
+  ...frames(match.pairs, "support_box", place.below[0]),
+  ...frames(match.pairs, "query_box", place.below[1]),
+  ...match.pairs.slice(0, SHOWN).map((pair) => line(pair, place, largest)),
+  lit));
+  // Few pixels, enlarged, are to stay pixels.
+  const side = Math.max(match.support.width, match.query.width);
+  $("result").classList.toggle("small", side <= 128);
   $("matched").textContent = match.name;
   $("fitted").textContent = match.images === 1 ? "" : "The class has several " +
-    "images, to which its regions are fitted; they stand here on the one most " +
-    "like the query" + (answer.facts.variant.startsWith("sampling") ? ", loosely, since " +
-    "random crops lie elsewhere in each." : ".");
+    "images, to which its regions are fitted; they stand here on the one " +
+    "most like the query" + (answer.facts.variant.startsWith("sampling") ?
+    ", loosely, since random crops lie elsewhere in each." : ".");
   showTable(match, ROWS, (pair) => lit.replaceChildren(...(pair ? [
-    line(pair, place, largest), rectangle(pair.support_box, place.left, ""),
-    rectangle(pair.query_box, place.right, "")] : [])));
-}
-
-function figure(source, caption, alt) {
-  return make("figure", {}, make("img", { src: source, alt }),
-    make("figcaption", {}, caption));
+    line(pair, place, largest),
+    ...[place.above, place.below].flatMap(([left, right]) => [
+      rectangle(pair.support_box, left, ""),
+      rectangle(pair.query_box, right, "")]),
+  ] : [])));
 }
 
 function showTable(match, count, light) {
   const top = Math.max(...match.pairs.map((pair) => pair.contribution), 1e-9);
-  const rows = match.pairs.slice(0, count).map((pair, i) => {
+  const rows = match.pairs.slice(0, count).map((pair) => {
     const bar = make("span", { className: "bar" });
     bar.style.width = `${Math.max(0, 100 * pair.contribution / top)}%`;
-    const row = make("tr", { tabIndex: 0 }, cell(i + 1, true),
-      make("td", {}, region(match.support, match.support.picture, pair.support_box)),
-      make("td", {}, region(match.query, answer.query, pair.query_box)),
-      cell(number(pair.similarity), true), cell(pair.flow.toFixed(3), true),
-      cell(number(pair.contribution), true), make("td", {}, bar));
+    const row = make("tr", { tabIndex: 0 },
+      region(match.support, match.support.picture, pair.support_box),
+      region(match.query, answer.query, pair.query_box),
+      cell(number(pair.similarity)), cell(pair.flow.toFixed(3)),
+      cell(number(pair.contribution)), make("td", {}, bar));
     row.onmouseenter = row.onfocus = () => light(pair);
     row.onmouseleave = row.onblur = () => light(null);
     return row;
@@ -435,8 +445,8 @@ function showTable(match, count, light) {
   }
   sums.push([`sum: the logit of ${match.name}`, match.logit]);
   $("sums").replaceChildren(...sums.map(([text, value]) =>
-    make("tr", {}, make("td", { colSpan: 5 }, text),
-      cell(number(value), true), make("td"))));
+    make("tr", {}, make("td", { colSpan: 4 }, text),
+      cell(number(value)), make("td"))));
   $("all").hidden = !rest.length;
   $("all").textContent = `Show all ${match.pairs.length} pairs`;
   $("all").onclick = () => {
@@ -445,16 +455,15 @@ function showTable(match, count, light) {
   };
 }
 
-function cell(value, numeric) {
-  return make("td", { className: numeric ? "n" : "" }, String(value));
+function cell(number) {
+  return make("td", { className: "n" }, number);
 }
 
 // A region alone, cut out of its image.
-function region({ width, height }, source, [left, top, right, bottom]) {
-  return draw("svg", {
-    viewBox: `${left} ${top} ${right - left} ${bottom - top}`,
-    "aria-hidden": true,
-  }, draw("image", { href: source, width, height, preserveAspectRatio: "none" }));
+function region({ width, height }, href, [left, top, right, bottom]) {
+  const viewBox = `${left} ${top} ${right - left} ${bottom - top}`;
+  return make("td", {}, draw("svg", { viewBox, "aria-hidden": true },
+    draw("image", { href, width, height, preserveAspectRatio: "none" })));
 }
 
 function choices(select, names, own) {
