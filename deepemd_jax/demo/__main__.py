@@ -54,8 +54,8 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server((HOST, port))
   except OSError as error:
     raise InputError(
-      f"cannot listen on port {port}: {error.strerror}; name another with "
-      "--port, or take any free one with --port=0"
+      f"cannot listen on port {port}: {os.strerror(error.errno)}; name another "
+      "with --port, or take any free one with --port=0"
     ) from error
 
 

@@ -242,7 +242,7 @@ async function classify() {
   form.append("variant", $("variant").value);
   form.append("solver", $("solver").value);
   const asked = [...cards];
-  const known = example?.file === query.files[0];
+  const known = example && example.file === query.files[0];
   const truth = known ? cards.indexOf(example.card) : -1;
   busy(new AbortController());
   try {
