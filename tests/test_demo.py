@@ -622,6 +622,8 @@ def test_own_files(page, tmp_path):
   assert page.evaluate(message) == (
     "“large.png” has 0.3 MiB; at most 0.3 are taken."
   )
+  page.drop("document.querySelector('#query .card')", [tmp_path])
+  assert text(page, "#query .error") == "Drop images, not a folder."
   # Beside the cards a file does nothing.
   page.drop("document.querySelector('h1')", [tmp_path / "red.png"])
 

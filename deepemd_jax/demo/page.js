@@ -69,7 +69,10 @@ class Card {
     this.root.ondrop = (event) => {
       depth = 0;
       this.root.classList.remove("over");
-      this.add([...event.dataTransfer.files]);
+      const { items, files } = event.dataTransfer;
+      if ([...items].some((item) => item.webkitGetAsEntry()?.isDirectory)) {
+        this.error("Drop images, not a folder.");
+      } else this.add([...files]);
     };
     this.show();
   }
@@ -191,7 +194,7 @@ async function ask(path, options) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer; does it still run in its " +
-      "terminal?");
+      "terminal? Or a file has changed since it was chosen.");
   }
   if (!response.ok) {
     const error = new Error(sentence(content.error));
@@ -285,9 +288,8 @@ function showError(error, asked) {
     return;
   }
   card.error(error.message, where.query ? 0 : where.image);
-  $("error").textContent = "Something is missing or wrong; see " +
-    (where.query ? "the query." : `“${card.name.value}”, class ` +
-      `${where.class + 1}.`);
+  $("error").textContent = "Not classified; see the message at " +
+    (where.query ? "the query." : `class ${where.class + 1}.`);
   card.root.scrollIntoView({ block: "nearest" });
 }
 
@@ -441,7 +443,7 @@ function showTable(match, count, light) {
   const sums = [];
   if (rest.length) sums.push([`${rest.length} other pairs`, sum]);
   if (Math.abs(match.remainder) >= 0.005) {
-    sums.push(["what the solver smooths away", match.remainder]);
+    sums.push(["in no pair: the solver smooths", match.remainder]);
   }
   sums.push([`sum: the logit of ${match.name}`, match.logit]);
   $("sums").replaceChildren(...sums.map(([text, value]) =>
@@ -462,8 +464,12 @@ function cell(number) {
 // A region alone, cut out of its image.
 function region({ width, height }, href, [left, top, right, bottom]) {
   const viewBox = `${left} ${top} ${right - left} ${bottom - top}`;
-  return make("td", {}, draw("svg", { viewBox, "aria-hidden": true },
-    draw("image", { href, width, height, preserveAspectRatio: "none" })));
+  const svg = draw("svg", { viewBox, "aria-hidden": true },
+    draw("image", { href, width, height, preserveAspectRatio: "none" }));
+  const scale = 44 / Math.max(right - left, bottom - top);
+  svg.style.width = `${scale * (right - left)}px`;
+  svg.style.height = `${scale * (bottom - top)}px`;
+  return make("td", {}, svg);
 }
 
 function choices(select, names, own) {
