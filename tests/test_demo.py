@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import pathlib
 import re
 import signal
@@ -395,6 +396,28 @@ def test_clients_that_leave(port, capsys):
   assert capsys.readouterr().err == ""
 
 
+def test_clients_that_fall_silent(demo, port, monkeypatch):
+  """They do not keep a place for ever."""
+  monkeypatch.setattr(server._Quiet, "timeout", 0.3)
+  body, headers = encode(fields())
+  head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+  head += f"Content-Type: {headers['Content-Type']}\r\n"
+  head += f"Content-Length: {len(body)}\r\n\r\n"
+  with contextlib.ExitStack() as silent:
+    for _ in range(4):
+      address = (command.HOST, port)
+      client = silent.enter_context(socket.create_connection(address))
+      client.sendall(head.encode() + body[:500])
+    while demo._places._value:
+      time.sleep(0.01)
+    assert classify(port, fields())[0] == 503
+    end = time.monotonic() + 10
+    while demo._places._value < 4:
+      assert time.monotonic() < end
+      time.sleep(0.05)
+    assert classify(port, fields())[0] == 200
+
+
 def test_a_checkpoint_that_vanishes(tmp_path):
   run = tiny_run(tmp_path / "run")
   with serving(server.Demo(run)) as port:
@@ -434,28 +457,40 @@ def test_examples(port):
     assert status == 400 and b"an example has a kind" in content
 
 
-def start(*arguments):
-  return subprocess.Popen(
-    [sys.executable, "-m", "deepemd_jax.demo", "--no-browser", *arguments],
+def test_the_command(run, tmp_path):
+  """Says where it is, opens a browser there, serves, and ends with one line at
+  Ctrl-C."""
+  browser = tmp_path / "browser"
+  browser.write_text(
+    f"#!/bin/sh\ncd {tmp_path} && echo $1 > new && mv new asked\n"
+  )
+  browser.chmod(0o755)
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "deepemd_jax.demo"),
+      *(f"--checkpoint={run}", "--port=0"),
+    ],
     cwd=ROOT,
+    env=os.environ | {"DISPLAY": ":0", "BROWSER": f"{browser} %s"},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
-
-
-def test_the_command(run):
-  """Says where it is, serves, and ends with one line at Ctrl-C."""
-  process = start(f"--checkpoint={run}", "--port=0")
   try:
     line = process.stdout.readline()
     (port,) = re.fullmatch(
       r"the demo is at http://127\.0\.0\.1:(\d+) \(Ctrl-C ends it\)\n", line
     ).groups()
+    end = time.monotonic() + 10
+    while not (tmp_path / "asked").exists():
+      assert time.monotonic() < end
+      time.sleep(0.05)
     assert b"<h1>DeepEMD" in ask(int(port), "GET", "/")[2]
     # On this machine only: another address of it is not listened on.
     with pytest.raises(OSError):
       socket.create_connection(("127.0.0.2", int(port)), 1).close()
+    asked = (tmp_path / "asked").read_text()
+    assert asked == f"http://127.0.0.1:{port}\n"
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=10)
   finally:

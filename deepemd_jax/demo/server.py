@@ -199,11 +199,9 @@ class _Quiet(WSGIRequestHandler):
 def make(demo: Demo, listening: socket.socket) -> BaseWSGIServer:
   """A server on a socket that listens; its `serve_forever` serves."""
   host, port = listening.getsockname()
-  server = make_server(
+  return make_server(
     *(host, port, demo),
     threaded=True,
     request_handler=_Quiet,
     fd=listening.fileno(),
   )
-  server.daemon_threads = True
-  return server
