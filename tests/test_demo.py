@@ -410,6 +410,7 @@ def test_clients_that_leave(port, capsys):
 
 def test_clients_that_fall_silent(demo, port, monkeypatch):
   """They do not keep a place for ever."""
+  assert 0 < server._Quiet.timeout <= 60
   monkeypatch.setattr(server._Quiet, "timeout", 0.3)
   body, headers = encode(fields())
   head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
