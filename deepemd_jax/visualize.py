@@ -154,8 +154,19 @@ def _pixels(axis, image):
   axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
 
 
-def _weighted(axis, image, boxes, weights):
-  """The image, darkened where there is little mass."""
+def weighted(
+  image: np.ndarray, boxes: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+  """An image, darkened where there is little mass.
+
+  Args:
+    image: uint8 [H, W, 3].
+    boxes: [n, 4] left, top, right, bottom of each node, in pixels.
+    weights: [n]; where boxes overlap, their mean counts.
+
+  Returns:
+    uint8 [H, W, 3].
+  """
   height, width = image.shape[:2]
   total, cover = np.zeros((height, width)), np.zeros((height, width))
   for (left, top, right, bottom), weight in zip(boxes, weights, strict=True):
@@ -164,7 +175,13 @@ def _weighted(axis, image, boxes, weights):
     cover[area] += 1
   mean = total / np.maximum(cover, 1)
   light = 0.12 + 0.88 * mean / max(mean.max(), 1e-12)
-  _pixels(axis, (image * light[..., None]).astype(np.uint8))
+  return (image * light[..., None]).astype(np.uint8)
+
+
+def _weighted(axis, image, boxes, weights):
+  """The image under its weights, and the boxes."""
+  height, width = image.shape[:2]
+  _pixels(axis, weighted(image, boxes, weights))
   for left, top, right, bottom in boxes:
     axis.plot(
       [left, right, right, left, left],

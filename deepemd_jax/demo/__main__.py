@@ -1,0 +1,89 @@
+"""Opens a web page on this machine that classifies images by a few examples of
+each class, and shows the matched regions.
+
+python -m deepemd_jax.demo
+
+It listens on 127.0.0.1 only. To look at it from another machine, forward the
+port: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE, and open http://127.0.0.1:7860
+there.
+"""
+
+import os
+import socket
+import sys
+import threading
+import webbrowser
+from typing import NoReturn
+
+from deepemd_jax import command
+from deepemd_jax.errors import InputError
+
+HOST = "127.0.0.1"
+
+
+def _parse(arguments: list[str]):
+  parser = command.Parser(
+    prog="python -m deepemd_jax.demo", description=__doc__
+  )
+  parser.add_argument(
+    "--checkpoint",
+    metavar="RUN",
+    help="workdir of a training run, or what deepemd_jax.convert wrote "
+    "(default runs/quickstart)",
+  )
+  parser.add_argument(
+    "--port",
+    type=int,
+    default=7860,
+    help="to listen on; 0 takes any free one (default %(default)s)",
+  )
+  parser.add_argument(
+    "--no-browser",
+    dest="browser",
+    action="store_false",
+    help="print the address, and open nothing",
+  )
+  options = parser.parse_args(arguments)
+  if not 0 <= options.port < 2**16:
+    raise InputError(f"--port is {options.port}; use 0 to 65535")
+  return options
+
+
+def _listen(port: int) -> socket.socket:
+  try:
+    return socket.create_server((HOST, port))
+  except OSError as error:
+    raise InputError(
+      f"cannot listen on port {port}: {os.strerror(error.errno)}; name another "
+      "with --port, or take any free one with --port=0"
+    ) from error
+
+
+def _open(address: str) -> None:
+  """Opens a browser, if there is one with windows: without a screen, Python
+  would start one that takes the terminal."""
+  screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+  if sys.platform in ("win32", "darwin") or screen:
+    threading.Thread(target=webbrowser.open, args=[address]).start()
+
+
+def _work(options) -> NoReturn:
+  listening = _listen(options.port)
+
+  from deepemd_jax.demo import server
+
+  demo = server.Demo(options.checkpoint)
+  address = f"http://{HOST}:{listening.getsockname()[1]}"
+  print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
+  if options.browser:
+    _open(address)
+  server.make(demo, listening).serve_forever()
+
+
+def main(arguments: list[str]) -> int:
+  """The command line; the exit code, 130 after Ctrl-C."""
+  return command.run(_parse, _work, arguments)
+
+
+if __name__ == "__main__":
+  command.leave(main(sys.argv[1:]))

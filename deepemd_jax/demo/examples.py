@@ -1,0 +1,57 @@
+"""Examples to try, drawn on the spot: scenes of `glyph_clutter`'s test classes,
+which the quickstart's encoder was not trained on."""
+
+import base64
+import io
+import random
+
+from deepemd_jax.data import glyph_clutter, splits
+
+WAY = 5
+# Name: what the page calls it, images a class, variant of the data set.
+KINDS = {
+  "one": ("1 image a class", 1, "default"),
+  "five": ("5 images a class", 5, "default"),
+  "busy": ("5 images, busy backgrounds", 5, "d3_busy"),
+}
+
+
+def make(kind: str, seed: int) -> dict:
+  """An example, a function of its arguments alone.
+
+  Args:
+    kind: one of `KINDS`.
+    seed: another one is another example.
+
+  Returns:
+    "classes": "name" and "images" of each, PNG in base64; "query": the same;
+    "truth": number of the query's class, from 0.
+  """
+  _, shot, variant = KINDS[kind]
+  rng = random.Random(f"{kind} {seed}")
+  test = splits.load("glyph_clutter")["splits"]["test"]
+  names = rng.sample(sorted(test), WAY)
+  truth = rng.randrange(WAY)
+  classes, query = [], ""
+  for k, name in enumerate(names):
+    character = test[name]["character"]
+    faces = [
+      path
+      for path in glyph_clutter.typefaces()
+      if glyph_clutter.glyph(path, character)
+    ]
+    scenes = [
+      glyph_clutter.scene(f"{kind} {seed} {name} {i}", character, path, variant)
+      for i, path in enumerate(rng.sample(faces, shot + 1))
+    ]
+    files = [_png(scene) for scene in scenes]
+    classes.append({"name": name.replace("_", " "), "images": files[:shot]})
+    if k == truth:
+      query = files[shot]
+  return {"classes": classes, "query": query, "truth": truth}
+
+
+def _png(image) -> str:
+  file = io.BytesIO()
+  image.save(file, "PNG")
+  return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,212 @@
+"""From what a browser sends to classes, images and settings, within limits.
+
+The form has the fields `name`, once a class; `support0`, `support1`, ..., files
+of the first class, the second, ...; `query`, one file; and, if wanted,
+`variant` and `solver`. Names of files are shown in messages, never opened.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from PIL import Image
+from werkzeug import Request
+from werkzeug.datastructures import FileStorage
+
+from deepemd_jax.data import pictures
+from deepemd_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Of one classification.
+
+  Attributes:
+    file: bytes of an image file.
+    request: bytes of everything that is sent.
+    classes: their largest number.
+    images: of one class, their largest number.
+    name: characters of a class's name.
+    pixels: of one image. They are counted before any is decoded.
+    all_pixels: of all images together, which are in memory at once, 3 bytes
+      each.
+  """
+
+  file: int = 20 * 2**20
+  request: int = 100 * 2**20
+  classes: int = 10
+  images: int = 10
+  name: int = 60
+  pixels: int = 50_000_000
+  all_pixels: int = 300_000_000
+
+  def parts(self) -> int:
+    """The largest number of fields and files of a form."""
+    return self.classes * (self.images + 1) + 3
+
+
+class Refused(InputError):
+  """What was sent cannot be classified.
+
+  Attributes:
+    status: of HTTP.
+    where: {"class": number, "image": number}, {"class": number},
+      {"query": True}, or {}, all from 0: what the message is about.
+  """
+
+  def __init__(self, status: int, message: str, **where):
+    super().__init__(message)
+    self.status = status
+    self.where = where
+
+
+class Upload(Request):
+  """A request whose files stay in memory."""
+
+  def _get_file_stream(self, *arguments, **options) -> io.BytesIO:
+    return io.BytesIO()
+
+
+class Form(NamedTuple):
+  """What is to be classified, and how.
+
+  Attributes:
+    names: of the classes, in the order of the form.
+    support: RGB images of each class, at least one.
+    query: an RGB image.
+    variant: of the nodes, a name or None; not looked at yet.
+    solver: of the EMD, a name or None; not looked at yet.
+  """
+
+  names: list[str]
+  support: list[list[Image.Image]]
+  query: Image.Image
+  variant: str | None
+  solver: str | None
+
+
+def read(request: Upload, limits: Limits) -> Form:
+  """Reads a form.
+
+  Raises:
+    Refused: something is missing, too much, too large or not an image.
+    werkzeug.exceptions.RequestEntityTooLarge: more bytes or parts than the
+      request's own limits.
+  """
+  if request.mimetype != "multipart/form-data":
+    raise Refused(415, "send a multipart form (multipart/form-data)")
+  names = _names(request.form.getlist("name"), limits)
+  files = [
+    _given(request.files.getlist(f"support{k}")) for k in range(len(names))
+  ]
+  known = {"query", *(f"support{k}" for k in range(len(names)))}
+  for field in request.files:
+    if field not in known:
+      raise Refused(400, f"there is no class for the files {_shown(field)}")
+  for k, (name, found) in enumerate(zip(names, files, strict=True)):
+    where = {"class": k}
+    if not found:
+      raise Refused(400, f"{_shown(name)} has no image; add one", **where)
+    if len(found) > limits.images:
+      raise Refused(
+        413,
+        f"{len(found)} images of {_shown(name)}; at most {limits.images} a "
+        "class are taken",
+        **where,
+      )
+  queries = _given(request.files.getlist("query"))
+  if len(queries) != 1:
+    message = f"{len(queries)} queries; give one" if queries else "add a query"
+    raise Refused(400, message, query=True)
+  everything = [
+    ({"class": k, "image": i}, file)
+    for k, found in enumerate(files)
+    for i, file in enumerate(found)
+  ] + [({"query": True}, queries[0])]
+  *support, query = _images(everything, limits)
+  images = iter(support)
+  return Form(
+    names,
+    [[next(images) for _ in found] for found in files],
+    query,
+    request.form.get("variant") or None,
+    request.form.get("solver") or None,
+  )
+
+
+def _names(given: list[str], limits: Limits) -> list[str]:
+  if len(given) > limits.classes:
+    raise Refused(
+      413, f"{len(given)} classes; at most {limits.classes} are taken"
+    )
+  names = [" ".join(name.split()) for name in given]
+  for k, name in enumerate(names):
+    where = {"class": k}
+    if not name:
+      raise Refused(400, f"class {k + 1} has no name; give it one", **where)
+    if len(name) > limits.name:
+      raise Refused(
+        400,
+        f"this name has {len(name)} characters; at most {limits.name} are "
+        "taken",
+        **where,
+      )
+    if name in names[:k]:
+      raise Refused(400, f"two classes are called {_shown(name)}", **where)
+  if len(names) < 2:
+    raise Refused(400, "give at least two classes")
+  return names
+
+
+def _given(files: list[FileStorage]) -> list[FileStorage]:
+  """Without the nameless empty file that a browser sends for none."""
+  return [file for file in files if file.filename]
+
+
+def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
+  """Decodes files, each with the place it is for."""
+  left = limits.all_pixels
+  for where, file in files:
+    name = _shown(file.filename)
+    content = file.read()
+    if len(content) > limits.file:
+      raise Refused(
+        413,
+        f"{name} has {len(content) / 2**20:.1f} MiB; at most "
+        f"{limits.file / 2**20:g} are taken",
+        **where,
+      )
+    try:
+      with pictures.open_image(content) as image:
+        count = image.width * image.height
+        size = f"{image.width} x {image.height} pixels"
+        if count <= min(limits.pixels, left):
+          rgb = pictures.to_rgb(image)
+    except Image.DecompressionBombError as error:
+      raise Refused(413, f"{name}: {error}", **where) from error
+    except Exception as error:  # decoders raise nearly anything
+      raise Refused(
+        415, f"{name} cannot be read: {pictures.reason(error)}", **where
+      ) from error
+    if count > limits.pixels:
+      raise Refused(
+        413,
+        f"{name} has {size}; at most {limits.pixels / 1e6:g} million are taken",
+        **where,
+      )
+    left -= count
+    if left < 0:
+      raise Refused(
+        413,
+        f"the images up to {name} have more than {limits.all_pixels / 1e6:g} "
+        "million pixels together; give fewer or smaller ones",
+        **where,
+      )
+    yield rgb
+
+
+def _shown(name: str) -> str:
+  """A name in a message: its printable characters, and not too many."""
+  text = "".join(c if c.isprintable() else "\ufffd" for c in name)
+  return f"“{text[:60]}{'…' if text[60:] else ''}”"
