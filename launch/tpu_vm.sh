@@ -61,19 +61,22 @@ archive=${TMPDIR:-/tmp}/deepemd_jax.tar
 run git -C "$(cd "$(dirname "$0")/.." && pwd)" archive --output="$archive" HEAD
 run gcloud compute tpus tpu-vm scp "$archive" "$TPU:deepemd_jax.tar" \
   "${where[@]}"
-on_all 'set -e; mkdir -p deepemd_jax; cd deepemd_jax; tar -xf ../deepemd_jax.tar
-PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
-[ -e .venv ] || python3 -m uv venv --quiet --python ">=3.11" .venv
-python3 -m uv pip install --quiet --python .venv/bin/python \
-  -c requirements.txt -e ".[tpu]"'
+install='mkdir -p deepemd_jax && cd deepemd_jax && tar -xf ../deepemd_jax.tar'
+install+=' && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv'
+install+=' && { [ -e .venv ] || python3 -m uv venv -q --python ">=3.11" .venv; }'
+install+=' && python3 -m uv pip install -q --python .venv/bin/python'
+install+=' -c requirements.txt -e ".[tpu]"'
+on_all "$install"
 
 program='cd deepemd_jax; exec .venv/bin/python -u -m deepemd_jax.main'
 program+=" --distributed=on$(printf ' %q' "$@")"
 stopped=
-trap 'stopped=yes; "$0" --stop' INT TERM HUP
+trap 'stopped=yes; "$0" --stop || :' INT TERM HUP
 for ((try = 0; ; try++)); do
   code=0
-  on_all "$program" || code=$?
+  on_all "$program" & # waited for, so that a signal is not
+  wait $! || code=$?
+  if [[ $stopped ]]; then wait $! || code=$?; fi
   # gcloud's code is that of a machine whose code was not 0.
   if ((code != 143 && code != 75 && code <= 128)) || [[ $stopped ]]; then
     exit "$code"
