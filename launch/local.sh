@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# One run as N processes on this machine.
+#
+#   launch/local.sh [--dry-run] N ARGS...
+#   launch/local.sh 2 --config=configs/quickstart.py --workdir=runs/two
+#
+# ARGS are those of `python -m deepemd_jax.main`. One GPU each, if there are
+# GPUs (CUDA_VISIBLE_DEVICES says which may be used; JAX_PLATFORMS=cpu: none).
+# One process alone uses all devices, and needs no launcher.
+#
+# TERM and INT go to all processes. When one ends with a code other than 0 the
+# others end by themselves, or are killed after DEEPEMD_GRACE seconds (90). The
+# exit code is the first that was not 0: 143 and 75 mean, give the same command
+# again. PYTHON names another interpreter than `python`. Needs bash 4.4.
+set -euo pipefail
+
+refuse() {
+  echo "local.sh: error: $1" >&2
+  exit 2
+}
+
+dry_run=
+if [[ ${1-} == --dry-run ]]; then
+  dry_run=yes
+  shift
+fi
+(($#)) || refuse "no number of processes; launch/local.sh 2 --config=..."
+count=$1
+[[ $count =~ ^[1-9][0-9]{0,2}$ ]] ||
+  refuse "number of processes '$count'; use 1 to 999, then the arguments"
+shift
+grace=${DEEPEMD_GRACE:-90}
+[[ $grace =~ ^[0-9]{1,5}$ ]] || refuse "DEEPEMD_GRACE is '$grace'; use seconds"
+
+gpus=()
+if [[ ${JAX_PLATFORMS-} == cpu ]]; then
+  :
+elif [[ ${CUDA_VISIBLE_DEVICES-} ]]; then
+  IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+elif found=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
+then
+  mapfile -t gpus <<<"$found"
+fi
+((${#gpus[@]} == 0 || ${#gpus[@]} >= count)) || refuse \
+  "$count processes, but ${#gpus[@]} GPU(s); use fewer, or JAX_PLATFORMS=cpu"
+
+# Below the ports that systems hand out by themselves.
+port=$((20000 + RANDOM % 12000))
+while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
+  port=$((20000 + RANDOM % 12000))
+done
+
+# Sets `command` to what process $1 runs; the rest are ARGS.
+command_of() {
+  local number=$1
+  command=()
+  if ((${#gpus[@]})); then
+    command=(env "CUDA_VISIBLE_DEVICES=${gpus[number]}")
+  fi
+  command+=("${PYTHON:-python}" -u -m deepemd_jax.main)
+  command+=("--coordinator=127.0.0.1:$port" "--num_processes=$count")
+  command+=("--process_id=$number" "${@:2}")
+}
+
+if [[ $dry_run ]]; then
+  for ((i = 0; i < count; i++)); do
+    command_of "$i" "$@"
+    printf '%q ' "${command[@]}"
+    echo
+  done
+  exit 0
+fi
+
+# Sends signal $1 to the rest: processes, or -groups; some may have ended.
+signal() {
+  local id
+  for id in "${@:2}"; do kill -s "$1" -- "$id" 2>/dev/null || :; done
+}
+
+# Reads the ids of the processes, then "end". If that never comes, this script
+# was killed, and they are ended here. In both cases so is all they started.
+guard() {
+  trap '' INT TERM HUP
+  local ids=() id limit
+  while read -r id && [[ $id != end ]]; do ids+=("$id"); done
+  if [[ $id != end ]]; then
+    signal TERM "${ids[@]}"
+    limit=$((SECONDS + grace))
+    for id in "${ids[@]}"; do
+      while kill -0 "$id" && ((SECONDS < limit)); do sleep 0.2; done
+    done
+  fi
+  signal KILL "${ids[@]/#/-}"
+}
+
+running=()
+prefixing=()
+code=0
+stopped= # by a signal
+deadline=
+trap 'stopped=yes; signal TERM "${running[@]}"' TERM HUP
+trap 'stopped=yes; signal INT "${running[@]}"' INT
+
+set -m # each gets a process group, and does not ignore INT
+exec 3> >(guard >/dev/null 2>&1)
+guard=$!
+for ((i = 0; i < count && ! ${#stopped}; i++)); do
+  command_of "$i" "$@"
+  if ((i == 0)); then
+    exec {out}>&1 {err}>&2
+  else
+    # It ignores signals, so that last lines are seen; it ends after them.
+    exec {out}> >(trap '' INT TERM HUP && exec sed -u "s/^/[$i] /" 3>&-)
+    prefixing+=($!)
+    exec {err}>&"$out"
+  fi
+  "${command[@]}" </dev/null >&"$out" 2>&"$err" 3>&- {out}>&- {err}>&- &
+  running[i]=$!
+  exec {out}>&- {err}>&-
+  echo "${running[i]}" >&3
+done
+set +m
+
+exec {say}>&2 2>/dev/null # bash has something to say about killed processes
+while ((${#running[@]})); do
+  sleep 0.2
+  bad=0
+  for i in "${!running[@]}"; do
+    if kill -0 "${running[i]}"; then continue; fi
+    ended=0
+    wait "${running[i]}" || ended=$?
+    unset "running[i]"
+    # Of several at once the smallest: 2 rather than the 75 of the others.
+    if ((ended && (bad == 0 || ended < bad))); then bad=$ended; fi
+  done
+  if ((code == 0)); then code=$bad; fi
+  if ((code || ${#stopped})); then : "${deadline:=$((SECONDS + grace))}"; fi
+  if ((${#running[@]} && ${#deadline} && SECONDS > deadline)); then
+    echo "local.sh: killed after $grace s: process ${!running[*]}" >&"$say"
+    signal KILL "${running[@]/#/-}" # also one that is stopped
+  fi
+done
+echo end >&3
+exec 3>&-
+wait "$guard" "${prefixing[@]}" || :
+exit "$code"
