@@ -106,9 +106,18 @@ def training_episode(config) -> dict[str, int]:
 def solver(config, name: str = "", epsilon: float = 0.0):
   """The EMD solver `name`, or `config.emd.solver`; None lets `emd` choose.
   Sinkhorn's `epsilon` is `config.emd.epsilon`, unless another is given."""
+  import jax
+
   from deepemd_jax import emd
 
   name = name or config.emd.solver
+  if name == "network_simplex" and jax.default_backend() == "cpu":
+    if jax.local_device_count() > 1:
+      raise InputError(
+        "config.emd.solver is 'network_simplex', which cannot serve the "
+        f"{jax.local_device_count()} CPU devices of this process; use "
+        "interior_point, or one device a process"
+      )
   if name == "interior_point":
     return emd.InteriorPoint()
   if name == "network_simplex":

@@ -105,7 +105,7 @@ class Pair:
 
 def compare(one, other):
   for name in one.files:
-    if name != "devices":
+    if name in other.files and name != "devices":
       scale = max(1.0, np.abs(one[name]).max())
       worst = np.abs(one[name] - other[name]).max()
       assert worst <= 1e-5 * scale, name
@@ -149,6 +149,31 @@ def test_eight_devices_find_what_one_finds(
   found = np.load(tmp_path / "found.npz")
   assert (one_device["devices"], found["devices"]) == (1, 8)
   compare(one_device, found)
+
+
+def test_the_simplex_refuses_several_devices_of_a_process(environment):  # noqa: F811
+  """Instead of waiting for ever."""
+  code = """
+import jax, numpy as np
+from deepemd_jax import emd, mesh
+from deepemd_jax.emd.distance import default_solver
+assert default_solver() == emd.InteriorPoint()
+one = np.ones((2, 3, 3), np.float32)
+alone = lambda c: emd.distance(c, c[0], c[0], solver=emd.NetworkSimplex())
+print(alone(one[0]))
+jax.jit(mesh.each(jax.vmap(alone)))(*mesh.put((one,)))
+"""
+  flags = "--xla_force_host_platform_device_count=2"
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**environment, "XLA_FLAGS": flags},
+  )
+  assert done.stdout == "3.0\n"
+  last = done.stderr.splitlines()[-1]
+  assert "use InteriorPoint, or one device a process" in last
 
 
 def test_two_processes_find_what_one_finds(

@@ -31,8 +31,9 @@ GRADIENTS = ("exact", "flow")
 
 
 def default_solver() -> Solver:
-  """What serves best on this platform: on a CPU, the host's simplex."""
-  if jax.default_backend() == "cpu":
+  """What serves best on this platform: on a CPU, the host's simplex, unless it
+  plays several devices, which the simplex cannot serve."""
+  if jax.default_backend() == "cpu" and jax.local_device_count() == 1:
     return NetworkSimplex()
   return InteriorPoint()
 

@@ -28,14 +28,15 @@ class NetworkSimplex:
   The choice on a CPU. On an accelerator every call moves the problems to the
   host and the plans back. One callback serves a whole batch; `jax.vmap` makes
   its axis one more batch dimension. Under plain `jit` with several devices JAX
-  gathers the batch onto the first; put the call into `jax.shard_map`.
+  gathers the batch onto the first; put the call into `jax.shard_map`. Several
+  CPU devices of one process cannot all use it: JAX would wait for ever.
 
   Attributes:
     threads: at most so many problems are solved at a time; None is one thread
       per CPU core that this process may use.
 
   Raises:
-    ValueError: threads is below 1.
+    ValueError: threads is below 1; when called, on several CPU devices.
   """
 
   threads: int | None = None
@@ -51,6 +52,7 @@ class NetworkSimplex:
     b: Float[Array, "*batch m"],
   ) -> problem.Plan:
     """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
+    _check_devices()
     batch, dtype = cost.shape[:-2], cost.dtype
     standard = problem.standardise(*problem.batch_last(cost, a, b))
     balanced = [jnp.moveaxis(x, -1, 0) for x in standard[:3]]
@@ -64,6 +66,20 @@ class NetworkSimplex:
     steps = jnp.where(standard.good, 0, 0)
     plan = problem.finish(standard, flow, f, g, steps, dtype=dtype)
     return problem.batch_first(plan, batch)
+
+
+def _check_devices() -> None:
+  """XLA has a thread for each CPU device, and the callback keeps it; to get its
+  arguments, JAX needs one more."""
+  mesh = jax.sharding.get_abstract_mesh()
+  several = bool(mesh.manual_axes) and mesh.size > 1
+  if (
+    several and jax.default_backend() == "cpu" and jax.local_device_count() > 1
+  ):
+    raise ValueError(
+      f"NetworkSimplex on {jax.local_device_count()} CPU devices of one process "
+      "would wait for ever; use InteriorPoint, or one device a process"
+    )
 
 
 def _cores() -> int:
