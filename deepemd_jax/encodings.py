@@ -72,12 +72,14 @@ class Encoder:
     self._normalise = build.normalise(trained.config)
     self._look = look
     self._pyramid = tuple(trained.config.nodes.pyramid)
+    self._precision = trained.config.model.precision
     self._cache = cache
     image = trained.config.image
     meaning = repr(
       (
         *(_VERSION, trained.fingerprint, dataclasses.astuple(look)),
         *(self._pyramid, tuple(image.mean), tuple(image.std)),
+        self._precision,
         PIL.__version__,
       )
     )
@@ -182,6 +184,7 @@ class Encoder:
       self._normalise(filled.astype(np.float32)).astype(np.float32),
       whole,
       self._pyramid,
+      self._precision,
     )
     encoded = np.asarray(encoded)[:count]
     if whole:
@@ -199,10 +202,13 @@ class Encoder:
     return corner + cells * side
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _encode(variables, pixels, whole: bool, pyramid: tuple[int, ...]):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _encode(
+  variables, pixels, whole: bool, pyramid: tuple[int, ...], precision: str
+):
   """[N, crops, S, S, 3] -> [N, n, c]."""
-  maps = resnet.encode(variables, pixels.reshape(-1, *pixels.shape[2:]))
+  crops = pixels.reshape(-1, *pixels.shape[2:])
+  maps = resnet.encode(variables, crops, precision)
   if whole:
     return nodes.pyramid(maps, pyramid)
   return nodes.from_crops(maps.reshape(*pixels.shape[:2], *maps.shape[1:]))
