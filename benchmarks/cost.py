@@ -74,12 +74,12 @@ def seconds(call, repeats: int) -> float:
   return min(spent)
 
 
-def program(function, *arguments) -> dict:
-  """What the compiler says of a jitted function."""
+def program(function, *arguments):
+  """(a jitted function compiled, what the compiler says of it)."""
   compiled = function.lower(*arguments).compile()
   memory = compiled.memory_analysis()
   counted = compiled.cost_analysis()
-  return {
+  return compiled, {
     "gflop": counted["flops"] / 1e9,
     "gbyte": counted["bytes accessed"] / 1e9,
     "argument_mb": memory.argument_size_in_bytes / 1e6,
@@ -148,10 +148,10 @@ def of_pretraining(config, options) -> dict:
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
   optimiser = build.optimiser(config.pretrain, 100)
-  state = loop.new_state(variables, optimiser, extra)
+  state = mesh.put_everywhere(loop.new_state(variables, optimiser, extra))
   step = loop.make_step(pretrain._loss_function(config), optimiser)
-  batch = jax.device_put(make(0))
-  found = program(step, state, batch)
+  batch = mesh.put(make(0))
+  step, found = program(step, state, batch)
   training = (
     3 * count * estimate.encoder_flops(config.image.size, config.model.width)
   )
@@ -163,7 +163,6 @@ def of_pretraining(config, options) -> dict:
     "encoder_s": encoder_seconds(config, variables, count, True, options),
     "input_cpu_s": input_seconds(make, options.repeats),
   }
-  state = jax.tree.map(jnp.array, state)
   return {"step_s": step_seconds(step, state, batch, options.repeats)} | found
 
 
@@ -175,10 +174,10 @@ def of_metatraining(config, options) -> dict:
   make = metatrain._batches(config, copies(*options.pool))
   variables = pretrain.init(config)
   optimiser = build.optimiser(config.metatrain, 100)
-  state = loop.new_state(variables, optimiser)
+  state = mesh.put_everywhere(loop.new_state(variables, optimiser))
   step = loop.make_step(metatrain._loss_function(config), optimiser)
-  batch = jax.device_put(make(0))
-  found = program(step, state, batch)
+  batch = mesh.put(make(0))
+  step, found = program(step, state, batch)
   n = estimate.nodes(config.image.size)
   c = estimate.channels(config.model.width)[-1]
   by_formula = 3 * count * estimate.encoder_flops(
@@ -193,7 +192,6 @@ def of_metatraining(config, options) -> dict:
     **head_seconds(way, n_query, n, c, True, options),
     "input_cpu_s": input_seconds(make, options.repeats),
   }
-  state = jax.tree.map(jnp.array, state)
   return {"step_s": step_seconds(step, state, batch, options.repeats)} | found
 
 
@@ -231,15 +229,15 @@ def of_evaluation(config, options) -> dict:
   head = evaluate._head(config, "deepemd_mean")
   key = jax.random.key(0)
 
-  @jax.jit
   def score(query, support):
     flat = query.reshape(1, way * n_query, n, c)
     return jax.vmap(lambda q, s: head(q, s, key))(flat, support)
 
+  score, found = program(jax.jit(score), query, support)
   draw = evaluate.sampler(config, copies(*options.pool), "test")
   return {
     "step_s": seconds(lambda: score(query, support), options.repeats),
-    **program(score, query, support),
+    **found,
     "formula_gflop": estimate.head_flops(way * n_query, way, n, c) / 1e9,
     **head_seconds(way, n_query, n, c, False, options),
     "input_cpu_s": input_seconds(
@@ -255,12 +253,12 @@ def of_fitting(config, options) -> dict:
   c = estimate.channels(config.model.width)[-1]
   support = episode_nodes(way, shot, n, c)
   order = sfc.random_order(jax.random.key(0), way * shot, options.epochs)
-  fit = jax.jit(lambda s: sfc.fit(s, order=order))
+  fit, found = program(jax.jit(lambda s: sfc.fit(s, order=order)), support)
   steps = options.epochs * -(-way * shot // 4)
   head = 3 * estimate.head_flops(4, way, n, c)
   return {
     "step_s": seconds(lambda: fit(support), options.repeats),
-    **program(fit, support),
+    **found,
     "formula_gflop": steps * head / 1e9,
   }
 
@@ -287,35 +285,30 @@ def of_emd(n: int, options) -> dict:
 
 
 def of_devices(options) -> dict:
-  """Eight evaluation episodes, and a pre-training step, over all devices."""
+  """Sixteen evaluation episodes, and a pre-training step, over all devices."""
   config = settings(options)
+  images = copies(*options.pool)
   n, c = estimate.nodes(options.size), estimate.channels(options.width)[-1]
-  nodes = [
-    np.stack([np.asarray(episode_nodes(5, k, n, c))] * 8)
-    for k in (1, options.query)
-  ]
-  support, query = (mesh.put(x) for x in nodes)
-
-  def score(support, query):
-    flat = query.reshape(len(query), -1, n, c)
-    return jax.vmap(lambda s, q: matching.logits(q, s.mean(1)))(support, flat)
-
-  score = jax.jit(mesh.each(score))
-  make = pretrain._batches(
-    config,
-    copies(*options.pool),
-    batches.ShuffledBatches(options.pool[0] * options.pool[1], 64, 0),
+  rng = np.random.default_rng(0)
+  nodes = rng.standard_normal((len(images.labels), n, c), np.float32)
+  encoded = mesh.put_everywhere(nodes)
+  drawn = evaluate.sampler(config, images, "test")
+  score = evaluate.scorer(config, evaluate._head(config, "deepemd"))
+  order = batches.ShuffledBatches(
+    len(images.labels), config.pretrain.batch_size, 0
   )
+  make = pretrain._batches(config, images, order)
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
   optimiser = build.optimiser(config.pretrain, 100)
   state = mesh.put_everywhere(loop.new_state(variables, optimiser, extra))
   step = loop.make_step(pretrain._loss_function(config), optimiser)
   return {
-    "evaluate_8_s": seconds(lambda: score(support, query), options.repeats),
-    "pretrain_64_s": step_seconds(
-      step, state, mesh.put(make(0)), options.repeats
+    "evaluate_16_s": seconds(
+      lambda: evaluate.accuracies(score, encoded, drawn, 16, 16),
+      options.repeats,
     ),
+    "pretrain_s": step_seconds(step, state, mesh.put(make(0)), options.repeats),
   }
 
 

@@ -166,12 +166,14 @@ def normalise(config):
 
 
 def random_views(config, images, size: int):
-  """Training views, host side: `(rng, rows) -> {"images", "boxes", "flip"}`.
+  """Training views, host side: `(rng, rows, share) -> {"images", "boxes",
+  "flip"}`.
 
   Random resized crops are drawn in the original image's coordinates, flips with
   probability 1/2 where `config.image.flip`; `crop` cuts them on the device,
-  `size` pixels wide. Arrays have the shape of `rows` in front. Can be pickled,
-  as can all views.
+  `size` pixels wide. Arrays have the shape of `rows[share]` in front: what is
+  random is drawn for all rows, so that it does not depend on the share. Can be
+  pickled, as can all views.
   """
   return functools.partial(
     _views, images, size, _random_boxes(config), _flips(config)
@@ -193,13 +195,13 @@ def episode_views(config, images):
   return functools.partial(_views, images, size, boxes, _flips(config))
 
 
-def _views(images, size, draw, flips, rng, rows):
+def _views(images, size, draw, flips, rng, rows, share):
   """`draw(rng, sizes [N, 2])` gives boxes [N, 4] or [N, crops, 4]."""
   boxes = draw(rng, images.sizes[rows.ravel()])
   boxes = boxes.reshape(*rows.shape, *boxes.shape[1:])
   flip = rng.random(boxes.shape[:-1]) < flips
-  pixels, boxes = images.cut(rows, boxes, size)
-  return {"images": pixels, "boxes": boxes, "flip": flip}
+  pixels, boxes = images.cut(rows[share], boxes[share], size)
+  return {"images": pixels, "boxes": boxes, "flip": flip[share]}
 
 
 def _flips(config) -> float:

@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 import zlib
 from typing import Any, NamedTuple
@@ -20,10 +21,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from deepemd_jax import processes
 from deepemd_jax.errors import InputError
 
 _SHOWN = 5
 _NO_SCORE = -1e30  # JSON has no infinity
+
+
+class Damaged(InputError):
+  """A checkpoint is not what was saved."""
 
 
 class Restored(NamedTuple):
@@ -59,7 +65,7 @@ class Checkpoints:
     self._manager = None
     if read_only and not self._directory.is_dir():
       return
-    _check_scores(self._directory)
+    _check_scores(self._directory, mend=not read_only)
     ocp = _orbax()
     from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -117,7 +123,8 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns when what was saved is on the disk."""
     if self._manager is not None:
-      self._manager.wait_until_finished()
+      with self._refusing():
+        self._manager.wait_until_finished()
 
   def latest(self) -> int | None:
     """The newest step; None if there is none."""
@@ -164,16 +171,64 @@ class Checkpoints:
       "meta": _json_checksum(meta),
     }
     metrics = {"score": float(score), "step": step}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        model=ocp.args.StandardSave(model),
-        train=ocp.args.StandardSave(train),
-        meta=ocp.args.JsonSave({"meta": meta, "checksums": checksums}),
-      ),
-      metrics={**metrics, "checksum": _json_checksum(metrics)},
-      force=True,
-    )
+    with self._refusing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          model=ocp.args.StandardSave(model),
+          train=ocp.args.StandardSave(train),
+          meta=ocp.args.JsonSave({"meta": meta, "checksums": checksums}),
+        ),
+        metrics={**metrics, "checksum": _json_checksum(metrics)},
+        force=True,
+      )
+
+  @contextlib.contextmanager
+  def _refusing(self):
+    """Whatever orbax and tensorstore make of a full or failing disk."""
+    try:
+      yield
+    except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      reason = re.split(r"\n|\. See ", str(error) or type(error).__name__)[0]
+      raise InputError(
+        f"a checkpoint in {self._directory} could not be written "
+        f"({reason:.160}); make room, and the same command goes on from the "
+        "one before"
+      ) from error
+
+  def restore_latest(self, *, model, train) -> Restored | None:
+    """The newest step that is whole; None if there never was one.
+
+    Steps that are damaged are set aside, under another name, and said so: the
+    steps in between can be made again.
+
+    Args:
+      model: as `restore`.
+      train: likewise.
+
+    Raises:
+      InputError: it does not fit, or all are damaged.
+    """
+    damaged = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        found = self.restore(step, model=model, train=train)
+      except Damaged as error:
+        damaged.append(step)
+        _say(str(error))
+        continue
+      if damaged:
+        _set_aside(self._directory, damaged)
+        self._manager.reload()
+      return found
+    if damaged:
+      raise InputError(
+        f"all checkpoints in {self._directory} are damaged ({damaged}); delete "
+        "them to begin again"
+      )
+    return None
 
   def restore(self, step: int, *, model=None, train=None) -> Restored:
     """Reads a step back.
@@ -330,29 +385,58 @@ def _not_as_saved(restored, asked: dict) -> list[str]:
   return bad
 
 
-def _check_scores(directory: pathlib.Path) -> None:
+def _set_aside(directory: pathlib.Path, steps: list[int]) -> None:
+  """Renames steps that are damaged; all processes together."""
+  processes.together("damage seen")
+  if processes.first():
+    for step in steps:
+      place = directory / f"damaged.{step}"
+      shutil.rmtree(place, ignore_errors=True)
+      os.rename(directory / str(step), place)
+    _say(f"going on from the one before; kept as {place}")
+  processes.together("damage set aside")
+
+
+def _say(message: str) -> None:
+  if processes.first():
+    sys.stderr.write(f"deepemd_jax: {message}\n")
+    sys.stderr.flush()
+
+
+def _check_scores(directory: pathlib.Path, mend: bool) -> None:
   """Orbax reads all scores at the start and would not say which is damaged.
 
-  A step without any is one whose deletion was interrupted; orbax ends it.
+  A step without any is one whose deletion was interrupted; orbax ends it. To
+  `mend` is to do without the newest step: it can be made again.
   """
-  for path in sorted(directory.glob("[0-9]*/metrics/metrics")):
-    step = path.parents[1]
-    if not step.name.isdigit():
-      continue  # a scratch directory
+  found = directory.glob("[0-9]*/metrics/metrics")
+  steps = [path.parents[1] for path in found]
+  # The others are scratch directories.
+  steps = sorted((s for s in steps if s.name.isdigit()), key=_number)
+  for step in steps:
+    path = step / "metrics" / "metrics"
     try:
       metrics = json.loads(path.read_bytes())
       found = _json_checksum({k: metrics[k] for k in ("score", "step")})
       whole = metrics.get("checksum", found) == found
     except (ValueError, LookupError, TypeError, AttributeError):
       whole = False
-    if not whole:
-      raise _damaged(step, "its score is not what was saved")
+    if whole:
+      continue
+    error = _damaged(step, "its score is not what was saved")
+    if not mend or step != steps[-1] or len(steps) == 1:
+      raise error
+    _say(str(error))
+    _set_aside(directory, [_number(step)])
+
+
+def _number(step: pathlib.Path) -> int:
+  return int(step.name)
 
 
 def _damaged(where: pathlib.Path, how: str) -> InputError:
-  return InputError(
-    f"checkpoint {where} is damaged: {how}; delete it to go on from the one "
-    "before"
+  return Damaged(
+    f"checkpoint {where} is damaged: {how}; delete it to use the one before"
   )
 
 

@@ -1,4 +1,4 @@
-"""The exceptions that mean "the user can fix this"."""
+"""The exceptions that end a run with one line instead of a traceback."""
 
 
 class InputError(ValueError):
@@ -20,3 +20,8 @@ class MissingData(InputError):
   def __init__(self, lines: list[str]):
     super().__init__(lines[0])
     self.lines = lines
+
+
+class Interrupted(Exception):
+  """A signal asked the run to stop; what it had is saved. Its message says how
+  to go on. `main` prints it and exits with code 143."""

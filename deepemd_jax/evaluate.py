@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepemd_jax import build, figures, scoreboard, training
+from deepemd_jax import (
+  build,
+  figures,
+  mesh,
+  processes,
+  scoreboard,
+  training,
+)
 from deepemd_jax.data import episodes
 from deepemd_jax.data.progress import Progress
 from deepemd_jax.models import matching, nodes, resnet, sfc
@@ -92,10 +99,11 @@ def _head(config, name: str) -> Head:
 def encoder(config) -> Callable:
   """(encoder variables, image set) -> nodes [N, n, c] of its images, in order.
 
-  A JAX array, or, above `config.evaluate.memory`, a NumPy one in a file that
-  vanishes with it. Where `config.nodes.redraw` gives an image other crops in
-  every episode, a function instead: (rows [e, ...], episode numbers [e]) ->
-  nodes [e, ..., n, c]. Make it once: it compiles on first use.
+  A JAX array on every device, or, above `config.evaluate.memory`, a NumPy one
+  in a file that vanishes with it. Where `config.nodes.redraw` gives an image
+  other crops in every episode, a function instead: (rows [e, ...], episode
+  numbers [e]) -> nodes [e, ..., n, c], NumPy. Make it once: it compiles on
+  first use. All devices share the work.
   """
   whole = config.nodes.kind == "fcn"
   side = build.evaluation_side(config)
@@ -105,39 +113,42 @@ def encoder(config) -> Callable:
   limit = config.evaluate.memory * 2**30
   precision = config.model.precision
 
-  @jax.jit
-  def encode(variables, pixels):
+  def whole_images(variables, pixels):
     maps = resnet.encode(variables, view(pixels), precision)
     return nodes.pyramid(maps, tuple(config.nodes.pyramid))
 
-  @jax.jit
-  def encode_crops(variables, pixels, boxes, flip):
+  def crops_of_images(variables, pixels, boxes, flip):
     crops = cut({"images": pixels, "boxes": boxes, "flip": flip})
     crops = crops.reshape(-1, *crops.shape[2:])
     maps = resnet.encode(variables, crops, precision)
     return nodes.from_crops(maps.reshape(*flip.shape, *maps.shape[1:]))
 
+  encode = mesh.each(whole_images if whole else crops_of_images, whole=1)
+  to_all = jax.jit(encode, out_shardings=mesh.everywhere())
+  to_each = jax.jit(encode, out_shardings=mesh.split())
+
   def encode_all(variables, images):
     draw = None if whole else build.evaluation_crops(config, images)
     count = len(images.labels)
     size = batch if whole else max(1, batch // draw(np.arange(1))[1].shape[1])
+    size = mesh.rounded_up(size)
     kept = None
     shown = Progress()
     for start in range(0, count, size):
       shown("images encoded", start, count)
       # The last batch repeats an image, so that one shape compiles once.
-      rows = np.minimum(np.arange(start, start + size), count - 1)
+      rows = np.minimum(start + mesh.share(size), count - 1)
       if whole:
-        encoded = encode(variables, images.whole(rows, side))
+        seen = (images.whole(rows, side),)
       else:
         boxes, flip = draw(rows)
-        pixels, boxes = images.cut(rows, boxes, config.image.size)
-        encoded = encode_crops(variables, pixels, boxes, flip)
+        seen = (*images.cut(rows, boxes, config.image.size), flip)
+      encoded = np.asarray(to_all(variables, *mesh.put(seen)))
       if kept is None:
         kept = _room((count, *encoded.shape[1:]), limit)
       kept[start : start + size] = encoded[: count - start]
     shown.close()
-    return kept if isinstance(kept, np.memmap) else jnp.asarray(kept)
+    return kept if isinstance(kept, np.memmap) else mesh.put_everywhere(kept)
 
   def encode_anew(variables, images):
     draw = build.evaluation_crops(config, images)
@@ -146,15 +157,16 @@ def encoder(config) -> Callable:
       each = rows.reshape(len(rows), -1)
       drawn = [draw(r, int(i)) for r, i in zip(each, numbers, strict=True)]
       boxes, flip = (np.concatenate(x) for x in zip(*drawn, strict=True))
-      count, size = len(boxes), max(1, batch // flip.shape[1])
+      # All of these are this process's own: every one has as many.
+      count = len(boxes)
+      size = len(mesh.share(max(1, batch // flip.shape[1])))
       parts = []
       for start in range(0, count, size):
         at = np.minimum(np.arange(start, start + size), count - 1)
-        pixels, cut_out = images.cut(
-          each.ravel()[at], boxes[at], config.image.size
-        )
-        parts.append(encode_crops(variables, pixels, cut_out, flip[at]))
-      nodes_of = jnp.concatenate(parts)[:count]
+        cut_out = images.cut(each.ravel()[at], boxes[at], config.image.size)
+        encoded = to_each(variables, *mesh.put((*cut_out, flip[at])))
+        parts.append(mesh.own(encoded))
+      nodes_of = np.concatenate(parts)[:count]
       return nodes_of.reshape(*rows.shape, *nodes_of.shape[1:])
 
     return of_episodes
@@ -172,8 +184,11 @@ def _room(shape: tuple[int, ...], limit: float) -> np.ndarray:
 def scorer(config, head: Head) -> Callable:
   """A `(nodes, episodes, numbers [e]) -> accuracy` of each, [e], percent.
 
-  Nodes are what `encoder` gives. What is random follows the episodes' numbers.
+  Nodes are what `encoder` gives, episodes and numbers this process's share; the
+  accuracies are everybody's. What is random follows the episodes' numbers.
   """
+
+  whole = mesh.everywhere()
 
   def episode(query_nodes, support_nodes, number):
     way, n_query = query_nodes.shape[:2]
@@ -183,16 +198,21 @@ def scorer(config, head: Head) -> Callable:
     right = logits.argmax(-1) == jnp.repeat(jnp.arange(way), n_query)
     return 100 * right.mean()
 
-  score = jax.jit(jax.vmap(episode))
+  def of_device(encoded, query, support, numbers):
+    return jax.vmap(episode)(encoded[query], encoded[support], numbers)
+
+  on_host = jax.jit(mesh.each(jax.vmap(episode)), out_shardings=whole)
+  on_device = jax.jit(mesh.each(of_device, whole=1), out_shardings=whole)
 
   def of_rows(encoded, drawn, numbers):
+    rows = drawn.query, drawn.support
+    if isinstance(encoded, jax.Array):
+      return on_device(encoded, *mesh.put((*rows, numbers)))
     if callable(encoded):
-      query, support = (
-        encoded(rows, numbers) for rows in (drawn.query, drawn.support)
-      )
+      seen = [encoded(each, numbers) for each in rows]
     else:
-      query, support = encoded[drawn.query], encoded[drawn.support]
-    return score(query, support, numbers)
+      seen = [encoded[each] for each in rows]
+    return on_host(*mesh.put((*seen, numbers)))
 
   return of_rows
 
@@ -224,15 +244,16 @@ def accuracies(
   """Accuracy of episodes 0..count-1, [count], percent.
 
   An episode's accuracy does not depend on the batch that it is in. `progress`
-  is called with the number of episodes done.
+  is called with the number of episodes done. All devices share the work.
   """
   results = []
+  batch_size = mesh.rounded_up(batch_size)
   for start in range(0, count, batch_size):
     progress(start)
     # The last batch repeats early episodes, so that one shape compiles once.
-    indices = [i % count for i in range(start, start + batch_size)]
-    drawn = episodes.batch(draw, indices)
-    results.append(np.asarray(score(encoded, drawn, np.array(indices))))
+    indices = ((start + mesh.share(batch_size)) % count).astype(np.int32)
+    drawn = episodes.batch(draw, map(int, indices))
+    results.append(np.asarray(score(encoded, drawn, indices)))
   return np.concatenate(results)[:count]
 
 
@@ -292,6 +313,8 @@ def run(config, workdir: pathlib.Path) -> None:
     for stage, found in encoders.items()
   }
   results |= scoreboard.protocol(config, workdir)
+  if not processes.first():
+    return
   results["timing"]["seconds"] = round(time.monotonic() - began, 1)
   scoreboard.save(config, workdir, results)
   print(scoreboard.table(results), flush=True)
@@ -300,7 +323,7 @@ def run(config, workdir: pathlib.Path) -> None:
     workdir,
     test,
     sampler(config, test, "test")(0),
-    encoders["deepemd"]["variables"],
+    jax.tree.map(np.asarray, encoders["deepemd"]["variables"]),
     results,
   )
 
@@ -388,10 +411,12 @@ class _Measure:
       accuracies(score, nodes_of, draw, size, size)  # compiles
       began = time.monotonic()
       with contextlib.closing(Progress()) as shown:
-        scores[head] = accuracies(
-          *(score, nodes_of, draw, count, size),
-          functools.partial(shown, f"episodes, {name}, {head}", total=count),
-        )
+
+        def progress(done, shown=shown, head=head):
+          processes.turn_or_stop("evaluate")
+          shown(f"episodes, {name}, {head}", done, count)
+
+        scores[head] = accuracies(score, nodes_of, draw, count, size, progress)
       speed[head] = count / (time.monotonic() - began)
     means = ", ".join(f"{head} {v.mean():.2f}" for head, v in scores.items())
     training.note(f"evaluate {name}: {means}")

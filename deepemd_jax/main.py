@@ -11,12 +11,15 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
+from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deepemd_jax import build
-from deepemd_jax.errors import InputError, MissingData
+from deepemd_jax import build, processes
+from deepemd_jax.errors import InputError, Interrupted, MissingData
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -28,9 +31,28 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Where checkpoints, metrics and results go; default runs/<config name>.",
+  "Where checkpoints, metrics and results go; default runs/<config name>. "
+  "Several processes need one that all of them see.",
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+  "distributed",
+  "auto",
+  ["auto", "on", "off"],
+  "Whether several processes share this run; auto: where srun, mpirun or GKE "
+  "has started several. On: JAX asks SLURM, Open MPI, Kubernetes or the Cloud "
+  "TPU, unless the next three flags say it.",
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "Host:port of process 0, for all processes of a run."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes share this run.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0.", lower_bound=0
 )
 
+_TRY = ".deepemd_jax."  # begins the names of files that do not stay
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Fields that may change between two runs in one workdir: they do not alter what
 # the training stages learn.
@@ -38,13 +60,16 @@ _FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
 _FREE += ("episode", "variant")
 
 
-def run(config, workdir: pathlib.Path) -> None:
+def run(
+  config, workdir: pathlib.Path, connect: Callable[[], None] = lambda: None
+) -> None:
   """Runs the stages of `config` in `workdir`.
 
   Args:
     config: as `configs/default.py`.
     workdir: made when missing; must hold nothing, or an earlier run of the same
       config, which is then continued.
+    connect: called when nothing is wrong with the rest; connects processes.
 
   Raises:
     InputError: the config, the data or the workdir do not fit.
@@ -58,48 +83,69 @@ def run(config, workdir: pathlib.Path) -> None:
       f"no checkpoint in {workdir}: there is no such folder; give the "
       "--workdir of a training run"
     )
-  _claim(workdir, config)
+  fields = json.loads(config.to_json_best_effort())
+  # All processes look before the first one writes: they refuse, or go on, alike
+  # (connecting waits for all).
+  _check_workdir(workdir, fields, training=set(config.stages) != {"evaluate"})
   _compilation_cache(workdir)
+  connect()
+  if processes.first():
+    _claim(workdir, fields)
+  processes.watch(workdir)
   for stage in config.stages:
     importlib.import_module(f"deepemd_jax.{stage}").run(config, workdir)
 
 
-def _claim(workdir: pathlib.Path, config) -> None:
-  """Writes the config into a new workdir; refuses one of another config."""
+def _check_workdir(workdir: pathlib.Path, fields, training: bool) -> None:
+  """Refuses a workdir of another config, with other files, or read-only."""
   path = workdir / "config.json"
-  fields = json.loads(config.to_json_best_effort())
-  if path.exists():
-    before = json.loads(path.read_text())
-    # A trained encoder may be tested on other data, nodes or episodes.
-    training = set(config.stages) != {"evaluate"}
-    differing = [
-      f"{name} was {_get(before, name)!r} and is {_get(fields, name)!r}"
-      # Not those that only one of two versions of this program knows.
-      for name in sorted(_names(before) & _names(fields))
-      if (training or name.split(".")[0] == "model")
-      and not {name, name.split(".")[0]} & set(_FREE)
-      and _get(before, name) != _get(fields, name)
-    ]
-    if differing:
-      raise InputError(
-        f"workdir {workdir} belongs to another config: "
-        f"{'; '.join(differing[:5])}; give another --workdir"
-      )
-    return
   try:
+    before = json.loads(path.read_text()) if path.exists() else None
     workdir.mkdir(parents=True, exist_ok=True)
-    if any(workdir.iterdir()):
-      raise InputError(
-        f"workdir {workdir} holds files but no config.json of ours; give an "
-        "empty or new --workdir"
-      )
-    scratch = workdir / "config.json.tmp"
-    scratch.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    os.replace(scratch, path)
+    others = [p for p in workdir.iterdir() if not p.name.startswith(_TRY)]
+    with tempfile.TemporaryFile(dir=workdir, prefix=_TRY):
+      pass
   except OSError as error:
     raise InputError(
       f"cannot write to workdir {workdir}: {error.strerror}; give another "
       "--workdir"
+    ) from error
+  if before is None:
+    if others:
+      raise InputError(
+        f"workdir {workdir} holds files but no config.json of ours; give an "
+        "empty or new --workdir"
+      )
+    return
+  differing = [
+    f"{name} was {_get(before, name)!r} and is {_get(fields, name)!r}"
+    # Not those that only one of two versions of this program knows.
+    for name in sorted(_names(before) & _names(fields))
+    # A trained encoder may be tested on other data, nodes or episodes.
+    if (training or name.split(".")[0] == "model")
+    and not {name, name.split(".")[0]} & set(_FREE)
+    and _get(before, name) != _get(fields, name)
+  ]
+  if differing:
+    raise InputError(
+      f"workdir {workdir} belongs to another config: "
+      f"{'; '.join(differing[:5])}; give another --workdir"
+    )
+
+
+def _claim(workdir: pathlib.Path, fields) -> None:
+  """Writes the config into a new workdir."""
+  path = workdir / "config.json"
+  if path.exists():
+    return
+  scratch = workdir / f"{_TRY}config.json"
+  try:
+    scratch.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    os.replace(scratch, path)
+  except OSError as error:
+    raise InputError(
+      f"cannot write to workdir {workdir}: {error.strerror}; make room, or "
+      "give another --workdir"
     ) from error
 
 
@@ -127,9 +173,13 @@ def _compilation_cache(workdir: pathlib.Path) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _refuse(message: str) -> None:
+def _complain(message: str) -> None:
   sys.stderr.write(f"deepemd_jax: error: {' '.join(message.split())}\n")
-  sys.exit(2)
+
+
+def _refuse(message: str) -> NoReturn:
+  _complain(message)
+  sys.exit(processes.MISTAKE)
 
 
 def _find_config(argument: str) -> str:
@@ -185,13 +235,35 @@ def _parse(argv: list[str]) -> list[str]:
     _refuse(f"unexpected argument {rest[1]!r}; flags look like --name=value")
   if _CONFIG.value is None:
     _refuse("--config is missing; try --config=configs/quickstart.py")
+  given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if None in given and given != (None, None, None):
+    _refuse(
+      "give all of --coordinator, --num_processes and --process_id, or none"
+    )
+  if None not in given and _PROCESS_ID.value >= _NUM_PROCESSES.value:
+    _refuse(
+      f"--process_id is {_PROCESS_ID.value}; of {_NUM_PROCESSES.value} "
+      f"processes the last is {_NUM_PROCESSES.value - 1}"
+    )
   return rest
 
 
 def _flag_help() -> str:
+  names = ("config", "workdir", "distributed", "coordinator")
   return "\n".join(
-    f"  --{name}: {flags.FLAGS[name].help}" for name in ("config", "workdir")
+    f"  --{name}: {flags.FLAGS[name].help}"
+    for name in (*names, "num_processes", "process_id")
   )
+
+
+def _connect() -> None:
+  """Connects this process to the others of its run, if there are any."""
+  given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  wanted = _DISTRIBUTED.value
+  if wanted == "on" or (wanted == "auto" and None not in given):
+    processes.begin(*given)
+  elif wanted == "auto" and processes.is_launched():
+    processes.begin()
 
 
 def _plain(error: Exception) -> str:
@@ -220,24 +292,32 @@ def main(argv: list[str]) -> None:
   """Entry point of absl's app.run."""
   del argv
   logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
+  code = 0
   try:
-    run(_CONFIG.value, _workdir())
+    run(_CONFIG.value, _workdir(), _connect)
+    processes.together("end")
   except MissingData as error:
     sys.stderr.write(
       "\n".join([f"deepemd_jax: error: {error}", *error.lines[1:], ""])
     )
-    sys.exit(2)
+    code = processes.MISTAKE
   except InputError as error:
-    _refuse(str(error))
+    _complain(str(error))
+    code = processes.MISTAKE
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command goes on\n")
-    sys.exit(130)
+    code = 130
+  except Interrupted as error:
+    if processes.first():
+      sys.stderr.write(f"{error}\n")
+    code = processes.STOPPED
   except Exception as error:
-    # training.Interrupted, by name: importing it would import JAX.
-    if type(error).__name__ != "Interrupted":
-      raise
-    sys.stderr.write(f"{error}\n")
-    sys.exit(143)
+    if processes.several():
+      processes.leave(error)
+    raise
+  if processes.several():
+    processes.finish(code)
+  sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deepemd_jax.errors import InputError
+
 AXIS = "data"
 
 
@@ -52,6 +54,22 @@ def share(count: int) -> np.ndarray:
   return np.minimum(np.arange(start, start + size), count - 1)
 
 
+def check_even(count: int, field: str) -> None:
+  """Refuses a number of images a step that would have to be filled up, which
+  would change what batch norm sees.
+
+  Raises:
+    InputError: the devices cannot share `count` evenly.
+  """
+  n = jax.device_count()
+  if count % n:
+    below = f"{count // n * n} or " * (count > n)
+    raise InputError(
+      f"config.{field} is {count}, which {n} devices cannot share evenly; use "
+      f"{below}{rounded_up(count)}"
+    )
+
+
 def put(tree):
   """This process's share of a batch as part of the whole batch.
 
@@ -65,6 +83,12 @@ def put(tree):
     lambda x: jax.make_array_from_process_local_data(split(), np.asarray(x)),
     tree,
   )
+
+
+def own(array: jax.Array) -> np.ndarray:
+  """This process's share of an array that is split: the opposite of `put`."""
+  shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def put_everywhere(tree):

@@ -2,7 +2,9 @@
 
 Each step takes the cross-entropy of DeepEMD's logits on one or more few-shot
 episodes of training classes. Batch norm sees one episode at a time, support and
-query together, as in the official code, whatever the number of episodes a step.
+query together, as in the official code, whatever the number of episodes a step
+and of devices. The running statistics are the mean of what each episode makes
+of them.
 
 References:
   DeepEMD, CVPR 2020, section 4.2; official `train_meta.py`.
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepemd_jax import build, evaluate, pretrain, training
+from deepemd_jax import build, evaluate, mesh, pretrain, training
 from deepemd_jax.data import episodes
 from deepemd_jax.models import deepemd, resnet
 
@@ -67,18 +69,23 @@ def _batches(config, images):
   )
   draw = build.episode_views(config, images)
   size = config.metatrain.batch_size
-  return functools.partial(_batch, draw, sampler, size, config.seed)
+  share = mesh.share(size)
+  return functools.partial(_batch, draw, sampler, size, config.seed, share)
 
 
-def _batch(draw, sampler, size: int, seed: int, step: int) -> dict:
+def _batch(draw, sampler, size: int, seed: int, share, step: int) -> dict:
   drawn = episodes.batch(sampler, range(step * size, (step + 1) * size))
   rng = np.random.default_rng([seed, 3, step])
-  return {"support": draw(rng, drawn.support), "query": draw(rng, drawn.query)}
+  return {
+    "support": draw(rng, drawn.support, share),
+    "query": draw(rng, drawn.query, share),
+  }
 
 
 def _loss_function(config):
   crop = build.crop(config, config.image.size)
   solver = build.solver(config)
+  size = config.metatrain.batch_size
 
   def episode_loss(params, batch_stats, support, query):
     encoder = resnet.to_module(
@@ -102,10 +109,12 @@ def _loss_function(config):
 
   def loss(params, extra, batch_stats, batch):
     del extra
-    values, stats, accuracy = jax.vmap(episode_loss, (None, None, 0, 0))(
+    episodes_loss = jax.vmap(episode_loss, (None, None, 0, 0))
+    found = mesh.each(episodes_loss, whole=2)(
       params, batch_stats, batch["support"], batch["query"]
     )
-    stats = jax.tree.map(lambda x: x.mean(0), stats)
-    return values.mean(), (stats, {"accuracy": accuracy.mean()})
+    # Without those that fill up the devices.
+    value, stats, accuracy = jax.tree.map(lambda x: x[:size].mean(0), found)
+    return value, (stats, {"accuracy": accuracy})
 
   return loss

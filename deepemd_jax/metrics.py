@@ -49,17 +49,20 @@ class MetricLog:
     """Opens `directory/metrics.jsonl` and the TensorBoard events beside it.
 
     Args:
-      directory: made when missing.
+      directory: made when missing; None for a log that nobody reads.
       total_steps: for the time left.
       start_step: rows after it are dropped: they will be written again.
       name: shown in front of each progress line.
       stream: for progress; default stderr.
     """
+    self._file = self._board = None
     self._stream = stream or sys.stderr
     self._terminal = self._stream.isatty()
     self._name, self._total, self._start = name, total_steps, start_step
     self._began = self._shown = time.monotonic()
     self._unfinished = False  # whether the cursor stands behind a bar
+    if directory is None:
+      return
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
@@ -82,8 +85,9 @@ class MetricLog:
     """Flushes and closes both files; leaves the terminal on a fresh line."""
     if self._unfinished:
       self._show("\n")
-    self._file.close()
-    self._board.close()
+    if self._file:
+      self._file.close()
+      self._board.close()
 
   def write(self, step: int, **scalars: float) -> None:
     """One row, a TensorBoard point for each scalar, a progress line that stays.
@@ -92,6 +96,8 @@ class MetricLog:
       step: not before the last one written.
       **scalars: what is not finite becomes "nan", "inf" or "-inf" in the row.
     """
+    if not self._file:
+      return
     row = {key: float(value) for key, value in scalars.items()}
     # JSON has neither.
     safe = {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
@@ -104,6 +110,8 @@ class MetricLog:
   def progress(self, step: int, **scalars: float) -> None:
     """Refreshes the terminal's progress line; elsewhere a line now and then."""
     now = time.monotonic()
+    if not self._file:
+      return
     if not self._terminal:
       if now - self._shown > _SIGN_OF_LIFE:
         self._shown = now

@@ -2,7 +2,8 @@
 
 The backbone with global average pooling and a linear layer is trained by
 cross-entropy over all training classes. After every few epochs the backbone is
-judged by what it is for: DeepEMD on validation episodes.
+judged by what it is for: DeepEMD on validation episodes. Batch norm sees the
+images of a step together, however many devices share them.
 
 References:
   DeepEMD, CVPR 2020, section 4.2; official `train_pretrain.py`.
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepemd_jax import build, evaluate, training
+from deepemd_jax import build, evaluate, mesh, training
 from deepemd_jax.data import batches
 from deepemd_jax.models import resnet
 
@@ -31,6 +32,7 @@ def run(config, workdir: pathlib.Path) -> None:
   """Trains in `workdir/pretrain`; does nothing if that is finished."""
   stage = config.pretrain
   source = build.source(config)
+  mesh.check_even(stage.batch_size, "pretrain.batch_size")
   order = batches.ShuffledBatches(
     sum(source.counts("train").values()), stage.batch_size, config.seed
   )
@@ -72,13 +74,16 @@ def _batches(config, images, order):
   """Step number -> views of its images and their labels: a pure function, which
   worker processes can have."""
   draw = build.random_views(config, images, _size(config))
-  return functools.partial(_batch, draw, order, images.labels, config.seed)
+  share = mesh.share(config.pretrain.batch_size)
+  return functools.partial(
+    _batch, draw, order, images.labels, config.seed, share
+  )
 
 
-def _batch(draw, order, labels, seed: int, step: int) -> dict:
+def _batch(draw, order, labels, seed: int, share, step: int) -> dict:
   rows = order(step)
   rng = np.random.default_rng([seed, 2, step])
-  return {"views": draw(rng, rows), "labels": labels[rows]}
+  return {"views": draw(rng, rows, share), "labels": labels[rows[share]]}
 
 
 def _size(config) -> int:
@@ -86,7 +91,7 @@ def _size(config) -> int:
 
 
 def _loss_function(config):
-  crop = build.crop(config, _size(config))
+  crop = mesh.each(build.crop(config, _size(config)))
 
   def loss(params, extra, batch_stats, batch):
     maps, batch_stats = resnet.apply(

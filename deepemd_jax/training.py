@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepemd_jax import checkpoint, metrics
+from deepemd_jax import checkpoint, mesh, metrics, processes
 from deepemd_jax.data import loader
-from deepemd_jax.errors import InputError
+from deepemd_jax.errors import InputError, Interrupted
 
 
 class TrainState(NamedTuple):
@@ -34,10 +34,6 @@ class TrainState(NamedTuple):
   extra: Any
   batch_stats: Any
   opt_state: Any
-
-
-class Interrupted(Exception):
-  """A signal asked the run to stop; its state is saved."""
 
 
 def new_state(variables, optimiser, extra=None) -> TrainState:
@@ -80,18 +76,20 @@ def make_step(loss_function: Callable, optimiser) -> Callable:
     state = TrainState(state.step + 1, params, extra, stats, opt_state)
     return state, {"loss": value, **measured}
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, out_shardings=mesh.everywhere())
 
 
 class _StopOnSignal:
-  """Turns the first TERM or INT into a flag; a second one acts as usual."""
+  """Turns the first TERM or INT into a flag; a second one acts as usual. Of
+  several processes `processes.turn` tells."""
 
   def __init__(self):
     self.number = 0
     self._before = {}
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in () if processes.several() else numbers:
       self._before[number] = signal.signal(number, self._note)
     return self
 
@@ -126,8 +124,9 @@ def fit(
     directory: holds `checkpoints/`, `metrics.jsonl` and TensorBoard events.
     state: the state before the first step, used when there is no checkpoint.
     step: from `make_step`.
-    batch: step number -> what `step` takes; a pure function of the number, so
-      that a resumed run sees the same data.
+    batch: step number -> this process's share (see `mesh`) of what `step`
+      takes; a pure function of the number, so that a resumed run sees the same
+      data.
     total_steps: where to stop.
     validate_every: steps between validations; each saves a checkpoint.
     validate: encoder variables -> {"accuracy": ..., ...}.
@@ -138,19 +137,21 @@ def fit(
     InputError: the loss is not finite.
     Interrupted: SIGTERM or SIGINT; the same call goes on from here.
   """
-  abstract = jax.eval_shape(lambda: _items(state))
+  state = mesh.put_everywhere(state)
   with (
     checkpoint.Checkpoints(directory / "checkpoints") as saved,
     _StopOnSignal() as stop,
     contextlib.ExitStack() as opened,
   ):
-    latest = saved.latest()
-    if latest is not None:
-      restored = saved.restore(latest, **abstract)
+    restored = saved.restore_latest(**_items(state))
+    if restored is not None:
       state = _state(restored)
     start = int(state.step)
     with metrics.MetricLog(
-      directory, total_steps=total_steps, start_step=start, name=name
+      directory if processes.first() else None,
+      total_steps=total_steps,
+      start_step=start,
+      name=name,
     ) as log:
 
       def save_and_log(state, losses):
@@ -160,13 +161,13 @@ def fit(
         scores = {f"val_{k}": v for k, v in values.items()}
         log.write(done, **_means(losses), **scores)
 
-      if latest is None:
+      if restored is None:
         save_and_log(state, [])
       losses: list[dict] = []
       ahead = loader.prefetch(batch, start, total_steps, workers=workers)
       opened.enter_context(contextlib.closing(ahead))  # ends its processes
       for index, data in enumerate(ahead, start):
-        state, measured = step(state, data)
+        state, measured = step(state, mesh.put(data))
         # Reading the step before keeps the device busy with this one.
         _check_finite(losses, index)
         losses.append(measured)
@@ -176,7 +177,9 @@ def fit(
           _check_finite(losses, index + 1)
           save_and_log(state, losses)
           losses = []
-        if stop.number:
+        # From the third step on: by then all processes have compiled it.
+        asked = index > start + 1 and processes.turn()
+        if asked or stop.number:
           if losses:
             saved.save(index + 1, **_items(state), meta={}, score=None)
           saved.wait()
@@ -240,7 +243,8 @@ def best_variables(
 
   Args:
     directory: the stage's directory.
-    abstract: the variables' shapes, as `jax.eval_shape` gives them.
+    abstract: the variables' shapes, as `jax.eval_shape` gives them, or like
+      ones.
 
   Returns:
     (variables, their step, their validation accuracy).
@@ -254,7 +258,8 @@ def best_variables(
     step = saved.best()
     if step is None:
       raise nothing_trained(directory)
-    return saved.restore(step, model=abstract).model, step, saved.score(step)
+    model = mesh.put_everywhere(saved.restore(step, model=abstract).model)
+    return model, step, saved.score(step)
 
 
 def nothing_trained(directory: pathlib.Path) -> InputError:
@@ -267,4 +272,5 @@ def nothing_trained(directory: pathlib.Path) -> InputError:
 
 def note(message: str) -> None:
   """One line for the person at the terminal."""
-  print(message, file=sys.stderr, flush=True)
+  if processes.first():
+    print(message, file=sys.stderr, flush=True)

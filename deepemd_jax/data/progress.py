@@ -3,6 +3,7 @@
 import sys
 import time
 
+from deepemd_jax import processes
 from deepemd_jax.data import builders
 
 _EVERY = 10.0  # seconds between two lines of progress in a log
@@ -11,7 +12,7 @@ _REDRAW = 0.2  # on a terminal
 
 class Progress:
   """Progress on stderr: a line that is redrawn, or one every ten seconds where
-  nobody watches."""
+  nobody watches. Of several processes the first shows its own."""
 
   def __init__(self, stream=None, clock=time.monotonic):
     self._stream = stream or sys.stderr
@@ -22,6 +23,8 @@ class Progress:
     self._drawn = False
 
   def __call__(self, what: str, done: int, total: int) -> None:
+    if not processes.first():
+      return
     now = self._clock()
     if what != self._what:
       self.close()

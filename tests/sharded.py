@@ -1,0 +1,117 @@
+"""A few steps of both training stages and an evaluation, into an .npz: run with
+any number of devices and processes, the numbers must be the same.
+
+    python tests/sharded.py OUT IMAGES DATA [COORDINATOR COUNT INDEX]
+"""
+
+import pathlib
+import sys
+
+import jax
+import jax.flatten_util
+import numpy as np
+
+from configs import folder
+from deepemd_jax import build, evaluate, mesh, metatrain, pretrain, processes
+from deepemd_jax import training as train
+from deepemd_jax.data import batches
+
+STEPS = 3
+
+
+def config_for(images, data):
+  """Small; its learning rates are low, so that rounding stays rounding."""
+  config = folder.get_config()
+  config.data.folder, config.data.directory = images, data
+  config.data.fractions = (0.4, 0.3, 0.3)
+  config.image.size = 32
+  config.model.width = 0.0625
+  config.episode.update({"way": 2, "query": 3})
+  config.pretrain.update({"batch_size": 16, "lr": 0.01})
+  # Seven do not divide by any number of devices here.
+  config.metatrain.update({"batch_size": 7, "lr": 0.01})
+  config.evaluate.update({"batch_size": 3, "encode_batch_size": 10})
+  return config
+
+
+def steps_of(stage, config, batch, state, optimiser):
+  """Losses [STEPS], gradients of the first step, and all variables after."""
+  loss = stage._loss_function(config)
+  step = train.make_step(loss, optimiser)
+  state = mesh.put_everywhere(state)
+
+  def gradient(state, batch):
+    slope = jax.grad(
+      lambda p: loss(p, state.extra, state.batch_stats, batch)[0]
+    )(state.params)
+    return jax.flatten_util.ravel_pytree(slope)[0]
+
+  first = mesh.put(batch(0))
+  slopes = jax.jit(gradient, out_shardings=mesh.everywhere())(state, first)
+  losses = []
+  for i in range(STEPS):
+    state, measured = step(state, mesh.put(batch(i)))
+    losses.append(float(measured["loss"]))
+  variables = jax.tree.map(np.asarray, train.variables_of(state))
+  found = {"losses": losses, "gradients": np.asarray(slopes)}
+  for kind, tree in variables.items():
+    found[kind] = jax.flatten_util.ravel_pytree(tree)[0]
+  return found
+
+
+def main(out, images, data):
+  """Writes all that was found."""
+  config = config_for(images, data)
+  source = build.source(config)
+  images, test = source.load("train"), source.load("test")
+  order = batches.ShuffledBatches(len(images.labels), 16, config.seed)
+  optimiser = build.optimiser(config.pretrain, order.steps_per_epoch)
+  variables = pretrain.init(config)
+  classifier = pretrain._init_classifier(
+    config, variables, len(images.class_names)
+  )
+  found = {
+    "pretrain": steps_of(
+      *(pretrain, config, pretrain._batches(config, images, order)),
+      train.new_state(variables, optimiser, {"classifier": classifier}),
+      optimiser,
+    )
+  }
+  optimiser = build.optimiser(config.metatrain, 10)
+  found["metatrain"] = steps_of(
+    *(metatrain, config, metatrain._batches(config, images)),
+    *(train.new_state(variables, optimiser), optimiser),
+  )
+  variables = mesh.put_everywhere(variables)
+  for name, change in (
+    ("fcn", {}),
+    ("file", {"evaluate.memory": 0.0}),
+    ("redrawn", {"nodes.kind": "sampling", "nodes.redraw": True}),
+    ("five", {"episode.shot": 4, "episode.query": 2, "sfc.epochs": 3}),
+  ):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(change)
+    draw = evaluate.sampler(other, test, "test")
+    encoded = evaluate.encoder(other)(variables, test)
+    scored = {
+      head: evaluate.accuracies(
+        evaluate.scorer(other, function), encoded, draw, 11, 3
+      )
+      for head, function in evaluate.heads(other).items()
+    }
+    if name == "fcn":
+      scored["nodes"] = np.asarray(encoded)
+    found[name] = scored
+  flat = {f"{a}.{b}": x for a, row in found.items() for b, x in row.items()}
+  if processes.first():
+    np.savez(out, devices=jax.device_count(), **flat)
+
+
+if __name__ == "__main__":
+  paths, connection = sys.argv[1:4], sys.argv[4:]
+  if connection:
+    processes.begin(connection[0], *map(int, connection[1:]))
+  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+  main(*paths)
+  if processes.several():
+    processes.finish(0)
