@@ -1,6 +1,7 @@
 """What a step of each stage costs: time, FLOPs, memory, part by part.
 
     python -m benchmarks.cost               # tables, JSON on request
+    python -m benchmarks.cost --only emd    # one stage's rows
     python -m benchmarks.cost --smoke       # small, for CI
 
 Pre-training steps, meta-training steps, evaluation episodes and SFC fits as the
@@ -382,6 +383,7 @@ def main() -> None:
   parser.add_argument("--epochs", type=int, default=100, help="of the SFC")
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--json", help="also write the rows to this file")
+  parser.add_argument("--only", default="", help="rows with this in the name")
   parser.add_argument("--smoke", action="store_true")
   parser.add_argument(
     "--on-devices", action="store_true", help=argparse.SUPPRESS
@@ -404,6 +406,8 @@ def main() -> None:
   )
   rows = []
   for stage, name, measure in sweep(options):
+    if options.only not in f"{stage} {name}":
+      continue
     found = measure()
     load = os.getloadavg()[0]
     rows.append({"stage": stage, "case": name, **found, "load": load})

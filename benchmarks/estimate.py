@@ -66,7 +66,7 @@ IP_STEPS = 16  # of the interior point method; `benchmarks/cost.py` counts them
 # Measured by `benchmarks/cost.py`: CPU seconds that a training episode of 80
 # images takes to be made on the host, by any of its cores, and that a test
 # episode takes to be drawn, by the one thread that waits for the device.
-MADE, DRAWN = 0.025, 0.0005
+MADE, DRAWN = 0.0025, 0.00005
 
 
 def sides(size: int) -> tuple[int, ...]:
