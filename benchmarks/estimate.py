@@ -62,7 +62,7 @@ EXACT_PASSES = 6  # of bfloat16 for a float32 product (`Precision.HIGHEST`)
 # Times that an activation passes through memory: forward it is written,
 # summed up, and normalised; backward is twice forward.
 PASSES_FORWARD, PASSES_TRAINING = 4, 12
-IP_STEPS = 16  # of the interior point method; `benchmarks/cost.py` counts them
+IP_STEPS = 16  # until the last of a batch is done; 14 counted, 8 to 20 usual
 # Measured by `benchmarks/cost.py`: CPU seconds that a training episode of 80
 # images takes to be made on the host, by any of its cores, and that a test
 # episode takes to be drawn, by the one thread that waits for the device.
