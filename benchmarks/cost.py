@@ -286,8 +286,12 @@ def of_emd(n: int, options) -> dict:
 
 
 def of_devices(options) -> dict:
-  """Sixteen evaluation episodes, and a pre-training step, over all devices."""
-  config = settings(options)
+  """Sixteen evaluation episodes, and a pre-training step, over all devices.
+
+  By `InteriorPoint`: host callbacks of several devices of one process can wait
+  for each other for ever.
+  """
+  config = settings(options, **{"emd.solver": "interior_point"})
   images = copies(*options.pool)
   n, c = estimate.nodes(options.size), estimate.channels(options.width)[-1]
   rng = np.random.default_rng(0)
