@@ -73,6 +73,10 @@ def get_config(arg: str = "") -> ConfigDict:
   model = config.model = ConfigDict()
   # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
   model.width = 1.0
+  # float32, or bfloat16: convolutions and activations in bfloat16; parameters,
+  # optimiser, batch norm's statistics, weights, costs and EMD stay float32
+  # (official: float32). For accelerators; a CPU is slower with it.
+  model.precision = "float32"
 
   # What is matched: the local descriptors of an image.
   nodes = config.nodes = ConfigDict()

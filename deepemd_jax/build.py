@@ -18,6 +18,7 @@ SOLVERS = (
   "sinkhorn",
 )
 NODES = ("fcn", "grid", "sampling")
+PRECISIONS = ("float32", "bfloat16")
 HEADS = (
   "deepemd",
   "deepemd_equal_weights",
@@ -371,6 +372,7 @@ def check(config) -> None:
   require("image.pretrain_size", side == 0 or side >= 16, "use 0 or >= 16")
   one_of("image.crop", config.image.crop, ("center", "whole"))
   require("model.width", config.model.width > 0, "must be above 0")
+  one_of("model.precision", config.model.precision, PRECISIONS)
   one_of("nodes.kind", config.nodes.kind, NODES)
   spec = config.nodes
   for field, least in (("pyramid", 0), ("grid", 1)):

@@ -74,12 +74,14 @@ class Encoder:
     self._normalise = build.normalise(trained.config)
     self._look = look
     self._pyramid = tuple(trained.config.nodes.pyramid)
+    self._precision = trained.config.model.precision
     self._cache = cache
     image = trained.config.image
     meaning = repr(
       (
         *(_VERSION, trained.fingerprint, dataclasses.astuple(look)),
         *(self._pyramid, tuple(image.mean), tuple(image.std)),
+        self._precision,
         PIL.__version__,
       )
     )
@@ -180,6 +182,7 @@ class Encoder:
       self._normalise(filled.astype(np.float32)).astype(np.float32),
       whole,
       self._pyramid,
+      self._precision,
     )
     encoded = np.asarray(encoded)[:count]
     if whole:
@@ -196,8 +199,14 @@ class Encoder:
     return corner + cells * side
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def encode(variables, pixels, whole: bool, pyramid: tuple[int, ...]):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def encode(
+  variables,
+  pixels,
+  whole: bool,
+  pyramid: tuple[int, ...],
+  precision: str = "float32",
+):
   """Nodes of network input: float32 [N, crops, S, S, 3] -> [N, n, c].
 
   Args:
@@ -206,8 +215,10 @@ def encode(variables, pixels, whole: bool, pyramid: tuple[int, ...]):
     whole: the only crop is the image, and its map's cells are the nodes, under
       a `pyramid`; if not, crops are the nodes.
     pyramid: as `nodes.pyramid`.
+    precision: as `resnet.apply`.
   """
-  maps = resnet.encode(variables, pixels.reshape(-1, *pixels.shape[2:]))
+  crops = pixels.reshape(-1, *pixels.shape[2:])
+  maps = resnet.encode(variables, crops, precision)
   if whole:
     return nodes.pyramid(maps, pyramid)
   return nodes.from_crops(maps.reshape(*pixels.shape[:2], *maps.shape[1:]))

@@ -111,14 +111,16 @@ def encoder(config) -> Callable:
   cut = build.crop(config, config.image.size)
   batch = config.evaluate.encode_batch_size
   limit = config.evaluate.memory * 2**30
+  precision = config.model.precision
 
   def whole_images(variables, pixels):
-    maps = resnet.encode(variables, view(pixels))
+    maps = resnet.encode(variables, view(pixels), precision)
     return nodes.pyramid(maps, tuple(config.nodes.pyramid))
 
   def crops_of_images(variables, pixels, boxes, flip):
     crops = cut({"images": pixels, "boxes": boxes, "flip": flip})
-    maps = resnet.encode(variables, crops.reshape(-1, *crops.shape[2:]))
+    crops = crops.reshape(-1, *crops.shape[2:])
+    maps = resnet.encode(variables, crops, precision)
     return nodes.from_crops(maps.reshape(*flip.shape, *maps.shape[1:]))
 
   encode = mesh.each(whole_images if whole else crops_of_images, whole=1)

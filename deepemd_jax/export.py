@@ -157,7 +157,8 @@ def _programs(found) -> dict:
     else:
       pixels = build.normalise(found.config)(images.astype(np.float32))
     pyramid = tuple(found.config.nodes.pyramid)
-    return encodings.encode(found.variables, pixels, whole, pyramid)
+    precision = found.config.model.precision
+    return encodings.encode(found.variables, pixels, whole, pyramid, precision)
 
   def logits(support, query):
     return matching.logits(nodes(query), nodes(support), solver, temperature)

@@ -151,7 +151,7 @@ def matched_pairs(config, images, drawn, variables) -> list:
 def _looked_at(config, images, rows, variables):
   """What is shown (uint8 [k, S, S, 3]), its nodes [k, n, c], where on the
   picture each of them is [k, n, 4], and which are mirrored [k, n]."""
-  side = config.image.size
+  side, precision = config.image.size, config.model.precision
   shown = images.whole(rows, build.evaluation_side(config))
   if config.nodes.kind != "fcn":
     boxes, flip = build.evaluation_crops(config, images)(rows)
@@ -159,7 +159,8 @@ def _looked_at(config, images, rows, variables):
     crops = build.crop(config, side)(
       {"images": pixels, "boxes": cut_out, "flip": flip}
     )
-    maps = resnet.encode(variables, crops.reshape(-1, *crops.shape[2:]))
+    crops = crops.reshape(-1, *crops.shape[2:])
+    maps = resnet.encode(variables, crops, precision)
     maps = maps.reshape(*flip.shape, *maps.shape[1:])
     count = boxes.shape[1]
     on_shown = views.to_stored(
@@ -167,7 +168,7 @@ def _looked_at(config, images, rows, variables):
     )
     return shown, nodes.from_crops(maps), on_shown.reshape(boxes.shape), flip
   pixels = np.asarray(build.evaluation_view(config)(shown))
-  maps = resnet.encode(variables, pixels)
+  maps = resnet.encode(variables, pixels, precision)
   grids = [(cells, cells) for cells in config.nodes.pyramid]
   grids.append(maps.shape[1:3])
   boxes = np.concatenate([nodes.cell_boxes(*g, side) for g in grids])

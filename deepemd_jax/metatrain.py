@@ -88,7 +88,9 @@ def _loss_function(config):
   size = config.metatrain.batch_size
 
   def episode_loss(params, batch_stats, support, query):
-    encoder = resnet.to_module({"params": params, "batch_stats": batch_stats})
+    encoder = resnet.to_module(
+      {"params": params, "batch_stats": batch_stats}, config.model.precision
+    )
     model = deepemd.DeepEMD(
       encoder,
       solver=solver,

@@ -98,6 +98,7 @@ def _loss_function(config):
       {"params": params, "batch_stats": batch_stats},
       crop(batch["views"]),
       train=True,
+      precision=config.model.precision,
     )
     classifier = extra["classifier"]
     logits = maps.mean((1, 2)) @ classifier["kernel"] + classifier["bias"]

@@ -26,6 +26,7 @@ def protocol(config, workdir: pathlib.Path) -> dict:
       "tested on": _described(build.source(config, split="test")),
     },
     "image": {"size": config.image.size, "crop": config.image.crop},
+    "model": config.model.to_dict(),
     "nodes": nodes_fields(config),
     "episode": config.episode.to_dict(),
     "seed": config.seed,

@@ -35,7 +35,7 @@ _DEFAULTS = {
     "mean": (125.3, 123.0, 113.9),
     "std": (63.0, 62.1, 66.7),
   },
-  "model": {"width": 1.0},
+  "model": {"width": 1.0, "precision": "float32"},
   "nodes": {
     "kind": "fcn",
     "pyramid": (),

@@ -52,6 +52,22 @@ def fitted(run, few):
   return FewShotClassifier(run).fit(*few)
 
 
+def test_a_run_is_seen_in_its_own_precision(run, tmp_path, few):
+  """Which is part of what the cache knows encodings by."""
+  model = {"width": 1 / 16, "precision": "bfloat16"}
+  half = tiny_run(tmp_path / "half", model=model)
+  kept = str(tmp_path / "kept")
+  (images, _), found = few, []
+  for workdir in (run, half):  # the same variables
+    loaded = trained.load(workdir)
+    look = trained.look(loaded.config, None)
+    encoder = encodings.Encoder(loaded, look, cache.Cache(kept))
+    found.append(encoder.all(images).nodes)
+  assert found[0].dtype == found[1].dtype == np.float32
+  assert not np.array_equal(*found)
+  np.testing.assert_allclose(*found, atol=0.1 * found[0].std())
+
+
 def queries(count=5):
   names = [list(COLOURS)[i % 3] for i in range(count)]
   return [draw(COLOURS[n], 100 + i) for i, n in enumerate(names)], names

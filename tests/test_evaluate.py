@@ -118,9 +118,9 @@ def test_an_image_is_encoded_once(images, variables, monkeypatch):
   seen = []
   encode = resnet.encode
 
-  def counted(variables, pixels):
+  def counted(variables, pixels, *options):
     jax.debug.callback(lambda: seen.append(len(pixels)))
-    return encode(variables, pixels)
+    return encode(variables, pixels, *options)
 
   monkeypatch.setattr(resnet, "encode", counted)
   config = small()

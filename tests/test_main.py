@@ -34,6 +34,7 @@ MISTAKES = {
   "way": ([CONFIG, "--config.episode.way=17"], "17"),
   "query": ([CONFIG, "--config.episode.query=100"], "100"),
   "shot": ([CONFIG, "--config.episode.shot=0"], "config.episode.shot"),
+  "precision": ([CONFIG, "--config.model.precision=half"], "bfloat16"),
 }
 
 

@@ -71,14 +71,13 @@ class NetworkSimplex:
 def _check_devices() -> None:
   """XLA has a thread for each CPU device, and the callback keeps it; to get its
   arguments, JAX needs one more."""
-  mesh = jax.sharding.get_abstract_mesh()
-  several = bool(mesh.manual_axes) and mesh.size > 1
-  if (
-    several and jax.default_backend() == "cpu" and jax.local_device_count() > 1
-  ):
+  mesh, count = jax.sharding.get_abstract_mesh(), jax.local_device_count()
+  if jax.default_backend() != "cpu" or count == 1:
+    return
+  if mesh.manual_axes and mesh.size > 1:
     raise ValueError(
-      f"NetworkSimplex on {jax.local_device_count()} CPU devices of one process "
-      "would wait for ever; use InteriorPoint, or one device a process"
+      f"NetworkSimplex on {count} CPU devices of one process would wait for "
+      "ever; use InteriorPoint, or one device a process"
     )
 
 

@@ -22,6 +22,8 @@ def same_convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
   Returns:
     [N, H, W, C_out].
+
+  In bfloat16, sums are accumulated in float32 and rounded once.
   """
   return _convolution(images, kernel)
 
@@ -46,12 +48,18 @@ def _kernel_gradient_by_taps(images, kernel, cotangent):
   pad = k // 2
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   rows = cotangent.reshape(-1, out)
+  # A sum over a whole batch's pixels: bfloat16 would lose its last terms.
+  sums = jnp.promote_types(images.dtype, jnp.float32)
   taps = [
-    padded[:, i : i + height, j : j + width].reshape(-1, channels).T @ rows
+    jnp.matmul(
+      padded[:, i : i + height, j : j + width].reshape(-1, channels).T,
+      rows,
+      preferred_element_type=sums,
+    )
     for i in range(k)
     for j in range(k)
   ]
-  return jnp.stack(taps).reshape(kernel.shape)
+  return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _kernel_gradient_by_convolution(images, kernel, cotangent):

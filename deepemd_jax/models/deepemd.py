@@ -32,6 +32,7 @@ class DeepEMD(nnx.Module):
     encoder: nnx.Module | None = None,
     *,
     width: float = 1.0,
+    precision: str = "float32",
     solver=None,
     temperature: float = matching.TEMPERATURE,
     weights: str = "cross_reference",
@@ -45,6 +46,8 @@ class DeepEMD(nnx.Module):
       encoder: images [N, H, W, 3] to maps [N, h, w, c], called with `train=`;
         None makes a ResNet-12 from `rngs`.
       width: of that ResNet-12, as a multiple of the published channels.
+      precision: of it too, "float32" or "bfloat16"; weights, costs, EMD and
+        logits are float32 in both.
       solver: and the rest: as `matching.logits`.
       temperature: see there.
       weights: see there.
@@ -55,7 +58,9 @@ class DeepEMD(nnx.Module):
     if encoder is None:
       if rngs is None:
         raise ValueError("DeepEMD needs an encoder, or rngs to make one")
-      encoder = resnet.ResNet12(resnet.channels_for(width), rngs=rngs)
+      encoder = resnet.ResNet12(
+        resnet.channels_for(width), precision=precision, rngs=rngs
+      )
     self.encoder = encoder
     self.solver = solver
     self.temperature = temperature

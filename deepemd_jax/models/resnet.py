@@ -9,10 +9,17 @@ The module is Flax NNX; the rest of the program sees plain nested dicts,
 `variables = {"params": ..., "batch_stats": ...}`, through `init`, `apply` and
 `encode`. Block and layer names are PyTorch's (`layer1.conv1`, ...).
 
+With `precision="bfloat16"` convolutions and activations are computed in
+bfloat16. Parameters, batch norm's statistics and its arithmetic, and the maps
+that come out stay float32, so variables mean the same for both.
+
 References:
   Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, section 4.1.
   Lee, Maji, Ravichandran, Soatto, "Meta-Learning with Differentiable Convex
   Optimization", CVPR 2019 (the architecture).
+  Micikevicius et al., "Mixed Precision Training", ICLR 2018 (float32 copies of
+  parameters); Kalamkar et al., "A Study of BFLOAT16 for Deep Learning
+  Training", 2019 (no loss scaling is needed).
 """
 
 import functools
@@ -25,6 +32,7 @@ from flax import nnx
 from deepemd_jax.models.convolution import same_convolution
 
 CHANNELS = (64, 160, 320, 640)
+PRECISIONS = ("float32", "bfloat16")
 Variables = dict[str, Any]
 
 
@@ -34,7 +42,7 @@ def _nnx_convolution(images, kernel, *unused, **unused_options):
   return same_convolution(images, kernel)
 
 
-def _conv(channels_in: int, channels_out: int, size: int, rngs: nnx.Rngs):
+def _conv(channels_in: int, channels_out: int, size: int, precision, rngs):
   return nnx.Conv(
     channels_in,
     channels_out,
@@ -44,6 +52,8 @@ def _conv(channels_in: int, channels_out: int, size: int, rngs: nnx.Rngs):
     # Kaiming normal, fan-out, for LeakyReLU treated as ReLU: as the original.
     kernel_init=jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     conv_general_dilated=_nnx_convolution,
+    # Of the computation; parameters are float32. None: as the images are.
+    dtype=jnp.bfloat16 if precision == "bfloat16" else None,
     rngs=rngs,
   )
 
@@ -64,6 +74,7 @@ class BatchNorm(nnx.Module):
     self.epsilon = epsilon
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    dtype, x = x.dtype, _at_least_float32(x)
     if train:
       mean = x.mean((0, 1, 2))
       var = jnp.maximum((x * x).mean((0, 1, 2)) - mean * mean, 0.0)
@@ -75,7 +86,11 @@ class BatchNorm(nnx.Module):
     else:
       mean, var = self.mean[...], self.var[...]
     scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-    return x * scale + (self.bias[...] - mean * scale)
+    return (x * scale + (self.bias[...] - mean * scale)).astype(dtype)
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
@@ -93,14 +108,22 @@ def _leaky_relu(x: jax.Array) -> jax.Array:
 class Block(nnx.Module):
   """Three 3x3 convolutions, a 1x1 shortcut and a 2x2 max pool."""
 
-  def __init__(self, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
-    self.conv1 = _conv(channels_in, channels_out, 3, rngs)
+  def __init__(
+    self,
+    channels_in: int,
+    channels_out: int,
+    *,
+    precision: str = "float32",
+    rngs: nnx.Rngs,
+  ) -> None:
+    conv = functools.partial(_conv, precision=precision, rngs=rngs)
+    self.conv1 = conv(channels_in, channels_out, 3)
     self.bn1 = BatchNorm(channels_out)
-    self.conv2 = _conv(channels_out, channels_out, 3, rngs)
+    self.conv2 = conv(channels_out, channels_out, 3)
     self.bn2 = BatchNorm(channels_out)
-    self.conv3 = _conv(channels_out, channels_out, 3, rngs)
+    self.conv3 = conv(channels_out, channels_out, 3)
     self.bn3 = BatchNorm(channels_out)
-    self.downsample_conv = _conv(channels_in, channels_out, 1, rngs)
+    self.downsample_conv = conv(channels_in, channels_out, 1)
     self.downsample_bn = BatchNorm(channels_out)
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -112,21 +135,32 @@ class Block(nnx.Module):
 
 
 class ResNet12(nnx.Module):
-  """Images [N, H, W, 3] to feature maps [N, H // 16, W // 16, channels[-1]]."""
+  """Images [N, H, W, 3] to feature maps [N, H // 16, W // 16, channels[-1]].
+
+  Maps are float32 whatever the precision, "float32" or "bfloat16", in which
+  convolutions and activations are computed.
+  """
 
   def __init__(
-    self, channels: tuple[int, ...] = CHANNELS, *, rngs: nnx.Rngs
+    self,
+    channels: tuple[int, ...] = CHANNELS,
+    *,
+    precision: str = "float32",
+    rngs: nnx.Rngs,
   ) -> None:
-    self.layer1 = Block(3, channels[0], rngs=rngs)
-    self.layer2 = Block(channels[0], channels[1], rngs=rngs)
-    self.layer3 = Block(channels[1], channels[2], rngs=rngs)
-    self.layer4 = Block(channels[2], channels[3], rngs=rngs)
+    if precision not in PRECISIONS:
+      raise ValueError(f"precision is {precision!r}; use one of {PRECISIONS}")
+    block = functools.partial(Block, precision=precision, rngs=rngs)
+    self.layer1 = block(3, channels[0])
+    self.layer2 = block(channels[0], channels[1])
+    self.layer3 = block(channels[1], channels[2])
+    self.layer4 = block(channels[2], channels[3])
 
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
     x = images
     for block in (self.layer1, self.layer2, self.layer3, self.layer4):
       x = block(x, train=train)
-    return x
+    return _at_least_float32(x)
 
 
 def channels_for(width: float) -> tuple[int, ...]:
@@ -151,18 +185,20 @@ def to_variables(module: nnx.Module) -> Variables:
 
 
 @functools.lru_cache(maxsize=8)
-def _abstract(channels: tuple[int, ...]):
-  module = nnx.eval_shape(lambda: ResNet12(channels, rngs=nnx.Rngs(0)))
+def _abstract(channels: tuple[int, ...], precision: str):
+  module = nnx.eval_shape(
+    lambda: ResNet12(channels, precision=precision, rngs=nnx.Rngs(0))
+  )
   return nnx.split(module, nnx.Param, nnx.BatchStat)
 
 
-def to_module(variables: Variables) -> ResNet12:
+def to_module(variables: Variables, precision: str = "float32") -> ResNet12:
   """The module that holds `variables`; its width is read off their shapes."""
   blocks = variables["params"]
   channels = tuple(
     blocks[f"layer{i}"]["conv1"]["kernel"].shape[-1] for i in range(1, 5)
   )
-  graph, params, stats = _abstract(channels)
+  graph, params, stats = _abstract(channels, precision)
   # replace_by_pure_dict writes in place: copy what the cache holds first.
   params, stats = (jax.tree.map(lambda x: x, s) for s in (params, stats))
   variables = jax.tree.map(jnp.asarray, variables)
@@ -173,7 +209,11 @@ def to_module(variables: Variables) -> ResNet12:
 
 
 def apply(
-  variables: Variables, images: jax.Array, *, train: bool
+  variables: Variables,
+  images: jax.Array,
+  *,
+  train: bool,
+  precision: str = "float32",
 ) -> tuple[jax.Array, dict]:
   """Runs the network.
 
@@ -181,16 +221,20 @@ def apply(
     variables: {"params", "batch_stats"} from `init` or a checkpoint.
     images: [N, H, W, 3], normalised, float32.
     train: normalise by the batch's statistics and update the running ones.
+    precision: as `ResNet12`.
 
   Returns:
-    The maps [N, H // 16, W // 16, C], and the (updated) running statistics.
+    The maps [N, H // 16, W // 16, C], and the (updated) running statistics,
+    float32.
   """
-  module = to_module(variables)
+  module = to_module(variables, precision)
   maps = module(images, train=train)
   return maps, to_variables(module)["batch_stats"]
 
 
-@jax.jit
-def encode(variables: Variables, images: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="precision")
+def encode(
+  variables: Variables, images: jax.Array, precision: str = "float32"
+) -> jax.Array:
   """Feature maps in evaluation mode: [N, H, W, 3] -> [N, h, w, c]."""
-  return apply(variables, images, train=False)[0]
+  return apply(variables, images, train=False, precision=precision)[0]

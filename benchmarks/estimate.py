@@ -1,0 +1,304 @@
+"""What accelerators would need: arithmetic from formulas, nothing is measured.
+
+    python -m benchmarks.estimate                       # tables of COST.md
+    python -m benchmarks.estimate --way 10 --width 0.5
+    python -m benchmarks.estimate --smoke               # the same, for CI
+
+Each number that it prints is an estimate: a formula of this file, published
+peaks of a machine and the assumptions that are named below. `COST.md` says what
+was measured, and how far the formulas are from what XLA counts.
+"""
+
+import argparse
+import dataclasses
+import math
+
+CHANNELS = (64, 160, 320, 640)
+PARAMETERS = 12_424_320  # of the published ResNet-12, for the all-reduce
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Published numbers and assumptions; the sources are in COST.md.
+
+  Attributes:
+    chips: of the whole machine.
+    hosts: computers among which they are spread.
+    matrix: peak of a chip, bfloat16, FLOP/s.
+    vector: float32 FLOP/s of a chip outside its matrix units.
+    bandwidth: of a chip's memory, bytes/s.
+    memory: of a chip, bytes.
+    link: between chips, bytes/s out of one chip.
+    cores: physical cores of a host.
+    launch: seconds between two dependent small operations.
+  """
+
+  chips: int
+  hosts: int
+  matrix: float
+  vector: float
+  bandwidth: float
+  memory: float
+  link: float
+  cores: int
+  launch: float
+
+
+MACHINES = {
+  "TPU v5e-8": Machine(
+    8, 1, 197e12, 4e12, 819e9, 16e9, 200e9, cores=112, launch=2e-6
+  ),
+  "8 x H100": Machine(
+    8, 1, 989e12, 67e12, 3.35e12, 80e9, 450e9, cores=112, launch=4e-6
+  ),
+  "TPU v5p-64": Machine(
+    32, 8, 459e12, 9e12, 2.765e12, 95e9, 600e9, cores=104, launch=2e-6
+  ),
+}
+# Assumptions: the shares of the peaks that are reached.
+MATRIX_SHARE = 0.3
+OTHER_SHARE = 0.5
+EXACT_PASSES = 6  # of bfloat16 for a float32 product (`Precision.HIGHEST`)
+# Times that an activation passes through memory: forward it is written,
+# summed up, and normalised; backward is twice forward.
+PASSES_FORWARD, PASSES_TRAINING = 4, 12
+IP_STEPS = 16  # until the last of a batch is done; 14 counted, 8 to 20 usual
+# Measured by `benchmarks/cost.py`: CPU seconds that a training episode of 80
+# images takes to be made on the host, by any of its cores, and that a test
+# episode takes to be drawn, by the one thread that waits for the device.
+MADE, DRAWN = 0.0025, 0.00005
+
+
+def sides(size: int) -> tuple[int, ...]:
+  """Sides of the maps inside the four blocks, in pixels."""
+  return tuple(size // 2**i for i in range(4))
+
+
+def channels(width: float) -> tuple[int, ...]:
+  """As `resnet.channels_for`."""
+  return tuple(max(1, round(c * width)) for c in CHANNELS)
+
+
+def encoder_flops(size: int, width: float) -> float:
+  """FLOPs of a ResNet-12's convolutions for one image, forward.
+
+  2 k^2 h w c_in c_out each. Training takes three times as many.
+  """
+  total, before = 0.0, 3
+  for side, after in zip(sides(size), channels(width), strict=True):
+    per_cell = 9 * before * after + 18 * after * after + before * after
+    total += 2 * side * side * per_cell
+    before = after
+  return total
+
+
+def activations(size: int, width: float) -> float:
+  """Numbers that the four convolutions of the four blocks give, per image."""
+  return sum(
+    4 * side * side * c
+    for side, c in zip(sides(size), channels(width), strict=True)
+  )
+
+
+def head_flops(queries: int, way: int, n: int, c: int) -> float:
+  """Similarities, 2 q way n^2 c, and weights, 4 q way n c; forward."""
+  return 2.0 * queries * way * n * n * c + 4.0 * queries * way * n * c
+
+
+def emd_flops(n: int, steps: float = IP_STEPS) -> float:
+  """FLOPs of one n x n problem by `InteriorPoint`.
+
+  A step makes the columns' mesh (2 n^3), eliminates n columns, the whole mesh
+  each time (2 n^3), solves three times (8 n^2 each) and goes over about forty
+  arrays of n^2.
+  """
+  return steps * (4.0 * n**3 + 24.0 * n**2 + 40.0 * n**2)
+
+
+def emd_operations(n: int, steps: float = IP_STEPS) -> float:
+  """Small operations that wait for each other, however many problems there are:
+  four columns are eliminated at a time."""
+  return steps * (6 * math.ceil((n - 1) / 4) + 30)
+
+
+def nodes(size: int) -> int:
+  """Cells of the map of a size x size image."""
+  return (size // 16) ** 2
+
+
+def all_reduce(machine: Machine, parameters: float) -> float:
+  """Seconds of a ring: 2 (k - 1) / k of the float32 gradient over a link."""
+  k = machine.chips
+  return 2 * (k - 1) / k * 4 * parameters / (OTHER_SHARE * machine.link)
+
+
+def _encoder(machine, images, size, width, training) -> float:
+  flops = images * encoder_flops(size, width) * (3 if training else 1)
+  passes = PASSES_TRAINING if training else PASSES_FORWARD
+  moved = images * activations(size, width) * passes * 2
+  return max(
+    flops / (MATRIX_SHARE * machine.matrix),
+    moved / (OTHER_SHARE * machine.bandwidth),
+  )
+
+
+def _emd(machine, problems, n) -> float:
+  # Where arithmetic does not fill the chip, the chain of operations counts.
+  busy = problems * emd_flops(n) / (OTHER_SHARE * machine.vector)
+  return max(busy, emd_operations(n) * machine.launch)
+
+
+def _head(machine, queries, way, n, c, training) -> float:
+  flops = head_flops(queries, way, n, c) * (3 if training else 1)
+  return EXACT_PASSES * flops / (MATRIX_SHARE * machine.matrix)
+
+
+def pretrain(machine: Machine, size: int, width: float, images: int) -> dict:
+  """Seconds of a step with `images` a chip, by part."""
+  made = MADE / 80 * images * machine.chips
+  return {
+    "encoder": _encoder(machine, images, size, width, True),
+    "all-reduce": all_reduce(machine, PARAMETERS * width**2),
+    "host input": made / (machine.cores * machine.hosts),
+  }
+
+
+def metatrain(
+  machine: Machine,
+  size: int,
+  width: float,
+  *,
+  way: int,
+  shot: int,
+  query: int,
+  episodes: int = 1,
+) -> dict:
+  """Seconds of a step with `episodes` a chip, by part."""
+  n, c = nodes(size), channels(width)[-1]
+  images = way * (shot + query)
+  made = MADE / 80 * images * episodes * machine.chips
+  return {
+    "encoder": _encoder(machine, episodes * images, size, width, True),
+    "head": episodes * _head(machine, way * query, way, n, c, True),
+    "EMD": _emd(machine, episodes * way * query * way, n),
+    "all-reduce": all_reduce(machine, PARAMETERS * width**2),
+    "host input": made / (machine.cores * machine.hosts),
+  }
+
+
+def evaluate(
+  machine: Machine,
+  size: int,
+  width: float,
+  *,
+  way: int,
+  query: int,
+  episodes: int = 10,
+) -> dict:
+  """Seconds of `episodes` episodes a chip, of images that are encoded."""
+  n, c = nodes(size), channels(width)[-1]
+  return {
+    "head": episodes * _head(machine, way * query, way, n, c, False),
+    "EMD": _emd(machine, episodes * way * query * way, n),
+    "drawing": DRAWN * episodes * machine.chips / machine.hosts,
+  }
+
+
+def fit(
+  machine: Machine,
+  size: int,
+  width: float,
+  *,
+  way: int,
+  shot: int = 5,
+  episodes: int = 10,
+  epochs: int = 100,
+  batch: int = 4,
+) -> dict:
+  """Seconds of `episodes` SFC fits a chip, side by side."""
+  n, c = nodes(size), channels(width)[-1]
+  steps = epochs * math.ceil(way * shot / batch)
+  return {
+    "head": steps * episodes * _head(machine, batch, way, n, c, True),
+    "EMD": steps * _emd(machine, episodes * batch * way, n),
+  }
+
+
+def overlapped(parts: dict) -> tuple[float, str]:
+  """(seconds of a step, its largest part): the host works beside the chips."""
+  device = sum(s for name, s in parts.items() if name != "host input")
+  return max(device, parts.get("host input", 0.0)), max(parts, key=parts.get)
+
+
+def _row(cells) -> str:
+  return "| " + " | ".join(cells) + " |"
+
+
+def tables(options) -> str:
+  """Markdown, one table a stage; milliseconds a step."""
+  shape = {"way": options.way, "query": options.query}
+  common = options.size, options.width
+  stages = {
+    f"Pre-training, {options.images} images a chip": (
+      lambda m: pretrain(m, *common, options.images),
+      options.images,
+      "images/s",
+    ),
+    "Meta-training, one episode a chip": (
+      lambda m: metatrain(m, *common, shot=options.shot, **shape),
+      1,
+      "episodes/s",
+    ),
+    "Meta-training, 8 episodes a chip": (
+      lambda m: metatrain(m, *common, shot=options.shot, episodes=8, **shape),
+      8,
+      "episodes/s",
+    ),
+    "Evaluation, encoded images, 10 episodes a chip": (
+      lambda m: evaluate(m, *common, **shape),
+      10,
+      "episodes/s",
+    ),
+    "SFC fits (5 shots, 100 epochs), 10 episodes a chip": (
+      lambda m: fit(m, *common, way=options.way),
+      10,
+      "episodes/s",
+    ),
+    "The same, 200 episodes a chip": (
+      lambda m: fit(m, *common, way=options.way, episodes=200),
+      200,
+      "episodes/s",
+    ),
+  }
+  lines = []
+  for title, (parts_of, count, unit) in stages.items():
+    found = {name: parts_of(machine) for name, machine in MACHINES.items()}
+    names = list(next(iter(found.values())))
+    lines += [f"{title} (estimates, ms a step)", ""]
+    head = ["machine", *names, "step", f"{unit}, machine", "largest part"]
+    lines += [_row(head), _row(["---"] * len(head))]
+    for name, parts in found.items():
+      seconds, largest = overlapped(parts)
+      cells = [f"{1e3 * parts[x]:.2g}" for x in names]
+      rate = MACHINES[name].chips * count / seconds
+      cells += [f"{1e3 * seconds:.2g}", f"{rate:,.3g}", largest]
+      lines.append(_row([name, *cells]))
+    lines.append("")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """Prints the tables."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--size", type=int, default=84)
+  parser.add_argument("--width", type=float, default=1.0)
+  parser.add_argument("--way", type=int, default=5)
+  parser.add_argument("--shot", type=int, default=1)
+  parser.add_argument("--query", type=int, default=15)
+  parser.add_argument("--images", type=int, default=128)
+  parser.add_argument("--smoke", action="store_true")
+  print(tables(parser.parse_args()))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,202 @@
+"""bfloat16 in the encoder, float32 everywhere else: how far apart they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from configs import default
+from deepemd_jax import build, metatrain, models, pretrain, training
+from deepemd_jax.models import convolution, matching, resnet
+
+SIDE = 32
+WIDTH = 1 / 16
+
+
+def small(precision):
+  config = default.get_config()
+  config.model.precision = precision
+  config.model.width = WIDTH
+  config.image.size = SIDE
+  for stage in (config.pretrain, config.metatrain):
+    stage.lr, stage.weight_decay = 0.02, 0.0
+  return config
+
+
+@pytest.fixture(scope="module")
+def variables():
+  return resnet.init(jax.random.key(0), width=WIDTH)
+
+
+def pictures(*shape, seed=0):
+  """uint8: stripes whose direction depends on the first axis, under noise."""
+  rng = np.random.default_rng(seed)
+  rows, columns = np.mgrid[:SIDE, :SIDE]
+  angle = np.arange(shape[0]) * np.pi / shape[0]
+  wave = np.sin(
+    0.8 * (np.cos(angle)[:, None, None] * rows)
+    + 0.8 * (np.sin(angle)[:, None, None] * columns)
+  )
+  wave = wave.reshape(shape[0], *[1] * (len(shape) - 1), SIDE, SIDE, 1)
+  noise = rng.standard_normal((*shape, SIDE, SIDE, 3))
+  return np.clip(128 + 50 * wave + 25 * noise, 0, 255).astype(np.uint8)
+
+
+def views(images):
+  shape = images.shape[:-3]
+  box = np.array([0, 0, SIDE, SIDE], np.float32)
+  return {
+    "images": images,
+    "boxes": np.broadcast_to(box, (*shape, 4)),
+    "flip": np.zeros(shape, bool),
+  }
+
+
+def normalised(images):
+  return build.normalise(default.get_config())(images.astype(np.float32))
+
+
+def cosine(a, b):
+  a, b = (
+    np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+    for tree in (a, b)
+  )
+  return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def dtypes(tree):
+  leaves = jax.tree.leaves(tree)
+  return {x.dtype.name for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)}
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_maps_and_statistics(variables, train):
+  images = normalised(pictures(4, 2)).reshape(-1, SIDE, SIDE, 3)
+  found = {
+    precision: resnet.apply(variables, images, train=train, precision=precision)
+    for precision in resnet.PRECISIONS
+  }
+  maps, stats = zip(*found.values(), strict=True)
+  assert dtypes(found) == {"float32"}
+  assert not np.array_equal(*maps)
+  error = np.linalg.norm(maps[1] - maps[0]) / np.linalg.norm(maps[0])
+  assert error < (0.05 if train else 0.015)  # twice what was measured
+  for a, b in zip(*map(jax.tree.leaves, stats), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0.02, atol=0.005)
+
+
+def test_statistics_are_sums_in_float32():
+  """Of 2^16 pixels, whose squares bfloat16 could not even count."""
+  x = np.random.default_rng(0).normal(3.0, 0.5, (16, 64, 64, 2))
+  x = jnp.asarray(x, jnp.bfloat16)
+  layer = resnet.BatchNorm(2)
+  y = layer(x, train=True)
+  exact = np.asarray(x, np.float64)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    layer.mean[...], 0.1 * exact.mean((0, 1, 2)), rtol=1e-5
+  )
+  variance = exact.var((0, 1, 2), ddof=1)
+  np.testing.assert_allclose(layer.var[...], 0.9 + 0.1 * variance, rtol=1e-5)
+  y = np.asarray(y, np.float64)
+  np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=2e-3)
+  np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=5e-3)
+
+
+def test_the_weight_gradient_is_summed_in_float32():
+  """The sum of 2^14 ones is not 256, where bfloat16 stops counting."""
+  images = jnp.ones((16, 32, 32, 1), jnp.bfloat16)
+  kernel = jnp.zeros((1, 1, 1, 1), jnp.bfloat16)
+  gradient = jax.grad(
+    lambda k: convolution.same_convolution(images, k).astype(jnp.float32).sum()
+  )(kernel)
+  assert gradient.dtype == jnp.bfloat16
+  assert gradient.item() == 2**14
+
+
+def losses(precision, variables):
+  """The losses of both stages, and what they take."""
+  config = small(precision)
+  rng = np.random.default_rng(1)
+  classifier = pretrain._init_classifier(config, variables, 4)
+  labels = np.repeat(np.arange(4), 4).astype(np.int32)
+  flat = pictures(4, 4).reshape(-1, SIDE, SIDE, 3)
+  order = rng.permutation(len(labels))
+  batch = {"views": views(flat[order]), "labels": labels[order]}
+  episodes = [pictures(4, shot, seed=s)[None] for shot, s in ((1, 2), (3, 3))]
+  episode = dict(zip(("support", "query"), map(views, episodes), strict=True))
+  return {
+    "pretrain": (
+      pretrain._loss_function(config),
+      {"classifier": classifier},
+      batch,
+    ),
+    "metatrain": (metatrain._loss_function(config), {}, episode),
+  }
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "metatrain"])
+def test_training(stage, variables):
+  """Gradients point the same way, the loss falls alike, nothing but float32 is
+  kept."""
+  gradients, curves, states = [], [], []
+  for precision in resnet.PRECISIONS:
+    loss, extra, batch = losses(precision, variables)[stage]
+    optimiser = build.optimiser(small(precision)[stage], 1000)
+    state = training.new_state(variables, optimiser, extra)
+    state = jax.tree.map(jnp.array, state)  # `step` donates it
+    step = training.make_step(loss, optimiser)
+    curve = []
+    for _ in range(6):
+      state, measured = step(state, batch)
+      curve.append(float(measured["loss"]))
+      if len(curve) == 1:  # without decay, momentum is the gradient
+        momentum = optax.tree_utils.tree_get(state.opt_state, "trace")
+        gradients.append(jax.tree.map(np.asarray, momentum))
+    curves.append(curve)
+    states.append(state)
+  assert dtypes(gradients) == dtypes(states) == {"float32"}
+  # Low, for a random network that few pixels normalise; of the quickstart's it
+  # is above 0.996 (README).
+  assert cosine(*gradients) > 0.9
+  assert curves[0][-1] < 0.9 * curves[0][0]
+  np.testing.assert_allclose(*curves, rtol=0.05, atol=0.03)
+
+
+def test_the_head_gets_float32(variables, monkeypatch):
+  """Logits are near; weights, costs and EMD see no bfloat16."""
+  seen = []
+  distance = matching.emd.distance
+
+  def spy(cost, a, b, **options):
+    seen.extend([cost, a, b])
+    return distance(cost, a, b, **options)
+
+  monkeypatch.setattr(matching.emd, "distance", spy)
+  support, query = (normalised(pictures(3, n, seed=n)) for n in (1, 2))
+  scores = []
+  for precision in resnet.PRECISIONS:
+    model = models.DeepEMD(resnet.to_module(variables, precision))
+    scores.append(jax.jit(model.__call__)(support, query))
+  assert len(seen) == 6 and dtypes((seen, scores)) == {"float32"}
+  np.testing.assert_allclose(*scores, atol=0.1)
+  assert not np.array_equal(*scores)
+
+
+def test_models_deepemd_takes_a_precision():
+  model = nnx.eval_shape(
+    lambda: models.DeepEMD(precision="bfloat16", rngs=nnx.Rngs(0))
+  )
+  assert model.encoder.layer1.conv1.dtype == jnp.bfloat16
+  assert dtypes(nnx.state(model)) == {"float32"}
+  with pytest.raises(ValueError, match="precision is 'half'; use one of"):
+    models.DeepEMD(precision="half", rngs=nnx.Rngs(0))
+
+
+def test_float32_has_no_other_type_in_it(variables):
+  images = jnp.ones((2, SIDE, SIDE, 3))
+  for precision in resnet.PRECISIONS:
+    program = resnet.encode.lower(variables, images, precision).as_text()
+    assert ("bf16" in program) == (precision == "bfloat16")
