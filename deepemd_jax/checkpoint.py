@@ -299,16 +299,16 @@ def _orbax():
   # It reports each save; what matters of that comes back as an exception.
   # After the import, because absl makes that logger its own way.
   logging.getLogger("absl").addFilter(_is_not_from_orbax)
-  if sys.excepthook is sys.__excepthook__:
-    sys.excepthook = _print_exception
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _print_unraisable
   return ocp
 
 
-def _print_exception(kind, error, trace) -> None:
+def _print_unraisable(found) -> None:
   """As usual, but not what tensorstore's threads still want of a save that has
   failed already: `Checkpoints.wait` tells why."""
-  if kind is not RuntimeError or str(error) != "Event loop is closed":
-    sys.__excepthook__(kind, error, trace)
+  if str(found.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(found)
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ LOST = 75  # exit code, EX_TEMPFAIL of sysexits.h: start it again
 STOPPED = 143  # after SIGTERM or SIGINT, and saving: likewise
 MISTAKE = 2  # a person's; to start it again does not help
 _EVERY = 2.0  # seconds between two signs of life
+_TICK = 0.1  # seconds between two looks at the processes of this machine
 _SILENCE = 30.0  # seconds without one, and a process counts as dead
 _BEHIND = 40.0  # seconds that one may be a step behind
 _VERDICT = 45.0  # seconds to find out who is to blame for an error
@@ -156,7 +158,11 @@ def leave(error: BaseException) -> NoReturn:
   import jax
 
   line = f"{type(error).__name__}: {error}".splitlines()[0]
-  if isinstance(error, jax.errors.JaxRuntimeError) and _watch:
+  theirs = isinstance(error, jax.errors.JaxRuntimeError)
+  # Of a computation that could not begin, XLA's error comes as another type.
+  theirs = theirs or bool(re.match("[A-Z_]+: ", str(error)))
+  if theirs and _watch:
+    _watch.look()
     sys.stderr.write(f"{line}\nlooking for a process that has ended ...\n")
     sys.stderr.flush()
     if _watch.ended.wait(_VERDICT):
@@ -211,17 +217,31 @@ class _Watch:
       self._write(code=code, why=why)
 
   def _run(self) -> None:
-    last = time.monotonic()
-    while not self.ended.wait(_EVERY):
+    last = wrote = time.monotonic()
+    while not self.ended.wait(_TICK):
       now = time.monotonic()
       paused, last = now - last > _SILENCE, now
-      with self._lock:
-        if self.ended.is_set():
-          return
-        self._write()
-      for index, peer in self._peers.items():
-        if paused:  # this one was stopped itself, or its machine slept
+      fresh = now - wrote >= _EVERY
+      if fresh:
+        wrote = now
+        with self._lock:
+          if self.ended.is_set():
+            return
+          self._write()
+      if paused:  # this one was stopped itself, or its machine slept
+        for peer in self._peers.values():
           peer.forgive()
+      self.look(fresh)
+
+  def look(self, fresh: bool = True) -> None:
+    """Ends this process if another one's state demands it.
+
+    Args:
+      fresh: look at signs of life too, not only at what is gone from this
+        machine. JAX, once it has lost process 0, aborts at once.
+    """
+    for index, peer in self._peers.items():
+      if fresh or peer.is_gone():
         blame = peer.look(self._read(index), self.turns)
         if blame:
           self._end_with(peer, *blame)
@@ -289,7 +309,7 @@ class _Peer:
       return how, code if code in (MISTAKE, STOPPED) else LOST
     if self._known.get("code") == 0:
       return None  # it has done its part
-    if self._is_gone():
+    if self.is_gone():
       return "has ended without a word", LOST
     if now - self._heard > _SILENCE:
       return f"has given no sign of life for {now - self._heard:.0f} s", LOST
@@ -297,7 +317,7 @@ class _Peer:
       return f"is stuck, {now - self._moved:.0f} s behind the others", LOST
     return None
 
-  def _is_gone(self) -> bool:
+  def is_gone(self) -> bool:
     """Whether it ran on this machine and does not any more."""
     if self._known.get("machine") != _machine():
       return False

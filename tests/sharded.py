@@ -31,7 +31,9 @@ def config_for(images, data):
   config.episode.update({"way": 2, "query": 3})
   config.pretrain.update({"batch_size": 16, "lr": 0.01})
   # Seven do not divide by any number of devices here.
-  config.metatrain.update({"batch_size": 7, "lr": 0.01})
+  # The published rate: in float32 the interior point method's gradient is exact
+  # to three digits, and the last digit of what it is given shows in the fourth.
+  config.metatrain.update({"batch_size": 7, "lr": 5e-4})
   config.evaluate.update({"batch_size": 3, "encode_batch_size": 10})
   return config
 
@@ -80,10 +82,16 @@ def main(out, images, data):
     )
   }
   optimiser = build.optimiser(config.metatrain, 10)
-  found["metatrain"] = steps_of(
-    *(metatrain, config, metatrain._batches(config, images)),
-    *(train.new_state(variables, optimiser), optimiser),
-  )
+  solvers = ["interior_point"]
+  if jax.local_device_count() == 1:
+    solvers += ["network_simplex"]
+  for solver in solvers:
+    other = config.copy_and_resolve_references()
+    other.emd.solver = solver
+    found[f"metatrain, {solver}"] = steps_of(
+      *(metatrain, other, metatrain._batches(other, images)),
+      *(train.new_state(variables, optimiser), optimiser),
+    )
   variables = mesh.put_everywhere(variables)
   variants = [
     ("fcn", {}),

@@ -104,14 +104,14 @@ class Pair:
 
 
 def compare(one, other):
-  for name in one.files:
-    if name in other.files and name != "devices":
-      scale = max(1.0, np.abs(one[name]).max())
-      worst = np.abs(one[name] - other[name]).max()
-      assert worst <= 1e-5 * scale, name
-      if name.split(".")[0] not in ("pretrain", "metatrain", "nodes"):
-        if name != "fcn.nodes":
-          assert worst == 0, name
+  names = set(one.files) & set(other.files) - {"devices"}
+  assert len(names) > 20
+  for name in names:
+    worst = np.abs(one[name] - other[name]).max()
+    if name.startswith(("pretrain", "metatrain")) or name == "fcn.nodes":
+      assert worst <= 1e-5 * max(1.0, np.abs(one[name]).max()), name
+    else:  # the accuracy of each episode
+      assert worst == 0, name
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,7 @@ jax.jit(mesh.each(jax.vmap(alone)))(*mesh.put((one,)))
     env={**environment, "XLA_FLAGS": flags},
   )
   assert done.stdout == "3.0\n"
-  last = done.stderr.splitlines()[-1]
-  assert "use InteriorPoint, or one device a process" in last
+  assert "use InteriorPoint, or one device a process" in done.stderr
 
 
 def test_two_processes_find_what_one_finds(
@@ -215,11 +214,15 @@ def test_ends_are_shared_and_nothing_is_lost(
         assert pair.wait(10) == [143, 143], errors
         assert "and saved; the same command goes on" in pair.errors(0)
         continue
+      if number == signal.SIGKILL:
+        assert time.monotonic() - began < 20
+      if victim == 0 and code == -signal.SIGABRT:
+        # JAX's own watch over process 0 was quicker; it has no names.
+        assert "another task died" in errors
+        continue
       named = f"process {victim} of 2 (host {socket.gethostname()}, pid"
       assert code == processes.LOST and named in errors, errors
       assert "the same command goes on" in errors.splitlines()[-1]
-      if number == signal.SIGKILL:
-        assert time.monotonic() - began < 20
   with Pair(arguments, environment, tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
   untouched = tmp_path / "untouched"
@@ -291,7 +294,7 @@ def test_what_is_wrong_with_a_peer(clock):
   what, code = peer.look(sign(), 3)
   assert "no sign of life for 31 s" in what and code == processes.LOST
   peer.forgive()
-  for beat in range(10):
+  for beat in range(9):
     assert peer.look(sign(beats=beat + 2), 4) is None
     clock[0] += 4.5
   what, code = peer.look(sign(beats=99), 4)

@@ -22,15 +22,8 @@ HOST = "127.0.0.1"
 
 
 def _parse(arguments: list[str]):
-  parser = command.Parser(
-    prog="python -m deepemd_jax.demo", description=__doc__
-  )
-  parser.add_argument(
-    "--checkpoint",
-    metavar="RUN",
-    help="workdir of a training run, or what deepemd_jax.convert wrote "
-    "(default runs/quickstart)",
-  )
+  parser = command.Parser("demo", __doc__)
+  parser.add_checkpoint()
   parser.add_argument(
     "--port",
     type=int,

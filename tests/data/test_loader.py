@@ -165,6 +165,7 @@ def originals(images):
 def config():
   made = default.get_config()
   made.episode.way, made.episode.query = 3, 2
+  made.pretrain.batch_size = 8
   return made
 
 
