@@ -401,7 +401,8 @@ class _Measure:
   def __call__(self, images, count: int, name: str) -> dict:
     draw = sampler(self._config, images, "test")
     began, before = time.monotonic(), self._encode.count
-    for stage in set(self._stages.values()):
+    # In the same order in all processes, which a set has not.
+    for stage in dict.fromkeys(self._stages.values()):
       self._encode(self._config, stage, images)
     encoding = time.monotonic() - began
     scores, speed = {}, {}

@@ -95,9 +95,24 @@ def main(out, images, data):
   variables = mesh.put_everywhere(variables)
   variants = [
     ("fcn", {}),
-    ("file", {"evaluate.memory": 0.0}),
-    ("redrawn", {"nodes.kind": "sampling", "nodes.redraw": True}),
-    ("five", {"episode.shot": 4, "episode.query": 2, "sfc.epochs": 3}),
+    ("file", {"evaluate.memory": 0.0, "evaluate.heads": ("prototype",)}),
+    (
+      "redrawn",
+      {
+        "nodes.kind": "sampling",
+        "nodes.redraw": True,
+        "evaluate.heads": ("prototype", "chamfer"),
+      },
+    ),
+    (
+      "four",
+      {
+        "episode.shot": 4,
+        "episode.query": 2,
+        "sfc.epochs": 3,
+        "evaluate.heads": ("deepemd",),
+      },
+    ),
   ]
   if jax.local_device_count() == 1:
     variants += [("simplex", {"emd.solver": "network_simplex"})]

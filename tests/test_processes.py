@@ -26,7 +26,7 @@ LONG = [
   "--config.pretrain.epochs=2",
   "--config.pretrain.validate_every=1",
   "--config.metatrain.batch_size=3",
-  "--config.metatrain.epochs=12",
+  "--config.metatrain.epochs=8",
   "--config.metatrain.steps=10",
 ]
 
@@ -201,7 +201,7 @@ def test_ends_are_shared_and_nothing_is_lost(
   arguments = command(workdir, images, *LONG)
   for victim, number in (
     *((1, signal.SIGKILL), (0, signal.SIGKILL)),
-    *((1, signal.SIGTERM), (0, signal.SIGINT), (1, signal.SIGSTOP)),
+    *((1, signal.SIGTERM), (1, signal.SIGSTOP)),
   ):
     with Pair(arguments, environment, tmp_path) as pair:
       pair.wait_for_turns(workdir, victim)
@@ -210,7 +210,7 @@ def test_ends_are_shared_and_nothing_is_lost(
       survivor = pair.processes[1 - victim]
       code = survivor.wait(60)
       errors = pair.errors(1 - victim)
-      if number in (signal.SIGTERM, signal.SIGINT):
+      if number == signal.SIGTERM:
         assert pair.wait(10) == [143, 143], errors
         assert "and saved; the same command goes on" in pair.errors(0)
         continue
