@@ -93,6 +93,7 @@ def run(
   _check_workdir(workdir, fields, training)
   _compilation_cache(workdir)
   connect()
+  processes.check_same(json.dumps(fields, sort_keys=True))
   if processes.first():
     _claim(workdir, fields)
   processes.watch(workdir)

@@ -44,6 +44,14 @@ def rounded_up(count: int) -> int:
   return -(-count // jax.device_count()) * jax.device_count()
 
 
+def described() -> str:
+  """Such as "8 x TPU v5e, 2 processes"."""
+  text = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+  if jax.process_count() > 1:
+    text += f", {jax.process_count()} processes"
+  return text
+
+
 def share(count: int) -> np.ndarray:
   """Which of 0..count-1 this process makes: int [n], the same n in each.
 

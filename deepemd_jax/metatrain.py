@@ -29,6 +29,13 @@ def run(config, workdir: pathlib.Path) -> None:
   total_steps = stage.epochs * stage.steps
   if training.is_finished(workdir / "metatrain", total_steps):
     return
+  idle = mesh.rounded_up(stage.batch_size) - stage.batch_size
+  if idle:
+    training.note(
+      f"metatrain: {idle} of {mesh.devices().size} devices have no episode in "
+      f"the last round of a step; config.metatrain.batch_size="
+      f"{mesh.rounded_up(stage.batch_size)} uses them all"
+    )
   source = build.source(config)
   images = source.load("train")
   optimiser = build.optimiser(stage, stage.steps)

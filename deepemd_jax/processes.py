@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from typing import NoReturn
 
 from deepemd_jax.errors import InputError, Interrupted
@@ -97,6 +98,30 @@ def _stop_all(number, frame) -> None:
   del number, frame
   signal.signal(signal.SIGINT, signal.default_int_handler)
   os.kill(os.getpid(), signal.SIGTERM)
+
+
+def check_same(text: str) -> None:
+  """Refuses a run whose processes were not started alike.
+
+  Args:
+    text: what they must agree on.
+
+  Raises:
+    InputError: in all of them; it names those that differ from process 0.
+  """
+  if not several():
+    return
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  own = np.uint32(zlib.crc32(text.encode()))
+  found = np.asarray(multihost_utils.process_allgather(own)).ravel()
+  others = [str(i) for i, x in enumerate(found) if x != found[0]]
+  if others:
+    raise InputError(
+      f"process {', '.join(others)} of {_count} was started with another "
+      "config than process 0; give all of them the same flags"
+    )
 
 
 def watch(workdir: pathlib.Path) -> None:
@@ -312,7 +337,10 @@ class _Peer:
     if self.is_gone():
       return "has ended without a word", LOST
     if now - self._heard > _SILENCE:
-      return f"has given no sign of life for {now - self._heard:.0f} s", LOST
+      what = f"has given no sign of life for {now - self._heard:.0f} s"
+      if not self._known:
+        what += " (do all processes see the same --workdir?)"
+      return what, LOST
     if now - self._moved > _BEHIND:
       return f"is stuck, {now - self._moved:.0f} s behind the others", LOST
     return None

@@ -9,7 +9,7 @@ import platform
 import jax
 import numpy as np
 
-from deepemd_jax import build, figures
+from deepemd_jax import build, figures, mesh
 
 
 def protocol(config, workdir: pathlib.Path) -> dict:
@@ -38,7 +38,7 @@ def protocol(config, workdir: pathlib.Path) -> dict:
       "flax": flax.__version__,
       "numpy": np.__version__,
     },
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "device": mesh.described(),
   }
 
 

@@ -147,6 +147,7 @@ def fit(
     if restored is not None:
       state = _state(restored)
     start = int(state.step)
+    note(f"{name}: step {start} of {total_steps}, on {mesh.described()}")
     with metrics.MetricLog(
       directory if processes.first() else None,
       total_steps=total_steps,

@@ -46,6 +46,7 @@ class Pair:
     environment,  # noqa: F811
     folder,
     flags=None,
+    more=(),
   ):
     address = f"127.0.0.1:{free_port()}"
     # Otherwise the coordinator listens to the network.
@@ -55,6 +56,7 @@ class Pair:
       lambda i: [
         *(f"--coordinator={address}", "--num_processes=2"),
         f"--process_id={i}",
+        *(more if i else ()),
       ]
     )
     if isinstance(flags, str):  # positional
@@ -244,6 +246,20 @@ def test_a_mistake_ends_both(images, environment, tmp_path):  # noqa: F811
   assert not (tmp_path / "run").exists()
 
 
+def test_another_config_in_one_of_them_ends_both(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  arguments = command(tmp_path / "run", images)
+  other = ["--config.metatrain.lr=0.1"]
+  with Pair(arguments, environment, tmp_path, more=other) as pair:
+    assert pair.wait(60) == [2, 2], pair.errors(0)
+    for index in (0, 1):
+      last = pair.errors(index).splitlines()[-1]
+      assert "process 1 of 2 was started with another config" in last
+
+
 @pytest.mark.parametrize(
   "environment, launched",
   [
@@ -288,6 +304,9 @@ def test_a_peer_that_is_alive_is_left_alone(clock):
 def test_what_is_wrong_with_a_peer(clock):
   peer = processes._Peer(1, 4)
   assert peer.name == "process 1 of 4"
+  clock[0] += 31
+  what, _ = peer.look(None, 3)
+  assert "do all processes see the same --workdir?" in what
   peer.look(sign(), 3)
   assert peer.name == "process 1 of 4 (host other, pid 7)"
   clock[0] += 31
