@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import shutil
+import signal
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -183,8 +185,26 @@ def keep(workdir: pathlib.Path, best: Best, meta: dict) -> None:
     best: the encoder.
     meta: where it is from.
   """
-  with Checkpoints(workdir / best.stage / "checkpoints") as saved:
+  place = workdir / best.stage / "checkpoints"
+  with _uninterrupted(), Checkpoints(place) as saved:
     saved.save(best.step, model=best.variables, meta=meta, score=best.score)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+  """Ctrl-C has to wait: orbax, interrupted while saving, waits for itself for
+  five minutes."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  asked = []
+  before = signal.signal(signal.SIGINT, lambda *unused: asked.append(True))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+  if asked:
+    raise KeyboardInterrupt
 
 
 def _config(path: pathlib.Path) -> types.SimpleNamespace:
