@@ -328,10 +328,13 @@ def run(config, workdir: pathlib.Path) -> None:
   )
 
 
-def _encoders(config, workdir, val) -> dict[str, dict]:
-  """ "deepemd" -> the encoder of all heads but "prototype": the last trained
-  stage's best. The prototype gets whichever stage's best suits it on validation
-  episodes: a fair opponent."""
+def best_encoders(config, workdir: pathlib.Path) -> dict[str, dict]:
+  """The best encoder of each trained stage, by its name, in their order:
+  "stage", "step" and "variables".
+
+  Raises:
+    InputError: there is none.
+  """
   abstract = jax.eval_shape(
     lambda: resnet.init(jax.random.key(0), width=config.model.width)
   )
@@ -339,17 +342,22 @@ def _encoders(config, workdir, val) -> dict[str, dict]:
   if not stages:
     raise training.nothing_trained(workdir)
   found = {}
-  validate = validator(config, val, config.metatrain.validation_episodes)
   for stage in stages:
     variables, step, _ = training.best_variables(workdir / stage, abstract)
-    found[stage] = {
-      "stage": stage,
-      "step": step,
-      "validation": validate(variables),
-      "variables": variables,
-    }
-  fairest = max(stages, key=lambda s: found[s]["validation"]["prototype"])
-  return {"deepemd": found[stages[-1]], "prototype": found[fairest]}
+    found[stage] = {"stage": stage, "step": step, "variables": variables}
+  return found
+
+
+def _encoders(config, workdir, val) -> dict[str, dict]:
+  """ "deepemd" -> the encoder of all heads but "prototype": the last trained
+  stage's best. The prototype gets whichever stage's best suits it on validation
+  episodes: a fair opponent."""
+  found = list(best_encoders(config, workdir).values())
+  validate = validator(config, val, config.metatrain.validation_episodes)
+  for encoder_of in found:
+    encoder_of["validation"] = validate(encoder_of["variables"])
+  fairest = max(found, key=lambda f: f["validation"]["prototype"])
+  return {"deepemd": found[-1], "prototype": fairest}
 
 
 class _Encode:

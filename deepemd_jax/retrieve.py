@@ -28,10 +28,8 @@ from deepemd_jax import (
   processes,
   ranking,
   scoreboard,
-  training,
 )
 from deepemd_jax.data.progress import Progress
-from deepemd_jax.models import resnet
 
 CHOSEN_BY = "MAP@R"
 
@@ -62,7 +60,7 @@ def run(config, workdir: pathlib.Path) -> None:
     InputError: there is no trained encoder, or nothing to retrieve.
   """
   began = time.monotonic()
-  encoders = _encoders(config, workdir)
+  encoders = evaluate.best_encoders(config, workdir)
   search = _Search(config)
   val = build.source(config).load("val")
   tried = {
@@ -99,21 +97,6 @@ def run(config, workdir: pathlib.Path) -> None:
   figures.draw_retrieval(
     config, workdir, images, orders(chosen, found), results
   )
-
-
-def _encoders(config, workdir) -> dict[str, dict]:
-  """The best encoder of each trained stage, by its name."""
-  abstract = jax.eval_shape(
-    lambda: resnet.init(jax.random.key(0), width=config.model.width)
-  )
-  stages = [s for s in ("pretrain", "metatrain") if (workdir / s).exists()]
-  if not stages:
-    raise training.nothing_trained(workdir)
-  found = {}
-  for stage in stages:
-    variables, step, _ = training.best_variables(workdir / stage, abstract)
-    found[stage] = {"step": step, "variables": variables}
-  return found
 
 
 class _Search:

@@ -137,7 +137,7 @@ def obvious(config, variables, images, depth):
 
 def test_the_table_is_the_slow_and_obvious_one(workdir, images):
   made, found = config(images), results(workdir)
-  encoders = retrieve._encoders(made, workdir)
+  encoders = evaluate.best_encoders(made, workdir)
   sets = {s: build.source(made).load(s) for s in ("val", "test")}
   depth = max(made.retrieve.depths)
   for name in ("global", "EMD"):
