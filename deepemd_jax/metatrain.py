@@ -93,8 +93,10 @@ def _loss_function(config):
   crop = build.crop(config, config.image.size)
   solver = build.solver(config)
   size = config.metatrain.batch_size
+  train = config.metatrain.batch_norm == "batch"
 
-  def episode_loss(params, batch_stats, support, query):
+  def of_episodes(params, batch_stats, support, query):
+    """Of each episode on this device, [e]."""
     encoder = resnet.to_module(
       {"params": params, "batch_stats": batch_stats}, config.model.precision
     )
@@ -105,19 +107,22 @@ def _loss_function(config):
       gradient=config.emd.gradient,
       pyramid=tuple(config.nodes.pyramid),
     )
-    train = config.metatrain.batch_norm == "batch"
-    logits = model(crop(support), crop(query), train=train)
-    way = logits.shape[0]
-    labels = jnp.broadcast_to(jnp.arange(way)[:, None], logits.shape[:2])
+    views = jax.vmap(crop)(support), jax.vmap(crop)(query)
+    logits = model.episodes(*views, train=train)
+    count, way = logits.shape[0], logits.shape[-1]
+    labels = jnp.broadcast_to(jnp.arange(way)[:, None], logits.shape[:-1])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    accuracy = 100 * (logits.argmax(-1) == labels).mean()
-    stats = resnet.to_variables(encoder)["batch_stats"]
-    return loss.mean(), stats, accuracy
+    right = logits.argmax(-1) == labels
+    # Fixed ones have no axis of episodes yet.
+    stats = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (count, x.shape[-1])),
+      resnet.to_variables(encoder)["batch_stats"],
+    )
+    return loss.mean((1, 2)), stats, 100 * right.mean((1, 2))
 
   def loss(params, extra, batch_stats, batch):
     del extra
-    episodes_loss = jax.vmap(episode_loss, (None, None, 0, 0))
-    found = mesh.each(episodes_loss, whole=2)(
+    found = mesh.each(of_episodes, whole=2)(
       params, batch_stats, batch["support"], batch["query"]
     )
     # Without those that fill up the devices.

@@ -86,14 +86,38 @@ class DeepEMD(nnx.Module):
     Returns:
       logits [way, n_query, way].
     """
-    way, shot = support.shape[:2]
-    if query.shape[2:] != support.shape[2:]:
-      raise ValueError(
-        f"support images are {support.shape[2:]}, query images "
-        f"{query.shape[2:]}; resize them alike"
-      )
-    images = [x.reshape(-1, *x.shape[2:]) for x in (support, query)]
-    encoded = self._nodes(jnp.concatenate(images), train)
+    images = _together(support, query)
+    encoded = self._nodes(images, support.ndim == 6, train)
+    return self._logits(encoded, support.shape[:2], query.shape[:2])
+
+  def episodes(
+    self, support: jax.Array, query: jax.Array, *, train: bool = False
+  ) -> jax.Array:
+    """Several episodes, each as `__call__` and by itself: [e, ...] of its
+    arguments to [e, way, n_query, way].
+
+    What `jax.vmap` of it computes, but the encoder, which has to take several
+    batches [e, N, H, W, 3], sees all images together (see `resnet.ResNet12`).
+    With `train` each running statistic becomes [e, C], one of each episode.
+    """
+    images = jax.vmap(_together)(support, query)
+    encoded = self._nodes(images, support.ndim == 7, train)
+    counts = support.shape[1:3], query.shape[1:3]
+    return jax.vmap(lambda own: self._logits(own, *counts))(encoded)
+
+  def _nodes(self, images: jax.Array, crops: bool, train: bool) -> jax.Array:
+    """Of [..., N, H, W, 3] or, with crops, [..., N, crops, H, W, 3]."""
+    if not crops:
+      return nodes.pyramid(self.encoder(images, train=train), self.pyramid)
+    *batch, count, each = images.shape[:-3]
+    flat = images.reshape(*batch, count * each, *images.shape[-3:])
+    maps = self.encoder(flat, train=train)
+    maps = maps.reshape(*batch, count, each, *maps.shape[-3:])
+    return nodes.from_crops(maps)
+
+  def _logits(self, encoded: jax.Array, support, query) -> jax.Array:
+    """Of nodes [way * shot + way * n_query, n, c], and the numbers of both."""
+    way, shot = support
     n, c = encoded.shape[1:]
     class_nodes = encoded[: way * shot].reshape(way, shot, n, c).mean(1)
     scores = matching.logits(
@@ -104,10 +128,15 @@ class DeepEMD(nnx.Module):
       weights=self.weights,
       gradient=self.gradient,
     )
-    return scores.reshape(*query.shape[:2], way)
+    return scores.reshape(*query, way)
 
-  def _nodes(self, images: jax.Array, train: bool) -> jax.Array:
-    if images.ndim == 4:
-      return nodes.pyramid(self.encoder(images, train=train), self.pyramid)
-    maps = self.encoder(images.reshape(-1, *images.shape[2:]), train=train)
-    return nodes.from_crops(maps.reshape(*images.shape[:2], *maps.shape[1:]))
+
+def _together(support: jax.Array, query: jax.Array) -> jax.Array:
+  """All images of an episode, [way * shot + way * n_query, ...]."""
+  if query.shape[2:] != support.shape[2:]:
+    raise ValueError(
+      f"support images are {support.shape[2:]}, query images "
+      f"{query.shape[2:]}; resize them alike"
+    )
+  images = [x.reshape(-1, *x.shape[2:]) for x in (support, query)]
+  return jnp.concatenate(images)

@@ -23,6 +23,7 @@ References:
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ from deepemd_jax.models.convolution import same_convolution
 
 CHANNELS = (64, 160, 320, 640)
 PRECISIONS = ("float32", "bfloat16")
+_BATCH = (-4, -3, -2)  # what batch norm's statistics are of
 Variables = dict[str, Any]
 
 
@@ -62,7 +64,8 @@ class BatchNorm(nnx.Module):
   """Batch normalisation with PyTorch's running statistics.
 
   Flax's own layer keeps the biased variance; PyTorch, and so every published
-  ResNet-12 checkpoint, the unbiased one.
+  ResNet-12 checkpoint, the unbiased one. Of [..., N, H, W, C] each [N, H, W, C]
+  is a batch by itself, with its own running statistics, [..., C].
   """
 
   def __init__(self, channels: int, *, momentum=0.9, epsilon=1e-5):
@@ -76,17 +79,19 @@ class BatchNorm(nnx.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     dtype, x = x.dtype, _at_least_float32(x)
     if train:
-      mean = x.mean((0, 1, 2))
-      var = jnp.maximum((x * x).mean((0, 1, 2)) - mean * mean, 0.0)
-      count = x.size // x.shape[-1]
+      mean = x.mean(_BATCH)
+      var = jnp.maximum((x * x).mean(_BATCH) - mean * mean, 0.0)
+      count = math.prod(x.shape[-4:-1])
       unbiased = var * (count / max(count - 1, 1))
       keep = self.momentum
-      self.mean[...] = keep * self.mean[...] + (1 - keep) * mean
-      self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+      self.mean.set_value(keep * self.mean[...] + (1 - keep) * mean)
+      self.var.set_value(keep * self.var[...] + (1 - keep) * unbiased)
     else:
       mean, var = self.mean[...], self.var[...]
     scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-    return (x * scale + (self.bias[...] - mean * scale)).astype(dtype)
+    shift = self.bias[...] - mean * scale
+    scale, shift = (jnp.expand_dims(y, _BATCH) for y in (scale, shift))
+    return (x * scale + shift).astype(dtype)
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
@@ -96,9 +101,9 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
 def _max_pool(x: jax.Array) -> jax.Array:
   """2x2, stride 2, odd border dropped. A maximum of slices rather than
   `reduce_window`, whose gradient is eight times slower on the CPU."""
-  height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-  x = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
-  return jnp.maximum(x[:, :, 0:width:2], x[:, :, 1:width:2])
+  height, width = (side // 2 * 2 for side in x.shape[-3:-1])
+  x = jnp.maximum(x[..., 0:height:2, :, :], x[..., 1:height:2, :, :])
+  return jnp.maximum(x[..., 0:width:2, :], x[..., 1:width:2, :])
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:
@@ -136,6 +141,11 @@ class Block(nnx.Module):
 
 class ResNet12(nnx.Module):
   """Images [N, H, W, 3] to feature maps [N, H // 16, W // 16, channels[-1]].
+
+  Several batches [..., N, H, W, 3] pass the convolutions as one, and batch norm
+  each by itself. That is what `jax.vmap` would compute, but its gradient would
+  make kernels' gradients for every batch apart before adding them up: grouped
+  convolutions, or batched products, which take up to twice as long.
 
   Maps are float32 whatever the precision, "float32" or "bfloat16", in which
   convolutions and activations are computed.
@@ -219,13 +229,13 @@ def apply(
 
   Args:
     variables: {"params", "batch_stats"} from `init` or a checkpoint.
-    images: [N, H, W, 3], normalised, float32.
+    images: [..., N, H, W, 3], normalised, float32.
     train: normalise by the batch's statistics and update the running ones.
     precision: as `ResNet12`.
 
   Returns:
-    The maps [N, H // 16, W // 16, C], and the (updated) running statistics,
-    float32.
+    The maps [..., N, H // 16, W // 16, C], and the (updated) running
+    statistics, float32, with the leading axes if they were updated.
   """
   module = to_module(variables, precision)
   maps = module(images, train=train)

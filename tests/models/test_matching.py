@@ -225,6 +225,43 @@ class TestModule:
     expected = matching.logits(encoded[2:], encoded[:2])
     np.testing.assert_allclose(score(model, crops)[:, 0], expected, atol=1e-4)
 
+  @pytest.mark.parametrize("crops", [(), (3,)])
+  def test_several_episodes_are_each_by_itself(self, crops):
+    """Scores, gradients and statistics, against one at a time."""
+    variables = resnet.init(jax.random.key(1), width=0.0625)
+    shape = (2, 2, 3, *crops, 32, 32, 3)
+    images = jax.random.normal(jax.random.key(2), shape)
+    support, query = images[:, :, :1], images[:, :, 1:]
+
+    def loss(params, method, *images):
+      model = DeepEMD(resnet.to_module(variables | {"params": params}))
+      scores = getattr(model, method)(*images, train=True)
+      weights = jnp.arange(scores[..., 0].size).reshape(scores.shape[:-1])
+      stats = resnet.to_variables(model.encoder)["batch_stats"]
+      return (weights * scores[..., 0]).sum(), (scores, stats)
+
+    of = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    found = of(variables["params"], "episodes", support, query)
+    last = loss(variables["params"], "__call__", support[1], query[1])[1]
+    np.testing.assert_allclose(found[1][0][1], last[0], rtol=1e-4)
+    for ours, theirs in zip(
+      jax.tree.leaves(found[1][1]), jax.tree.leaves(last[1]), strict=True
+    ):
+      np.testing.assert_allclose(ours[1], theirs, rtol=1e-4, atol=1e-6)
+
+    def each(params):
+      model = lambda *one: loss(params, "__call__", *one)[1][0]  # noqa: E731
+      scores = jax.vmap(model)(support, query)
+      weights = jnp.arange(scores[..., 0].size).reshape(scores.shape[:-1])
+      return (weights * scores[..., 0]).sum()
+
+    expected = jax.jit(jax.grad(each))(variables["params"])
+    for ours, theirs in zip(
+      jax.tree.leaves(found[0]), jax.tree.leaves(expected), strict=True
+    ):
+      scale = np.abs(theirs).max()
+      np.testing.assert_allclose(ours, theirs, atol=1e-3 * scale)
+
   def test_mistakes(self):
     with pytest.raises(ValueError, match="rngs"):
       DeepEMD()
