@@ -146,13 +146,17 @@ class Checkpoints:
     found = (self._manager.metrics(step) or {}).get("score", _NO_SCORE)
     return -math.inf if found == _NO_SCORE else found
 
+  def has_score(self, step: int) -> bool:
+    """Whether `step` was saved with a score."""
+    return self.score(step) > -math.inf
+
   def save(
     self, step: int, *, model, train=None, meta: dict, score: float | None
   ) -> None:
     """Saves in the background; the arrays may be donated or changed after it.
 
     Args:
-      step: newer than all before.
+      step: newer than all before; or the newest once more, which is replaced.
       model: a pytree of arrays, at least one.
       train: likewise; None where no training will go on from here.
       meta: what JSON can hold.
@@ -170,6 +174,8 @@ class Checkpoints:
     checksums["meta"] = _json_checksum(meta)
     metrics = {"score": float(score), "step": step}
     with self._refusing():
+      if step == self.latest():
+        self._manager.delete(step)
       self._manager.save(
         step,
         args=ocp.args.Composite(

@@ -97,7 +97,8 @@ def _head(config, name: str) -> Head:
 
 
 def encoder(config) -> Callable:
-  """(encoder variables, image set) -> nodes [N, n, c] of its images, in order.
+  """(encoder variables, image set, function to call at every batch or nothing)
+  -> nodes [N, n, c] of its images, in order.
 
   A JAX array on every device, or, above `config.evaluate.memory`, a NumPy one
   in a file that vanishes with it. Where `config.nodes.redraw` gives an image
@@ -127,7 +128,7 @@ def encoder(config) -> Callable:
   to_all = jax.jit(encode, out_shardings=mesh.everywhere())
   to_each = jax.jit(encode, out_shardings=mesh.split())
 
-  def encode_all(variables, images):
+  def encode_all(variables, images, heed=lambda: None):
     draw = None if whole else build.evaluation_crops(config, images)
     count = len(images.labels)
     size = batch if whole else max(1, batch // draw(np.arange(1))[1].shape[1])
@@ -135,6 +136,7 @@ def encoder(config) -> Callable:
     kept = None
     shown = Progress()
     for start in range(0, count, size):
+      heed()
       shown("images encoded", start, count)
       # The last batch repeats an image, so that one shape compiles once.
       rows = np.minimum(start + mesh.share(size), count - 1)
@@ -150,7 +152,7 @@ def encoder(config) -> Callable:
     shown.close()
     return kept if isinstance(kept, np.memmap) else mesh.put_everywhere(kept)
 
-  def encode_anew(variables, images):
+  def encode_anew(variables, images, heed=lambda: None):
     draw = build.evaluation_crops(config, images)
 
     def of_episodes(rows, numbers):
@@ -162,6 +164,7 @@ def encoder(config) -> Callable:
       size = len(mesh.share(max(1, batch // flip.shape[1])))
       parts = []
       for start in range(0, count, size):
+        heed()
         at = np.minimum(np.arange(start, start + size), count - 1)
         cut_out = images.cut(each.ravel()[at], boxes[at], config.image.size)
         encoded = to_each(variables, *mesh.put((*cut_out, flip[at])))
@@ -263,9 +266,10 @@ def interval(values: np.ndarray) -> float:
   return float(1.96 * np.std(values) / np.sqrt(len(values)))
 
 
-def validator(config, images, count: int) -> Callable[[dict], dict]:
-  """Encoder variables -> {"accuracy", "prototype"}: mean percent on the first
-  `count` validation episodes of DeepEMD and of the pooled prototype."""
+def validator(config, images, count: int) -> Callable:
+  """(encoder variables, function to call at every batch or nothing) ->
+  {"accuracy", "prototype"}: mean percent on the first `count` validation
+  episodes of DeepEMD and of the pooled prototype."""
   encode = encoder(config)
   draw = sampler(config, images, "val")
   scores = {
@@ -274,13 +278,16 @@ def validator(config, images, count: int) -> Callable[[dict], dict]:
     "prototype": scorer(config, _head(config, "prototype")),
   }
 
-  def validate(variables):
-    encoded = encode(variables, images)
+  def validate(variables, heed=lambda: None):
+    encoded = encode(variables, images, heed)
     batch = config.evaluate.batch_size
-    return {
-      name: float(np.mean(accuracies(score, encoded, draw, count, batch)))
-      for name, score in scores.items()
-    }
+
+    def mean(score):
+      progress = lambda done: heed()  # noqa: E731
+      found = accuracies(score, encoded, draw, count, batch, progress)
+      return float(np.mean(found))
+
+    return {name: mean(score) for name, score in scores.items()}
 
   return validate
 
@@ -355,9 +362,13 @@ def _encoders(config, workdir, val) -> dict[str, dict]:
   found = list(best_encoders(config, workdir).values())
   validate = validator(config, val, config.metatrain.validation_episodes)
   for encoder_of in found:
-    encoder_of["validation"] = validate(encoder_of["variables"])
+    encoder_of["validation"] = validate(encoder_of["variables"], _heed)
   fairest = max(found, key=lambda f: f["validation"]["prototype"])
   return {"deepemd": found[-1], "prototype": fairest}
+
+
+def _heed() -> None:
+  processes.turn_or_stop("evaluate")
 
 
 class _Encode:
@@ -378,7 +389,7 @@ class _Encode:
     if (kind, stage) not in self._kept:
       if kind not in self._functions:
         self._functions[kind] = encoder(config)
-      encoded = self._functions[kind](self._variables[stage], images)
+      encoded = self._functions[kind](self._variables[stage], images, _heed)
       if callable(encoded):
         encoded = self._counted(encoded)
       else:
@@ -422,7 +433,7 @@ class _Measure:
       with contextlib.closing(Progress()) as shown:
 
         def progress(done, shown=shown, head=head):
-          processes.turn_or_stop("evaluate")
+          _heed()
           shown(f"episodes, {name}, {head}", done, count)
 
         scores[head] = accuracies(score, nodes_of, draw, count, size, progress)

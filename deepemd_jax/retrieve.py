@@ -111,7 +111,8 @@ class _Search:
     spec = self._config.retrieve
     queries = drawn(images.labels, spec.queries, self._config.seed)
     clock = _Clock()
-    nodes = jax.block_until_ready(self._encode(variables, images))
+    heed = functools.partial(processes.turn_or_stop, "retrieve")
+    nodes = jax.block_until_ready(self._encode(variables, images, heed))
     clock("encoding")
     shape = len(nodes), nodes.shape[-1]
     limit = self._config.evaluate.memory * 2**30
@@ -127,7 +128,7 @@ class _Search:
     find(queries[: spec.search_batch_size])  # compiles
 
     def tell(what, done):
-      processes.turn_or_stop("retrieve")
+      heed()
       shown(what, done, len(queries))
 
     clock("")

@@ -111,7 +111,7 @@ def fit(
   batch: Callable[[int], Any],
   total_steps: int,
   validate_every: int,
-  validate: Callable[[dict], dict[str, float]],
+  validate: Callable[[dict, Callable[[], None]], dict[str, float]],
   name: str,
   workers: int = 0,
 ) -> None:
@@ -129,7 +129,8 @@ def fit(
       data.
     total_steps: where to stop.
     validate_every: steps between validations; each saves a checkpoint.
-    validate: encoder variables -> {"accuracy": ..., ...}.
+    validate: (encoder variables, function to call now and then, which raises
+      when it is time to stop) -> {"accuracy": ..., ...}.
     name: for messages.
     workers: processes that call `batch`; 0 for threads of this one.
 
@@ -155,14 +156,34 @@ def fit(
       name=name,
     ) as log:
 
+      def save_and_stop(state):
+        done = int(state.step)
+        saved.save(done, **_items(state), meta={}, score=None)
+        saved.wait()
+        raise stopped(done)
+
+      def stopped(done):
+        return Interrupted(
+          f"{name} stopped at step {done} of {total_steps} and saved; "
+          "the same command goes on from there"
+        )
+
+      def heed():
+        if processes.turn() or stop.number:
+          raise Interrupted(f"{name} stopped")
+
       def save_and_log(state, losses):
-        values = validate(variables_of(state))
+        try:
+          values = validate(variables_of(state), heed)
+        except Interrupted:
+          save_and_stop(state)  # to be validated when it goes on
         done = int(state.step)
         saved.save(done, **_items(state), meta={}, score=values["accuracy"])
         scores = {f"val_{k}": v for k, v in values.items()}
         log.write(done, **_means(losses), **scores)
 
-      if restored is None:
+      due = start % validate_every == 0 or start == total_steps
+      if restored is None or (due and not saved.has_score(start)):
         save_and_log(state, [])
       losses: list[dict] = []
       ahead = loader.prefetch(batch, start, total_steps, workers=workers)
@@ -182,12 +203,9 @@ def fit(
         asked = index > start + 1 and processes.turn()
         if asked or stop.number:
           if losses:
-            saved.save(index + 1, **_items(state), meta={}, score=None)
+            save_and_stop(state)
           saved.wait()
-          raise Interrupted(
-            f"{name} stopped at step {index + 1} of {total_steps} and saved; "
-            "the same command goes on from there"
-          )
+          raise stopped(index + 1)
 
 
 def is_finished(directory: pathlib.Path, total_steps: int) -> bool:
@@ -195,7 +213,9 @@ def is_finished(directory: pathlib.Path, total_steps: int) -> bool:
   with checkpoint.Checkpoints(
     directory / "checkpoints", read_only=True
   ) as saved:
-    finished = (saved.latest() or 0) >= total_steps
+    latest = saved.latest() or 0
+    # A stop may have come before the last validation.
+    finished = latest >= total_steps and saved.has_score(latest)
   if finished:
     note(f"{directory.name}: finished earlier, {total_steps} steps")
   return finished
