@@ -59,6 +59,8 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # the training stages learn.
 _FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
 _FREE += ("episode", "variant", "retrieve")
+# What a config.json that does not have the field yet was trained with.
+_BEFORE = {"model": {"precision": "float32"}}
 # Stages that only look at what was trained.
 _LOOKING = {"evaluate", "retrieve"}
 
@@ -105,7 +107,7 @@ def _check_workdir(workdir: pathlib.Path, fields, training: bool) -> None:
   """Refuses a workdir of another config, with other files, or read-only."""
   path = workdir / "config.json"
   try:
-    before = json.loads(path.read_text()) if path.exists() else None
+    before = _read(path) if path.exists() else None
     workdir.mkdir(parents=True, exist_ok=True)
     others = [p for p in workdir.iterdir() if not p.name.startswith(_TRY)]
     with tempfile.TemporaryFile(dir=workdir, prefix=_TRY):
@@ -136,6 +138,23 @@ def _check_workdir(workdir: pathlib.Path, fields, training: bool) -> None:
       f"workdir {workdir} belongs to another config: "
       f"{'; '.join(differing[:5])}; give another --workdir"
     )
+
+
+def _read(path: pathlib.Path) -> dict:
+  """A config.json that an earlier run wrote."""
+  try:
+    fields = json.loads(path.read_bytes())
+  except ValueError:
+    fields = None
+  if not isinstance(fields, dict):
+    raise InputError(
+      f"{path} is damaged, or not ours; give another --workdir, or put back "
+      "the file that the run wrote"
+    )
+  for section, known in _BEFORE.items():
+    if isinstance(fields.get(section), dict):
+      fields[section] = known | fields[section]
+  return fields
 
 
 def _claim(workdir: pathlib.Path, fields) -> None:

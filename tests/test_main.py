@@ -67,6 +67,26 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[7]", b"\xff\xfe"])
+def test_a_config_json_that_is_not_ours_is_refused(content, tmp_path):
+  (tmp_path / "config.json").write_bytes(content)
+  done = call(CONFIG, f"--workdir={tmp_path}")
+  assert done.returncode == 2
+  assert done.stderr.count("\n") == 1, done.stderr
+  assert str(tmp_path / "config.json") in done.stderr
+  assert (tmp_path / "config.json").read_bytes() == content
+
+
+def test_a_run_from_before_mixed_precision_goes_on_in_float32(tmp_path):
+  fields = {"model": {"width": 0.25}}
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  precision = "--config.model.precision=bfloat16"
+  width = "--config.model.width=0.25"
+  done = call(CONFIG, f"--workdir={tmp_path}", precision, width)
+  assert done.returncode == 2
+  assert "model.precision was 'float32' and is 'bfloat16'" in done.stderr
+
+
 def test_a_workdir_full_of_other_files_is_refused(tmp_path):
   (tmp_path / "thesis.tex").write_text("x")
   done = call(CONFIG, f"--workdir={tmp_path}")
