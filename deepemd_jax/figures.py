@@ -1,7 +1,9 @@
 """The pictures of a finished run, into `workdir/figures`."""
 
 import pathlib
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from deepemd_jax import build, emd, metrics, visualize
@@ -104,26 +106,30 @@ def retrieved(config, images, orders, count: int = 5) -> list:
 def matched_pairs(config, images, drawn, variables) -> list:
   """The first query of the first classes, against the class it was given to."""
   count = min(config.evaluate.pictures, len(drawn.classes))
-  rows = {"support": drawn.support[:, 0], "query": drawn.query[:count, 0]}
-  shown, encoded, boxes, mirrored = {}, {}, {}, {}
-  for side, chosen in rows.items():
-    shown[side], encoded[side], boxes[side], mirrored[side] = _looked_at(
-      config, images, chosen, variables
-    )
-  problem = matching.match(encoded["query"], encoded["support"])
-  plan = emd.solve(
-    1.0 - problem.similarity,
-    problem.query_weights,
-    problem.class_weights,
-    solver=build.solver(config),
+  # Together, because every number of images is compiled.
+  rows = np.concatenate([drawn.support[:, 0], drawn.query[:count, 0]])
+  way = len(drawn.classes)
+  seen = _looked_at(config, images, rows, variables)
+  support, query = (
+    _Looked(*(x[:way] for x in seen)),
+    _Looked(*(x[way:] for x in seen)),
   )
-  logits = np.asarray(
-    matching.logits(
-      encoded["query"],
-      encoded["support"],
-      build.solver(config),
-      config.emd.temperature,
+
+  @jax.jit
+  def matched(query, support):
+    problem = matching.match(query, support)
+    plan = emd.solve(
+      1.0 - problem.similarity,
+      problem.query_weights,
+      problem.class_weights,
+      solver=build.solver(config),
     )
+    logits = (problem.similarity * plan.flow).sum((-2, -1))
+    scale = config.emd.temperature / query.shape[1]
+    return problem, plan.flow, scale * logits
+
+  problem, flow, logits = jax.tree.map(
+    np.asarray, matched(query.nodes, support.nodes)
   )
   names = [images.class_names[c] for c in drawn.classes]
   pairs = []
@@ -132,25 +138,33 @@ def matched_pairs(config, images, drawn, variables) -> list:
     verdict = "right" if i == j else f"wrong, is {names[i]}"
     pairs.append(
       visualize.MatchedPair(
-        support=shown["support"][j],
-        query=shown["query"][i],
-        support_boxes=boxes["support"][j],
-        query_boxes=boxes["query"][i],
-        support_weights=np.asarray(problem.class_weights[i, j]),
-        query_weights=np.asarray(problem.query_weights[i, j]),
-        similarity=np.asarray(problem.similarity[i, j]),
-        flow=np.asarray(plan.flow[i, j]),
+        support=support.shown[j],
+        query=query.shown[i],
+        support_boxes=support.boxes[j],
+        query_boxes=query.boxes[i],
+        support_weights=problem.class_weights[i, j],
+        query_weights=problem.query_weights[i, j],
+        similarity=problem.similarity[i, j],
+        flow=flow[i, j],
         title=f"{names[j]} ({verdict}), logit {logits[i, j]:.1f}",
-        support_mirrored=mirrored["support"][j],
-        query_mirrored=mirrored["query"][i],
+        support_mirrored=support.mirrored[j],
+        query_mirrored=query.mirrored[i],
       )
     )
   return pairs
 
 
-def _looked_at(config, images, rows, variables):
+class _Looked(NamedTuple):
   """What is shown (uint8 [k, S, S, 3]), its nodes [k, n, c], where on the
   picture each of them is [k, n, 4], and which are mirrored [k, n]."""
+
+  shown: np.ndarray
+  nodes: jax.Array
+  boxes: np.ndarray
+  mirrored: np.ndarray
+
+
+def _looked_at(config, images, rows, variables) -> _Looked:
   side, precision = config.image.size, config.model.precision
   shown = images.whole(rows, build.evaluation_side(config))
   if config.nodes.kind != "fcn":
@@ -166,13 +180,15 @@ def _looked_at(config, images, rows, variables):
     on_shown = views.to_stored(
       boxes.reshape(-1, 4), images.sizes[rows].repeat(count, 0), shown.shape[1]
     )
-    return shown, nodes.from_crops(maps), on_shown.reshape(boxes.shape), flip
+    return _Looked(
+      shown, nodes.from_crops(maps), on_shown.reshape(boxes.shape), flip
+    )
   pixels = np.asarray(build.evaluation_view(config)(shown))
   maps = resnet.encode(variables, pixels, precision)
   grids = [(cells, cells) for cells in config.nodes.pyramid]
   grids.append(maps.shape[1:3])
   boxes = np.concatenate([nodes.cell_boxes(*g, side) for g in grids])
-  return (
+  return _Looked(
     _to_grey_levels(config, pixels),
     nodes.pyramid(maps, tuple(config.nodes.pyramid)),
     np.broadcast_to(boxes, (len(rows), *boxes.shape)),
