@@ -14,11 +14,11 @@ quickstart: $(VENV)/.run
 	$(FAST) $(BIN)/python -m deepemd_jax.main --config=configs/quickstart.py
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not soak"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not soak"
 
 # With XLA's optimisations, which the short tests do without: see conftest.py.
 soak: $(VENV)/.test
-	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist loadfile
+	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -8,8 +8,9 @@ import pathlib
 import sys
 
 import jax
-import jax.flatten_util
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from configs import folder
 from deepemd_jax import build, evaluate, mesh, metatrain, pretrain, processes
@@ -40,27 +41,32 @@ def config_for(images, data):
 
 def steps_of(stage, config, batch, state, optimiser):
   """Losses [STEPS], gradients of the first step, and all variables after."""
-  loss = stage._loss_function(config)
-  step = train.make_step(loss, optimiser)
+  step = train.make_step(stage._loss_function(config), optimiser)
   state = mesh.put_everywhere(state)
-
-  def gradient(state, batch):
-    slope = jax.grad(
-      lambda p: loss(p, state.extra, state.batch_stats, batch)[0]
-    )(state.params)
-    return jax.flatten_util.ravel_pytree(slope)[0]
-
-  first = mesh.put(batch(0))
-  slopes = jax.jit(gradient, out_shardings=mesh.everywhere())(state, first)
-  losses = []
+  found: dict = {"losses": []}
   for i in range(STEPS):
     state, measured = step(state, mesh.put(batch(i)))
-    losses.append(float(measured["loss"]))
-  variables = jax.tree.map(np.asarray, train.variables_of(state))
-  found = {"losses": losses, "gradients": np.asarray(slopes)}
-  for kind, tree in variables.items():
-    found[kind] = jax.flatten_util.ravel_pytree(tree)[0]
+    found["losses"].append(float(measured["loss"]))
+    if i == 0:
+      found["gradients"] = flat(state.opt_state[0])
+  for kind, tree in train.variables_of(state).items():
+    found[kind] = flat(tree)
   return found
+
+
+def flat(tree):
+  """All its leaves, one after the other."""
+  leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+  return np.concatenate(leaves)
+
+
+def recording(optimiser):
+  """An optimiser that keeps the last gradients in its state, first."""
+  kept = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda gradients, before, params=None: (gradients, gradients),
+  )
+  return optax.chain(kept, optimiser)
 
 
 def main(out, images, data):
@@ -69,7 +75,7 @@ def main(out, images, data):
   source = build.source(config)
   images, test = source.load("train"), source.load("test")
   order = batches.ShuffledBatches(len(images.labels), 16, config.seed)
-  optimiser = build.optimiser(config.pretrain, order.steps_per_epoch)
+  optimiser = recording(build.optimiser(config.pretrain, order.steps_per_epoch))
   variables = pretrain.init(config)
   classifier = pretrain._init_classifier(
     config, variables, len(images.class_names)
@@ -81,7 +87,7 @@ def main(out, images, data):
       optimiser,
     )
   }
-  optimiser = build.optimiser(config.metatrain, 10)
+  optimiser = recording(build.optimiser(config.metatrain, 10))
   solvers = ["interior_point"]
   if jax.local_device_count() == 1:
     solvers += ["network_simplex"]
@@ -130,9 +136,9 @@ def main(out, images, data):
     if name == "fcn":
       scored["nodes"] = np.asarray(encoded)
     found[name] = scored
-  flat = {f"{a}.{b}": x for a, row in found.items() for b, x in row.items()}
+  rows = {f"{a}.{b}": x for a, row in found.items() for b, x in row.items()}
   if processes.first():
-    np.savez(out, devices=jax.device_count(), **flat)
+    np.savez(out, devices=jax.device_count(), **rows)
 
 
 if __name__ == "__main__":

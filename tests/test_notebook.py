@@ -75,7 +75,6 @@ def executed(tmp_path_factory):
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("DEEPEMD_FLAGS", shlex.join([*SMALL, *data]))
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "jax_cache"))
     patch.setenv("IPYTHONDIR", str(place / "ipython"))
     nbclient.NotebookClient(
       notebook,

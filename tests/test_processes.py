@@ -23,12 +23,14 @@ from deepemd_jax import processes
 ROOT = pathlib.Path(__file__).parent.parent
 # Checkpoints are close together, and there is time to send a signal.
 LONG = [
-  "--config.pretrain.epochs=2",
+  "--config.pretrain.epochs=10",
   "--config.pretrain.validate_every=1",
   "--config.metatrain.batch_size=3",
-  "--config.metatrain.epochs=8",
-  "--config.metatrain.steps=10",
+  "--config.metatrain.epochs=1",
+  "--config.metatrain.steps=7",
+  "--config.evaluate.pictures=0",
 ]
+SHORT = [*LONG, "--config.pretrain.epochs=1"]
 
 
 def free_port():
@@ -88,8 +90,9 @@ class Pair:
   def errors(self, index):
     return self.logs[index].read_text()
 
-  def wait_for_turns(self, workdir, index, turns=8):
-    """Until that process has been so many steps in the same stage."""
+  def wait_for_turns(self, workdir, index, turns):
+    """Until that process has been through so many steps of training and
+    batches of validation."""
     end = time.monotonic() + 240
     while time.monotonic() < end:
       assert [p.poll() for p in self.processes] == [None, None], self.errors(0)
@@ -197,8 +200,8 @@ def test_ends_are_shared_and_nothing_is_lost(
   environment,  # noqa: F811
   tmp_path,
 ):
-  """The same command, again and again, each time with another end, against a
-  run that nothing happened to."""
+  """The same command, again and again, each time with another end in its first
+  stage, and then whole, against a run that nothing happened to."""
   workdir = tmp_path / "run"
   arguments = command(workdir, images, *LONG)
   for victim, number in (
@@ -207,7 +210,7 @@ def test_ends_are_shared_and_nothing_is_lost(
     *((1, signal.SIGINT), (1, signal.SIGSTOP)),
   ):
     with Pair(arguments, environment, tmp_path) as pair:
-      pair.wait_for_turns(workdir, victim)
+      pair.wait_for_turns(workdir, victim, 9)
       pair.processes[victim].send_signal(number)
       began = time.monotonic()
       survivor = pair.processes[1 - victim]
@@ -239,6 +242,45 @@ def test_ends_are_shared_and_nothing_is_lost(
     # Not the training loss: a row after a stop is the mean since the restart.
     for name in ("step", "val_accuracy", "val_prototype"):
       assert last[0][name] == last[1][name]
+
+
+def test_an_error_in_one_of_them_ends_both(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  arguments = failing("fail", command(tmp_path / "run", images, *SHORT))
+  environment = {**environment, "PYTHONPATH": str(ROOT)}
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait() == [processes.LOST, 1], pair.errors(0)
+    assert "ValueError: a mistake of ours" in pair.errors(1)
+    named = f"process 1 of 2 (host {socket.gethostname()}, pid"
+    last = pair.errors(0).splitlines()[-1]
+    assert named in last and "has ended (ValueError: a mistake of ours)" in last
+
+
+@pytest.mark.soak
+def test_one_that_hangs_though_alive_ends_both(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  arguments = failing("hang", command(tmp_path / "run", images, *SHORT))
+  environment = {**environment, "PYTHONPATH": str(ROOT)}
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait() == [processes.LOST, processes.LOST], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert "process 1 of 2" in last and "is stuck" in last
+  with Pair(
+    command(tmp_path / "run", images, *SHORT), environment, tmp_path
+  ) as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+
+
+def failing(kind, arguments):
+  """The command, by `tests/failing.py`."""
+  assert arguments[1:3] == ["-m", "deepemd_jax.main"]
+  return [arguments[0], "tests/failing.py", kind, *arguments[3:]]
 
 
 def test_a_mistake_ends_both(images, environment, tmp_path):  # noqa: F811

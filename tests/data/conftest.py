@@ -1,5 +1,8 @@
 """The embedded data set, prepared once for all tests of this room."""
 
+import fcntl
+import os
+
 import pytest
 
 from deepemd_jax.data import datasets
@@ -8,6 +11,11 @@ from deepemd_jax.data import datasets
 @pytest.fixture(scope="session")
 def glyphs(tmp_path_factory):
   """A source whose data are prepared."""
-  source = datasets.GlyphClutterSource(str(tmp_path_factory.mktemp("tfds")))
-  source.load("val")
+  place = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    place = place.parent  # which all workers have
+  source = datasets.GlyphClutterSource(str(place / "tfds"))
+  with (place / "tfds.lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    source.load("val")
   return source
