@@ -344,7 +344,7 @@ def sweep(options):
       *((f"shot {x}", {"metatrain.shot": x}) for x in (5,)),
       *((f"query {x}", {"episode.query": x}) for x in (5, 30)),
       *((f"nodes {(x // 16) ** 2}", {"image.size": x}) for x in (48, 112)),
-      *((f"width {x:g}", {width: x}) for x in (0.25, 0.5)),
+      *((f"width {x:g}", {width: x}) for x in (0.25, 0.5, 1)),
       ("bfloat16", {precision: "bfloat16"}),
     ]
     shots, sizes, devices = [5, 10], [48, 84, 112], [1, 2, 4, 8]
