@@ -30,7 +30,7 @@ LONG = [
   "--config.metatrain.steps=7",
   "--config.evaluate.pictures=0",
 ]
-SHORT = [*LONG, "--config.pretrain.epochs=1"]
+SHORT = [*LONG, "--config.pretrain.epochs=2"]
 
 
 def free_port():
