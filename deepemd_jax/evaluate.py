@@ -283,8 +283,9 @@ def validator(config, images, count: int) -> Callable:
     batch = config.evaluate.batch_size
 
     def mean(score):
-      progress = lambda done: heed()  # noqa: E731
-      found = accuracies(score, encoded, draw, count, batch, progress)
+      found = accuracies(
+        score, encoded, draw, count, batch, lambda done: heed()
+      )
       return float(np.mean(found))
 
     return {name: mean(score) for name, score in scores.items()}
