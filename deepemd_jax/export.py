@@ -179,12 +179,15 @@ def _programs(found) -> dict:
 
 
 def _solver(config):
-  """The run's own EMD solver, or, where that is the host's, the device's."""
+  """The run's own EMD solver, or, where that is the host's, the device's, and
+  that without its kernel, which is for one kind of device."""
   from deepemd_jax import emd, trained
 
   own = trained.solver(config, None)
   host = own is None or isinstance(own, emd.NetworkSimplex)
-  return emd.InteriorPoint() if host else own
+  if host or isinstance(own, emd.InteriorPoint):
+    return emd.InteriorPoint(kernel=False)
+  return own
 
 
 def _described(found) -> dict:

@@ -9,9 +9,6 @@ Each step costs about n m^2 + m^3 multiply-adds; 8 to 20 steps are usual.
 References:
   Mehrotra, "On the Implementation of a Primal-Dual Interior Point Method",
   SIAM J. Optim. 2(4), 1992.
-  Altschuler, Weed, Rigollet, "Near-linear time approximation algorithms for
-  optimal transport via Sinkhorn iteration", NeurIPS 2017, algorithm 2 (rounding
-  to exact marginals).
 """
 
 import dataclasses
@@ -19,15 +16,42 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float
 
-from deepemd_jax.emd import network, problem
+from deepemd_jax.emd import kernel, network, problem
 
-_BACKOFF = 0.995  # of the step to the boundary
 _LANES = 64  # problems side by side: their arrays fit a CPU core's cache
-_PATIENCE = 5  # steps without progress before a problem is given up
+_GROUP = 6  # blocks that advance together on a CPU, to stay in its caches
+
+
+class Rules(NamedTuple):
+  """What both ways of solving keep to.
+
+  Attributes:
+    tolerance: relative duality gap.
+    max_steps: bound on the iterations.
+    proximal: term in the flow. The limit is still the linear program's. It
+      bounds the conductances.
+    leak: term in the potentials, likewise. It lets each node leak, in
+      proportion to its mass: where an optimal plan falls into parts, only tiny
+      conductances connect these, and through them alone the rounding of a
+      part's currents would set its voltage.
+    backoff: part of the step to the boundary that is taken.
+    patience: steps without progress before a problem is given up,
+    near: if so little is left, relative to the moved mass, that rounding may be
+      why. Farther away some problems rest for a while.
+  """
+
+  tolerance: float
+  max_steps: int
+  proximal: float
+  leak: float
+  backoff: float = 0.995
+  patience: int = 5
+  near: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +68,20 @@ class InteriorPoint:
   Attributes:
     tolerance: relative duality gap; None is 1e-7 in float32, 1e-10 in float64.
     max_steps: bound on the iterations.
+    kernel: whether a GPU solves each problem in one program of its own, see
+      `kernel`. None: where it can, an NVIDIA GPU of compute capability 8.0 or
+      more, for problems in float32 of up to 63 nodes. True: for these problems
+      everywhere, elsewhere by an interpreter, slowly. False: nowhere; programs
+      for `jax.export` of fixed sizes need that, if made on such a machine.
 
   Raises:
-    ValueError: tolerance is not positive, or max_steps is below 1.
+    ValueError: tolerance is not positive, or max_steps is below 1; or, when
+      called, kernel is True and the problems are not the kernel's.
   """
 
   tolerance: float | None = None
   max_steps: int = 60
+  kernel: bool | None = None
 
   def __post_init__(self):
     if self.tolerance is not None and not self.tolerance > 0:
@@ -65,23 +96,76 @@ class InteriorPoint:
     b: Float[Array, "*batch m"],
   ) -> problem.Plan:
     """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
-    batch, dtype = cost.shape[:-2], cost.dtype
-    tolerance = self.tolerance
-    if tolerance is None:
-      tolerance = 1e-10 if dtype == jnp.float64 else 1e-7
-    standard = problem.standardise(*problem.batch_last(cost, a, b))
-    flow, f, g, steps = _solve(*standard[:4], tolerance, self.max_steps)
-    flow = _rounded(flow, standard.a, standard.b)
-    plan = problem.finish(standard, flow, f, g, steps, dtype=dtype)
-    return problem.batch_first(plan, batch)
+    batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
+    double = cost.dtype == jnp.float64
+    rules = Rules(
+      tolerance=self.tolerance or (1e-10 if double else 1e-7),
+      max_steps=self.max_steps,
+      proximal=1e-12 if double else 1e-6,
+      leak=1e-9 if double else 1e-3,
+    )
+    flat = cost.reshape(-1, n, m), a.reshape(-1, n), b.reshape(-1, m)
+    solve = _chosen(flat[0], rules, self.kernel)
+    plan = _merging(solve)(*flat)
+    return problem.Plan(*(x.reshape(*batch, *x.shape[1:]) for x in plan))
 
 
-def _solve(cost, a, b, moved, tolerance, max_steps):
+def _chosen(cost, rules: Rules, wanted: bool | None):
+  """What solves problems like cost [B, n, m]; see `InteriorPoint.kernel`."""
+  fits = kernel.fits(cost)
+  if wanted and not fits:
+    raise ValueError(
+      f"kernel is True, but it takes float32 and up to {kernel.MOST_NODES} "
+      f"nodes a side; cost has shape {cost.shape} and dtype {cost.dtype}"
+    )
+  in_blocks = functools.partial(_in_blocks, rules=rules)
+  on_chip = functools.partial(kernel.solve, rules=rules)
+  if wanted is False or not fits or 0 in cost.shape:
+    return in_blocks
+  interpreted = functools.partial(on_chip, interpret=True)
+  elsewhere = interpreted if wanted else in_blocks
+  if not kernel.at_home():
+    return elsewhere
+  return functools.partial(
+    lax.platform_dependent, cuda=on_chip, default=elsewhere
+  )
+
+
+def _merging(solve):
+  """`solve` of arrays with one batch dimension, which is all `jax.vmap` adds.
+
+  Mapped as it is, each single problem would fill a block.
+  """
+  whole = jax.custom_batching.custom_vmap(solve)
+
+  @whole.def_vmap
+  def _(size, mapped, *arguments):
+    def merge(x, is_mapped):
+      if not is_mapped:
+        x = jnp.broadcast_to(x, (size, *x.shape))
+      return x.reshape(size * x.shape[1], *x.shape[2:])
+
+    plan = whole(*map(merge, arguments, mapped))
+    parts = (x.reshape(size, len(x) // size, *x.shape[1:]) for x in plan)
+    return problem.Plan(*parts), problem.Plan(*[True] * len(plan))
+
+  return whole
+
+
+def _in_blocks(cost, a, b, rules):
+  """The plan of cost [B, n, m], a [B, n], b [B, m], problems side by side."""
+  standard = problem.standardise(*problem.batch_last(cost, a, b))
+  flow, f, g, steps = _solve(*standard[:4], rules)
+  flow = problem.rounded(flow, standard.a, standard.b)
+  plan = problem.finish(standard, flow, f, g, steps, dtype=cost.dtype)
+  return problem.batch_first(plan, cost.shape[:1])
+
+
+def _solve(cost, a, b, moved, rules):
   """Flow [n, m, B], potentials [n, B] and [m, B], and steps [B]."""
   n, m, count = cost.shape
   if m > n:  # columns are what costs: let them be the shorter side
-    swapped = cost.swapaxes(0, 1), b, a
-    flow, g, f, steps = _solve(*swapped, moved, tolerance, max_steps)
+    flow, g, f, steps = _solve(cost.swapaxes(0, 1), b, a, moved, rules)
     return flow.swapaxes(0, 1), f, g, steps
   swap = network.heaviest_last(b)
   blocks, lanes = _blocks(count)
@@ -95,9 +179,29 @@ def _solve(cost, a, b, moved, tolerance, max_steps):
     x = jnp.moveaxis(x, 0, -2)
     return x.reshape(*x.shape[:-2], blocks * lanes)[..., :count]
 
-  arguments = [split(x) for x in (swap(cost), a, swap(b), moved)]
-  flow, f, g, steps = map(join, _iterate(*arguments, tolerance, max_steps))
+  iterate = together = functools.partial(_iterate, rules=rules)
+  if not export.is_symbolic_dim(count) and blocks > _GROUP:
+    iterate = functools.partial(
+      lax.platform_dependent,
+      cpu=functools.partial(_group_by_group, together),
+      default=together,
+    )
+  arguments = map(split, (swap(cost), a, swap(b), moved))
+  flow, f, g, steps = map(join, iterate(*arguments))
   return swap(flow), f, swap(g), steps
+
+
+def _group_by_group(iterate, *arguments):
+  """`iterate` of some blocks at a time, each group until it is done."""
+  blocks = len(arguments[0])
+  groups = -(-blocks // _GROUP)
+
+  def split(x):  # the last block repeated
+    spare = [(0, groups * _GROUP - blocks)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, spare, mode="edge").reshape(groups, _GROUP, *x.shape[1:])
+
+  found = lax.map(lambda group: iterate(*group), tuple(map(split, arguments)))
+  return tuple(x.reshape(-1, *x.shape[2:])[:blocks] for x in found)
 
 
 def _blocks(count):
@@ -137,7 +241,7 @@ class _State(NamedTuple):
     g: [m, B].
     left: [B], what was left to do at `best`.
     best: flow, f and g of the best point met.
-    idle: [B], steps in a row without progress.
+    idle: [B], steps in a row without progress, near the end.
     steps: [B].
     done: [B].
   """
@@ -153,17 +257,17 @@ class _State(NamedTuple):
   done: jax.Array
 
 
-def _iterate(cost, a, b, moved, tolerance, max_steps):
+def _iterate(cost, a, b, moved, rules):
   """Steps until all problems are done; blocks of problems in front.
 
   Nodes without mass have no flow, hence no conductance, and drop out.
   """
   given, state = jax.vmap(_start)(cost, a, b, moved)
-  step = jax.vmap(functools.partial(_step, tolerance=tolerance))
+  step = jax.vmap(functools.partial(_step, rules=rules))
 
   def unfinished(carry):
     count, state = carry
-    return (count < max_steps) & ~state.done.all()
+    return (count < rules.max_steps) & ~state.done.all()
 
   def advance(carry):
     count, state = carry
@@ -203,19 +307,14 @@ def _start(cost, a, b, moved) -> tuple[_Given, _State]:
   )
 
 
-def _step(state: _State, given: _Given, *, tolerance) -> _State:
+def _step(state: _State, given: _Given, *, rules: Rules) -> _State:
   """One predictor-corrector step."""
   a, b, moved, weight, ones = given
   flow, slack = state.flow, state.slack
   epsilon = float(jnp.finfo(flow.dtype).eps)
-  # Proximal terms, in the flow and in the potentials; the limit is still the
-  # LP's. The first bounds the conductances. The second lets each node leak, in
-  # proportion to its mass: where an optimal plan falls into parts, only tiny
-  # conductances connect these, and through them alone the rounding of a part's
-  # currents would set its voltage.
-  proximal, leak = (1e-12, 1e-9) if flow.dtype == jnp.float64 else (1e-6, 1e-3)
-  conductance = 1 / (slack / flow + proximal)
-  mesh = network.eliminate(conductance, leak * a, leak * b, ones)
+  conductance = 1 / (slack / flow + rules.proximal)
+  leak_a, leak_b = rules.leak * a, rules.leak * b
+  mesh = network.eliminate(conductance, leak_a, leak_b, ones)
   wrong_a, wrong_b = a - network.summed(flow, 1), b - network.summed(flow, 0)
 
   def direction(target, solves):
@@ -245,8 +344,8 @@ def _step(state: _State, given: _Given, *, tolerance) -> _State:
   target = jnp.where(flow > 0, conductance * (aim / flow - slack), 0)
   # The second solve refines: it brings back the digits that float32 lost.
   change, fall, u, v = direction(target, 2)
-  primal = jnp.minimum(1, _BACKOFF * network.reach(flow, change))
-  dual = jnp.minimum(1, _BACKOFF * network.reach(slack, fall))
+  primal = jnp.minimum(1, rules.backoff * network.reach(flow, change))
+  dual = jnp.minimum(1, rules.backoff * network.reach(slack, fall))
   now = flow + primal * change, state.f + dual * u, state.g + dual * v
   flow, slack = now[0], slack + dual * fall
 
@@ -258,9 +357,11 @@ def _step(state: _State, given: _Given, *, tolerance) -> _State:
   healthy = jnp.isfinite(left + now[1].sum(0) + now[2].sum(0))
   moves = healthy & ~state.done
   better = moves & (left < state.left)
-  idle = jnp.where(left > 0.9 * state.left, state.idle + 1, 0)
+  rests = (left > 0.9 * state.left) & (left < rules.near * moved)
+  idle = jnp.where(rests, state.idle + 1, 0)
   rounding = 4 * epsilon * (moved + b.sum(0))
-  close = (gap <= tolerance * moved) & (wrong <= tolerance * moved + rounding)
+  little = rules.tolerance * moved
+  close = (gap <= little) & (wrong <= little + rounding)
   moves, better = (
     network.stored(jnp.where(x, 1.0, 0.0).astype(flow.dtype), ones) > 0
     for x in (moves, better)
@@ -272,20 +373,9 @@ def _step(state: _State, given: _Given, *, tolerance) -> _State:
     best=_pick(better, now, state.best),
     idle=idle,
     steps=state.steps + moves,
-    done=state.done | ~healthy | close | (idle >= _PATIENCE),
+    done=state.done | ~healthy | close | (idle >= rules.patience),
   )
 
 
 def _pick(condition, new, old):
   return tuple(jnp.where(condition, *xy) for xy in zip(new, old, strict=True))
-
-
-def _rounded(flow, a, b):
-  """A plan with exact marginals, up to rounding, near one with nearly those."""
-  sums = flow.sum(1)
-  flow = flow * jnp.where(sums > a, a / network.or_one(sums), 1)[:, None]
-  sums = flow.sum(0)
-  flow = flow * jnp.where(sums > b, b / network.or_one(sums), 1)
-  lack_a = jnp.maximum(a - flow.sum(1), 0)
-  lack_b = jnp.maximum(b - flow.sum(0), 0)
-  return flow + lack_a[:, None] * lack_b / network.or_one(lack_b.sum(0))

@@ -8,7 +8,10 @@ keeps the rest where it likes (its row or column sums are <=, and its potentials
 <= 0). A dummy node without cost on the lighter side makes that balanced again.
 
 Exact solvers share what comes before, `standardise`, and after, `finish`, both
-with the batch LAST: each operation then runs over long contiguous rows.
+with the batch LAST: each operation then runs over long contiguous rows. What
+they are made of, `standard_within`, `rounded` and `certified`, also takes one
+problem without a batch, and makes do with what a GPU kernel has: no slices and
+no concatenation.
 """
 
 from typing import NamedTuple
@@ -128,8 +131,31 @@ def standardise(cost, a, b) -> Standard:
   arithmetic; deciding at run time instead would compile two solvers, and run
   both under vmap.
   """
+  n, m, _ = cost.shape
+  cost = jnp.pad(cost, ((0, 1), (0, 1), (0, 0)))
+  a, b = (jnp.pad(x, ((0, 1), (0, 0))) for x in (a, b))
+  return standard_within(cost, a, b, n, m)
+
+
+def standard_within(cost, a, b, n: int, m: int) -> Standard:
+  """`standardise` of arrays that have the room already.
+
+  Args:
+    cost: [N, M, ...], of which the first n rows and m columns count; the next
+      are for the dummies, the rest become nodes without mass.
+    a: [N, ...]; zero beyond the first n.
+    b: [M, ...]; zero beyond the first m.
+    n: rows.
+    m: columns.
+  """
+  inside = (_place(cost, 0) < n) & (_place(cost, 1) < m)
   # Units are constants to a derivative: any would do.
-  low, high = (lax.stop_gradient(x((0, 1))) for x in (cost.min, cost.max))
+  low, high = lax.stop_gradient(
+    (
+      jnp.where(inside, cost, jnp.inf).min((0, 1)),
+      jnp.where(inside, cost, -jnp.inf).max((0, 1)),
+    )
+  )
   total_a, total_b = a.sum(0), b.sum(0)
   good = (
     jnp.isfinite(high - low)
@@ -139,7 +165,8 @@ def standardise(cost, a, b) -> Standard:
   )
   low, high = jnp.where(good, low, 0), jnp.where(good, high, 0)
   cost = jnp.where(good, cost, 0)
-  a, b = jnp.where(good, a, 1), jnp.where(good, b, 1)
+  a = jnp.where(good, a, jnp.where(_place(a) < n, 1, 0))
+  b = jnp.where(good, b, jnp.where(_place(b) < m, 1, 0))
   total_a, total_b = a.sum(0), b.sum(0)
   gap = abs(total_a - total_b)
   balanced = gap <= BALANCED * jnp.maximum(total_a, total_b)
@@ -152,13 +179,12 @@ def standardise(cost, a, b) -> Standard:
   surplus = jnp.where(balanced, 0, a.sum(0) - b.sum(0))
   middle = low + (high - low) / 2
   span = high - low
-  unit = lax.stop_gradient((moved + abs(surplus)) / (len(a) + 1))
+  unit = lax.stop_gradient((moved + abs(surplus)) / (n + 1))
+  scaled = (cost - middle) / jnp.where(span > 0, span, 1)
   return Standard(
-    cost=jnp.pad(
-      (cost - middle) / jnp.where(span > 0, span, 1), ((0, 1), (0, 1), (0, 0))
-    ),
-    a=jnp.concatenate([a, jnp.maximum(-surplus, 0)[None]]) / unit,
-    b=jnp.concatenate([b, jnp.maximum(surplus, 0)[None]]) / unit,
+    cost=jnp.where(inside, scaled, 0),
+    a=jnp.where(_place(a) == n, jnp.maximum(-surplus, 0), a) / unit,
+    b=jnp.where(_place(b) == m, jnp.maximum(surplus, 0), b) / unit,
     moved=moved / unit,
     middle=middle,
     span=span,
@@ -168,11 +194,33 @@ def standardise(cost, a, b) -> Standard:
   )
 
 
-def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
-  """Cuts the dummies off and certifies what a solver found.
+def rounded(flow, a, b):
+  """A plan with exact marginals, up to rounding, near one with nearly those.
 
-  Whatever the potentials are, the pair that is completed from them is feasible,
-  so that the gap bounds the error of the value.
+  Args:
+    flow: [n, m, ...], >= 0.
+    a: [n, ...], row sums wanted.
+    b: [m, ...], column sums wanted.
+
+  References:
+    Altschuler, Weed, Rigollet, "Near-linear time approximation algorithms for
+    optimal transport via Sinkhorn iteration", NeurIPS 2017, algorithm 2.
+  """
+
+  def or_one(x):
+    return jnp.where(x > 0, x, 1)
+
+  sums = flow.sum(1)
+  flow = flow * jnp.where(sums > a, a / or_one(sums), 1)[:, None]
+  sums = flow.sum(0)
+  flow = flow * jnp.where(sums > b, b / or_one(sums), 1)
+  lack_a = jnp.maximum(a - flow.sum(1), 0)
+  lack_b = jnp.maximum(b - flow.sum(0), 0)
+  return flow + lack_a[:, None] * (lack_b / or_one(lack_b.sum(0)))
+
+
+def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
+  """Cuts the dummies off what a solver found, and certifies it.
 
   Args:
     standard: the problem.
@@ -185,7 +233,19 @@ def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
   Returns:
     The plan in original units, batch last.
   """
+  n, m = len(f) - 1, len(g) - 1
+  plan = certified(standard, flow, f, g, steps, n, m, dtype)
+  return plan._replace(flow=plan.flow[:n, :m], f=plan.f[:n], g=plan.g[:m])
+
+
+def certified(standard: Standard, flow, f, g, steps, n, m, dtype) -> Plan:
+  """`finish` of arrays with room, see `standard_within`; cuts nothing off.
+
+  Whatever the potentials are, the pair that is completed from them is feasible,
+  so that the gap bounds the error of the value.
+  """
   cost, a, b, moved, middle, span, unit, largest, good = standard
+  row, column = _place(a), _place(b)
   # Of two nodes whose potentials are too high together the lighter gives way:
   # the less mass, the less a potential matters, and the less a solver knows it.
   above = jnp.where(a[:, None] > b, cost - f[:, None], jnp.inf)
@@ -193,38 +253,33 @@ def finish(standard: Standard, flow, f, g, steps, *, dtype) -> Plan:
   # Columns without mass bind no row, nor does an idle dummy: its column must
   # not, and its row must not bind the columns that have no mass either.
   f = (cost - jnp.where(b > 0, g, -jnp.inf)).min(1)
-  binding = jnp.concatenate([f[:-1], jnp.where(a[-1:] > 0, f[-1:], -jnp.inf)])
+  binding = jnp.where((row < n) | ((row == n) & (a > 0)), f, -jnp.inf)
   g = (cost - binding[:, None]).min(0)
   slack = cost - f[:, None] - g
   gap = (flow * slack).sum((0, 1))
   # A dummy's own sum is nobody's concern: where its potential is 0, it has no
   # part in the dual value.
-  wrong_a, wrong_b = abs(flow.sum(1) - a)[:-1], abs(flow.sum(0) - b)[:-1]
-  to_f = jnp.where(b[-1] > 0, g[-1], 0)
-  to_f = jnp.where(a[-1] > 0, -f[-1], to_f)
-  price_a, price_b = abs(f + to_f)[:-1], abs(g - to_f)[:-1]
+  wrong_a = jnp.where(row < n, abs(flow.sum(1) - a), 0)
+  wrong_b = jnp.where(column < m, abs(flow.sum(0) - b), 0)
+  to_f = jnp.where(_at(b, m) > 0, _at(g, m), 0)
+  to_f = jnp.where(_at(a, n) > 0, -_at(f, n), to_f)
   # What is wrong has a price in the potentials, and at most 1 to put right.
-  gap = gap + (wrong_a * (1 + price_a)).sum(0)
-  gap = gap + (wrong_b * (1 + price_b)).sum(0)
+  gap = gap + (wrong_a * (1 + abs(f + to_f))).sum(0)
+  gap = gap + (wrong_b * (1 + abs(g - to_f))).sum(0)
   residual = jnp.maximum(wrong_a.max(0), wrong_b.max(0))
   scale = moved * unit * largest
   gap = gap * unit * span + 4 * float(jnp.finfo(dtype).eps) * scale
   converged = good & (gap <= CLOSE[jnp.dtype(dtype).name] * scale)
-  f, g = in_units(standard, f, g)
-  fields = Plan(
-    flow=flow[:-1, :-1] * unit,
-    f=f,
-    g=g,
-    gap=gap,
-    residual=residual * unit,
+  f, g = _in_units(standard, f, g, n, m)
+  known = lambda x: jnp.where(good, x, jnp.nan)  # noqa: E731
+  return Plan(
+    flow=known(flow * unit),
+    f=known(f),
+    g=known(g),
+    gap=known(gap),
+    residual=known(residual * unit),
     steps=steps,
     converged=converged,
-  )
-  return fields._replace(
-    **{
-      name: jnp.where(good, getattr(fields, name), jnp.nan)
-      for name in ("flow", "f", "g", "gap", "residual")
-    }
   )
 
 
@@ -233,12 +288,27 @@ def in_units(standard: Standard, f, g):
 
   The gauge: a dummy's potential is 0; without one, both sides count the same.
   """
+  f, g = _in_units(standard, f, g, len(f) - 1, len(g) - 1)
+  return f[:-1], g[:-1]
+
+
+def _in_units(standard: Standard, f, g, n, m):
   _, a, b, moved, middle, span, *_ = standard
   f, g = f * span, g * span
   even = ((b * g).sum(0) - (a * f).sum(0)) / (2 * moved) + middle / 2
-  to_f = jnp.where(b[-1] > 0, g[-1], even)
-  to_f = jnp.where(a[-1] > 0, middle - f[-1], to_f)
-  return f[:-1] + to_f, g[:-1] + (middle - to_f)
+  to_f = jnp.where(_at(b, m) > 0, _at(g, m), even)
+  to_f = jnp.where(_at(a, n) > 0, middle - _at(f, n), to_f)
+  return f + to_f, g + (middle - to_f)
+
+
+def _place(x, axis: int = 0):
+  """[*x.shape] int32, the index along an axis."""
+  return lax.broadcasted_iota(jnp.int32, x.shape, axis)
+
+
+def _at(x, k: int):
+  """x[k], of which a kernel has no other way."""
+  return jnp.where(_place(x) == k, x, 0).sum(0)
 
 
 def without_units(standard: Standard, f, g):

@@ -28,7 +28,9 @@ from deepemd_jax.emd import network, problem
 FORMS = ("L2", "QP")
 _QP_RIDGE = 1e-4  # the official code's, whatever l2_strength is
 _BACKOFF = 0.995  # of the step to the boundary
-_PATIENCE = 5  # steps without progress before a problem is given up
+# Steps without progress before a problem is given up, if so little is left that
+# rounding may be why; see `interior_point.Rules`.
+_PATIENCE, _NEAR = 5, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,7 +358,8 @@ def _step(state: _State, program: _Program, tolerance: float) -> _State:
   healthy = jnp.isfinite(left + now[1].sum(0) + now[2].sum(0))
   moves = healthy & ~state.done
   better = moves & (left < state.left)
-  idle = jnp.where(left > 0.9 * state.left, state.idle + 1, 0)
+  rests = (left > 0.9 * state.left) & (left < _NEAR * b.sum(0))
+  idle = jnp.where(rests, state.idle + 1, 0)
   rounding = 4 * float(jnp.finfo(flow.dtype).eps) * b.sum(0)
   close = left <= tolerance * b.sum(0) + rounding
   pick = lambda which, new, old: jax.tree.map(  # noqa: E731

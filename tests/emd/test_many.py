@@ -4,10 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import emd_solvers
 from deepemd_jax import emd
 
 solve = jax.jit(emd.solve, static_argnames="solver")
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
+SOLVERS += [emd.InteriorPoint(kernel=True)]
+NAMES = ["simplex", "interior", "kernel"]
 SIZES = [(1, 1), (1, 9), (13, 1), (5, 5), (9, 13), (13, 9), (25, 25), (38, 25)]
 BATCH = 2000
 
@@ -72,7 +75,7 @@ def examine(rng, count, n, m, solver):
   return plan.converged.sum()
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=["simplex", "interior"])
+@pytest.mark.parametrize("solver", SOLVERS, ids=NAMES)
 @pytest.mark.parametrize("size", [(1, 9), (25, 25)], ids=str)
 def test_thousands(solver, size):
   rng = np.random.default_rng([1, *size])
@@ -80,14 +83,32 @@ def test_thousands(solver, size):
 
 
 @pytest.mark.soak
-def test_a_million():
+@pytest.mark.parametrize("solver", SOLVERS[1:], ids=NAMES[1:])
+def test_a_million(solver):
   """1,000,000 problems through InteriorPoint, judged by NetworkSimplex."""
   batches = 1_000_000 // (BATCH * len(SIZES))
   good = np.zeros(len(SIZES))
   for seed in range(batches + 1):
     for i, size in enumerate(SIZES):
       rng = np.random.default_rng([2, seed, i])
-      good[i] += examine(rng, BATCH, *size, SOLVERS[1])
+      good[i] += examine(rng, BATCH, *size, solver)
   share = good / (BATCH * (batches + 1))
   print(dict(zip(SIZES, share.round(5).tolist(), strict=True)))
   assert (share > 0.98).all()
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    *SOLVERS[1:],
+    emd.RegularizedQP(form="L2"),
+    emd.RegularizedQP(form="QP"),
+  ],
+  ids=[*NAMES[1:], "L2", "QP"],
+)
+def test_problems_that_rest_on_the_way(solver):
+  """DeepEMD's, one or more of which each of these solvers once gave up."""
+  cost, a, b = emd_solvers.problems(375, 38)
+  chosen = [8, 121, 131, 148, 263]
+  a, b = (emd_solvers.masses(x[chosen]) for x in (a, b))
+  assert np.asarray(solve(cost[chosen], a, b, solver).converged).all()

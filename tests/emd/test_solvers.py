@@ -18,12 +18,16 @@ QPTH = np.load(FOLDER / "qpth.npz")
 SIZES = ("9x9", "13x13", "25x25", "38x38", "9x13", "13x9", "25x38")
 SIZES += ("1x25", "25x1")
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
+KERNEL = emd.InteriorPoint(kernel=True)  # for float32 only
 solve = jax.jit(emd.solve, static_argnames="solver")
 distance = jax.jit(emd.distance, static_argnames=("solver", "gradient"))
 
-each_solver = pytest.mark.parametrize(
-  "solver", SOLVERS, ids=lambda s: type(s).__name__
-)
+
+def name_of(solver):
+  return "Kernel" if solver is KERNEL else type(solver).__name__
+
+
+each_solver = pytest.mark.parametrize("solver", [*SOLVERS, KERNEL], ids=name_of)
 
 
 @pytest.fixture(params=[False, True], ids=["float32", "float64"])
@@ -56,12 +60,12 @@ def reference(cost, a, b):
 def recorded_cases():
   """The interior point's rest is compilation time, left to `make soak`."""
   cases = []
-  for solver in SOLVERS:
+  for solver in (*SOLVERS, KERNEL):
     for size in SIZES:
-      for x64 in (False, True):
+      for x64 in (False, True)[: 1 if solver is KERNEL else 2]:
         slow = isinstance(solver, emd.InteriorPoint) and x64
         later = slow and size not in ("9x9", "25x25", "9x13")
-        name = f"{size}-{64 if x64 else 32}-{type(solver).__name__}"
+        name = f"{size}-{64 if x64 else 32}-{name_of(solver)}"
         marks = [pytest.mark.soak] if later else []
         cases.append(pytest.param(solver, size, x64, marks=marks, id=name))
   return cases
@@ -100,7 +104,12 @@ def _ratio(a, b):
   return np.where(np.abs(ratio - 1) < 1e-4, ratio, 1.0)
 
 
-@each_solver
+@pytest.mark.parametrize(
+  ("solver", "x64"),
+  [*((s, x64) for s in SOLVERS for x64 in (False, True)), (KERNEL, False)],
+  indirect=["x64"],
+  ids=lambda x: {False: "32", True: "64"}.get(x) or name_of(x),
+)
 @pytest.mark.parametrize("size", ["9x9", "25x25"])
 def test_recorded_gradients_through_the_weight_normalisation(solver, size, x64):
   """d logit / d raw weights at stable, non-degenerate vertices."""
@@ -259,7 +268,7 @@ def test_extreme_costs(solver, scale):
   np.testing.assert_allclose(scaled / scale, value, rtol=1e-4)
 
 
-@each_solver
+@pytest.mark.parametrize("solver", SOLVERS, ids=name_of)
 def test_gradients_against_finite_differences(solver):
   jax.config.update("jax_enable_x64", True)
   try:
@@ -317,7 +326,13 @@ def test_transformations_agree(solver):
   mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
   spec = jax.sharding.PartitionSpec("data")
   sharded = jax.jit(
-    jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=spec, out_specs=spec)
+    jax.shard_map(
+      jax.vmap(one),
+      mesh=mesh,
+      in_specs=spec,
+      out_specs=spec,
+      check_vma=solver is not KERNEL,  # Pallas's interpreter does not pass it
+    )
   )
   np.testing.assert_allclose(sharded(cost, a, b), value, atol=2e-5)
 
@@ -335,6 +350,12 @@ def test_one_compilation_a_shape(solver):
   for seed in range(3):
     counted(*problems(8, 5, 7, seed))
   assert traces == 1
+
+
+@each_solver
+def test_no_problems_are_no_trouble(solver):
+  cost, a, b = (x[:0] for x in problems(8, 5, 7))
+  assert emd.solve(cost, a, b, solver).flow.shape == (0, 5, 7)
 
 
 def test_shapes_that_do_not_fit_are_told():
