@@ -9,7 +9,12 @@ stages run them, on images that are drawn at random, varied one at a time in
 way, shot, query, nodes, width, precision and devices. Seconds are the least of
 the repeats. FLOPs and bytes are XLA's count of the compiled program, beside the
 formulas of `estimate.py`; XLA counts a loop's body once, and a host callback,
-which is what solves the EMD on a CPU, not at all.
+which is what solves the EMD on a CPU, or a kernel, not at all. The utilisation
+is the formula's FLOPs over the time, as a share of what a large matrix product
+reached in the same run.
+
+On an accelerator, which can say how much memory it has, also the largest number
+of episodes that a meta-training step takes.
 
 Devices are virtual: they share the cores of this machine, so that more of them
 show what sharing costs, not what it gains.
@@ -19,6 +24,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -106,6 +112,20 @@ def slope(function):
   return jax.jit(lambda *arguments: jax.grad(total)(arguments))
 
 
+@functools.cache
+def matrix_peak(precision: str) -> float:
+  """FLOP/s of a large matrix product, at JAX's default precision."""
+  side = 1024 if jax.default_backend() == "cpu" else 8192
+  x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(precision))
+  product = jax.jit(jnp.matmul)
+  return 2 * side**3 / seconds(lambda: product(x, x), 10)
+
+
+def utilisation(gflop: float, step_s: float, config) -> float:
+  """Share of `matrix_peak`."""
+  return 1e9 * gflop / step_s / matrix_peak(config.model.precision)
+
+
 def step_seconds(step, state, batch, repeats: int) -> float:
   """Of a training step, whose state is used up by the next."""
   kept = [state]
@@ -164,14 +184,13 @@ def of_pretraining(config, options) -> dict:
     "encoder_s": encoder_seconds(config, variables, count, True, options),
     "input_cpu_s": input_seconds(make, options.repeats),
   }
-  return {"step_s": step_seconds(step, state, batch, options.repeats)} | found
+  step_s = step_seconds(step, state, batch, options.repeats)
+  share = utilisation(found["formula_gflop"], step_s, config)
+  return {"step_s": step_s, "utilisation": share} | found
 
 
-def of_metatraining(config, options) -> dict:
-  """A step of `metatrain`, and its parts, each forward and backward."""
-  shape = build.training_episode(config)
-  way, n_query = shape["way"], shape["query"]
-  count = way * (shape["shot"] + n_query)
+def metatraining(config, options):
+  """A step of `metatrain`: (step, state, batch, the compiler's numbers)."""
   make = metatrain._batches(config, copies(*options.pool))
   variables = pretrain.init(config)
   optimiser = build.optimiser(config.metatrain, 100)
@@ -179,13 +198,35 @@ def of_metatraining(config, options) -> dict:
   step = loop.make_step(metatrain._loss_function(config), optimiser)
   batch = mesh.put(make(0))
   step, found = program(step, state, batch)
+  return step, state, batch, found
+
+
+def metatraining_gflop(config) -> float:
+  """By formula, of a step."""
+  shape = build.training_episode(config)
+  size, width = config.image.size, config.model.width
+  way, n_query = shape["way"], shape["query"]
+  images = way * (shape["shot"] + n_query)
+  n, c = estimate.nodes(size), estimate.channels(width)[-1]
+  episode = images * estimate.encoder_flops(size, width)
+  episode += estimate.head_flops(way * n_query, way, n, c)
+  return 3 * config.metatrain.batch_size * episode / 1e9
+
+
+def of_metatraining(config, options) -> dict:
+  """A step of `metatrain`, and its parts, each forward and backward."""
+  shape = build.training_episode(config)
+  way, n_query = shape["way"], shape["query"]
+  count = way * (shape["shot"] + n_query)
+  step, state, batch, found = metatraining(config, options)
+  step_s = step_seconds(step, state, batch, options.repeats)
+  make = metatrain._batches(config, copies(*options.pool))
+  variables = pretrain.init(config)
   n = estimate.nodes(config.image.size)
   c = estimate.channels(config.model.width)[-1]
-  by_formula = 3 * count * estimate.encoder_flops(
-    config.image.size, config.model.width
-  ) + 3 * estimate.head_flops(way * n_query, way, n, c)
+  gflop = metatraining_gflop(config)
   found |= {
-    "formula_gflop": by_formula / 1e9,
+    "formula_gflop": gflop,
     "views_s": views_seconds(
       config, config.image.size, list(batch.values()), options
     ),
@@ -193,7 +234,42 @@ def of_metatraining(config, options) -> dict:
     **head_seconds(way, n_query, n, c, True, options),
     "input_cpu_s": input_seconds(make, options.repeats),
   }
-  return {"step_s": step_seconds(step, state, batch, options.repeats)} | found
+  return {
+    "step_s": step_s,
+    "utilisation": utilisation(gflop, step_s, config),
+  } | found
+
+
+def of_the_largest(config, options) -> dict:
+  """A meta-training step of as many episodes as fit the device's memory.
+
+  To within a tenth: each try is a compilation.
+  """
+  room = jax.devices()[0].memory_stats()["bytes_limit"] / 1e6
+  config.metatrain.batch_size = 1
+  one = metatraining(config, options)[-1]
+  episodes = int(0.95 * room / (one["argument_mb"] + one["temporary_mb"]))
+  while True:
+    config.metatrain.batch_size = episodes = max(1, episodes)
+    print(f"  {episodes} episodes?", flush=True)
+    try:
+      *training, found = metatraining(config, options)
+      step_s = step_seconds(*training, options.repeats)
+      break
+    except jax.errors.JaxRuntimeError:  # out of memory
+      if episodes == 1:
+        raise
+    training = None  # gives its memory back
+    episodes = int(0.9 * episodes)
+  gflop = metatraining_gflop(config)
+  return {
+    "step_s": step_s,
+    "episodes": episodes,
+    "utilisation": utilisation(gflop, step_s, config),
+    "device_mb": room,
+    **found,
+    "formula_gflop": gflop,
+  }
 
 
 def head_seconds(way, n_query, n, c, training, options) -> dict:
@@ -348,8 +424,13 @@ def sweep(options):
       ("bfloat16", {precision: "bfloat16"}),
     ]
     shots, sizes, devices = [5, 10], [48, 84, 112], [1, 2, 4, 8]
+  # A CPU does not say how much memory it has.
+  largest = []
+  tells = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
   for name, change in changes:
     config = settings(options, **change)
+    if tells and set(change) <= {precision}:
+      largest.append((name, settings(options, **change)))
     if not {"episode.way", "episode.query", "metatrain.shot"} & set(change):
       yield "pretrain", name, functools.partial(of_pretraining, config, options)
     yield "metatrain", name, functools.partial(of_metatraining, config, options)
@@ -362,8 +443,10 @@ def sweep(options):
   for size in sizes:
     n = estimate.nodes(size)
     yield "emd, 375", f"nodes {n}", functools.partial(of_emd, n, options)
-  for count in devices:
+  for count in devices if jax.default_backend() == "cpu" else ():
     yield "devices", str(count), functools.partial(on_devices, count)
+  for name, config in largest:
+    yield "largest", name, functools.partial(of_the_largest, config, options)
 
 
 def line(stage: str, name: str, found: dict) -> str:
@@ -387,7 +470,9 @@ def main() -> None:
   parser.add_argument("--epochs", type=int, default=100, help="of the SFC")
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--json", help="also write the rows to this file")
-  parser.add_argument("--only", default="", help="rows with this in the name")
+  parser.add_argument(
+    "--only", default="", help="rows with this in the name (a pattern)"
+  )
   parser.add_argument("--smoke", action="store_true")
   parser.add_argument(
     "--on-devices", action="store_true", help=argparse.SUPPRESS
@@ -410,15 +495,15 @@ def main() -> None:
   )
   rows = []
   for stage, name, measure in sweep(options):
-    if options.only not in f"{stage} {name}":
+    if not re.search(options.only, f"{stage} {name}"):
       continue
     found = measure()
     load = os.getloadavg()[0]
     rows.append({"stage": stage, "case": name, **found, "load": load})
     print(line(stage, name, found), flush=True)
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump(rows, file, indent=2)
+    if options.json:  # what there is by now
+      with open(options.json, "w") as file:
+        json.dump(rows, file, indent=2)
 
 
 if __name__ == "__main__":

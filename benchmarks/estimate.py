@@ -1,4 +1,4 @@
-"""What accelerators would need: arithmetic from formulas, nothing is measured.
+"""What accelerators would need: arithmetic from formulas, hardly any measured.
 
     python -m benchmarks.estimate                       # tables of COST.md
     python -m benchmarks.estimate --way 10 --width 0.5
@@ -31,6 +31,7 @@ class Machine:
     link: between chips, bytes/s out of one chip.
     cores: physical cores of a host.
     launch: seconds between two dependent small operations.
+    kernel: whether `InteriorPoint` has its kernel there.
   """
 
   chips: int
@@ -42,6 +43,7 @@ class Machine:
   link: float
   cores: int
   launch: float
+  kernel: bool = False
 
 
 MACHINES = {
@@ -49,7 +51,10 @@ MACHINES = {
     8, 1, 197e12, 4e12, 819e9, 16e9, 200e9, cores=112, launch=2e-6
   ),
   "8 x H100": Machine(
-    8, 1, 989e12, 67e12, 3.35e12, 80e9, 450e9, cores=112, launch=4e-6
+    *(8, 1, 989e12, 67e12, 3.35e12, 80e9, 450e9),
+    cores=112,
+    launch=4e-6,
+    kernel=True,
   ),
   "TPU v5p-64": Machine(
     32, 8, 459e12, 9e12, 2.765e12, 95e9, 600e9, cores=104, launch=2e-6
@@ -63,6 +68,10 @@ EXACT_PASSES = 6  # of bfloat16 for a float32 product (`Precision.HIGHEST`)
 # summed up, and normalised; backward is twice forward.
 PASSES_FORWARD, PASSES_TRAINING = 4, 12
 IP_STEPS = 16  # until the last of a batch is done; 14 counted, 8 to 20 usual
+# Of the kernel, measured on an H200, which has the H100's multiprocessors, with
+# 25 nodes: seconds of a step of one problem, and FLOP/s as `emd_flops` counts
+# them when there are enough problems; and the steps of the slowest of 375.
+KERNEL_STEP, KERNEL_RATE, SLOWEST = 17e-6, 2.9e12, 24
 # Measured by `benchmarks/cost.py`: CPU seconds that a training episode of 80
 # images takes to be made on the host, by any of its cores, and that a test
 # episode takes to be drawn, by the one thread that waits for the device.
@@ -144,6 +153,9 @@ def _encoder(machine, images, size, width, training) -> float:
 
 def _emd(machine, problems, n) -> float:
   # Where arithmetic does not fill the chip, the chain of operations counts.
+  if machine.kernel:
+    busy = problems * emd_flops(n) / KERNEL_RATE
+    return max(busy, SLOWEST * KERNEL_STEP * n / 25)
   busy = problems * emd_flops(n) / (OTHER_SHARE * machine.vector)
   return max(busy, emd_operations(n) * machine.launch)
 
