@@ -277,6 +277,29 @@ def test_one_that_hangs_though_alive_ends_both(
     assert pair.wait() == [0, 0], pair.errors(0)
 
 
+@pytest.mark.soak
+def test_a_signal_while_they_validate_loses_nothing(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  """The step is saved before its score is known, and then once more."""
+  workdir, untouched = tmp_path / "run", tmp_path / "untouched"
+  arguments = failing("signal", command(workdir, images, *SHORT))
+  changed = {**environment, "PYTHONPATH": str(ROOT)}
+  with Pair(arguments, changed, tmp_path) as pair:
+    assert pair.wait() == [143, 143], pair.errors(0)
+    assert "and saved; the same command goes on" in pair.errors(0)
+  for folder in (workdir, untouched):
+    with Pair(command(folder, images, *SHORT), environment, tmp_path) as pair:
+      assert pair.wait() == [0, 0], pair.errors(0)
+  assert results(workdir) == results(untouched)
+  logs = [x / "pretrain" / "metrics.jsonl" for x in (workdir, untouched)]
+  rows = [log.read_text().splitlines() for log in logs]
+  scores = [[json.loads(x).get("val_accuracy") for x in row] for row in rows]
+  assert scores[0] == scores[1]
+
+
 def failing(kind, arguments):
   """The command, by `tests/failing.py`."""
   assert arguments[1:3] == ["-m", "deepemd_jax.main"]

@@ -106,7 +106,7 @@ class InteriorPoint:
     )
     flat = cost.reshape(-1, n, m), a.reshape(-1, n), b.reshape(-1, m)
     solve = _chosen(flat[0], rules, self.kernel)
-    plan = _merging(solve)(*flat)
+    plan = solve(*flat)
     return problem.Plan(*(x.reshape(*batch, *x.shape[1:]) for x in plan))
 
 
@@ -119,22 +119,24 @@ def _chosen(cost, rules: Rules, wanted: bool | None):
       f"nodes a side; cost has shape {cost.shape} and dtype {cost.dtype}"
     )
   in_blocks = functools.partial(_in_blocks, rules=rules)
-  on_chip = functools.partial(kernel.solve, rules=rules)
   if wanted is False or not fits or 0 in cost.shape:
     return in_blocks
-  interpreted = functools.partial(on_chip, interpret=True)
+  on_chip = functools.partial(kernel.solve, rules=rules)
+  interpreted = _merging(functools.partial(on_chip, interpret=True))
   elsewhere = interpreted if wanted else in_blocks
   if not kernel.at_home():
     return elsewhere
   return functools.partial(
-    lax.platform_dependent, cuda=on_chip, default=elsewhere
+    lax.platform_dependent, cuda=_merging(on_chip), default=elsewhere
   )
 
 
 def _merging(solve):
-  """`solve` of arrays with one batch dimension, which is all `jax.vmap` adds.
+  """`solve` of arrays with one batch dimension, which is all `jax.vmap` adds: a
+  GPU's grid has three, of which two are short.
 
-  Mapped as it is, each single problem would fill a block.
+  Not for problems side by side in blocks: with other blocks XLA rounds
+  otherwise, and numbers would depend on how many devices share the episodes.
   """
   whole = jax.custom_batching.custom_vmap(solve)
 
