@@ -83,10 +83,15 @@ def test_thousands(solver, size):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("solver", SOLVERS[1:], ids=NAMES[1:])
-def test_a_million(solver):
-  """1,000,000 problems through InteriorPoint, judged by NetworkSimplex."""
-  batches = 1_000_000 // (BATCH * len(SIZES))
+@pytest.mark.parametrize(
+  ("solver", "count"),
+  # Interpreted, a million would take an hour.
+  [(SOLVERS[1], 1_000_000), (SOLVERS[2], 100_000)],
+  ids=NAMES[1:],
+)
+def test_a_million(solver, count):
+  """Random problems through InteriorPoint, judged by NetworkSimplex."""
+  batches = count // (BATCH * len(SIZES))
   good = np.zeros(len(SIZES))
   for seed in range(batches + 1):
     for i, size in enumerate(SIZES):
