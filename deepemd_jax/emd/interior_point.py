@@ -40,9 +40,9 @@ class Rules(NamedTuple):
       conductances connect these, and through them alone the rounding of a
       part's currents would set its voltage.
     backoff: part of the step to the boundary that is taken.
-    patience: steps without progress before a problem is given up,
-    near: if so little is left, relative to the moved mass, that rounding may be
-      why. Farther away some problems rest for a while.
+    patience: steps without progress, near the end, before a problem is given
+      up: rounding may be why. Farther away some problems rest for a while.
+    near: what is left there at most, relative to the moved mass.
   """
 
   tolerance: float
