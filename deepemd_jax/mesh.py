@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from deepemd_jax import processes
 from deepemd_jax.errors import InputError
 
 AXIS = "data"
@@ -87,6 +88,7 @@ def put(tree):
   Returns:
     Arrays [count, ...], count rounded up, split over all devices.
   """
+  processes.ready()  # all of them call this, next to what they compute together
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(split(), np.asarray(x)),
     tree,

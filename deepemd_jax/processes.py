@@ -33,7 +33,7 @@ MISTAKE = 2  # a person's; to start it again does not help
 _EVERY = 2.0  # seconds between two signs of life
 _TICK = 0.1  # seconds between two looks at the processes of this machine
 _SILENCE = 30.0  # seconds without one, and a process counts as dead
-_BEHIND = 40.0  # seconds that one may be a step behind
+_BEHIND = 40.0  # seconds that one may be behind; see `ready`
 _VERDICT = 45.0  # seconds to find out who is to blame for an error
 
 _index, _count = 0, 1
@@ -150,6 +150,14 @@ def together(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def ready() -> None:
+  """To be called by all processes when they have what they need for the next
+  computation of all, which may wait for those that have not yet: one that does
+  not come as far for long is stuck."""
+  if _watch:
+    _watch.turns += 1
+
+
 def turn() -> bool:
   """To be called by all processes at the same points of their work, once a
   step. Whether a signal to any of them asks all to stop here."""
@@ -158,9 +166,8 @@ def turn() -> bool:
     return False
   from jax.experimental import multihost_utils
 
+  ready()
   _turns += 1
-  if _watch:
-    _watch.turns = _turns
   return bool(multihost_utils.reached_preemption_sync_point(_turns))
 
 

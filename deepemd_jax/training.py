@@ -199,9 +199,10 @@ def fit(
           _check_finite(losses, index + 1)
           save_and_log(state, losses)
           losses = []
-        # From the third step on: by then all processes have compiled it.
-        asked = index > start + 1 and processes.turn()
-        if asked or stop.number:
+        if index == start:
+          # Until all processes have compiled it: then none is far ahead.
+          jax.block_until_ready(measured)
+        if processes.turn() or stop.number:
           if losses:
             save_and_stop(state)
           saved.wait()

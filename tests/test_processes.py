@@ -92,7 +92,7 @@ class Pair:
 
   def wait_for_turns(self, workdir, index, turns):
     """Until that process has been through so many steps of training and
-    batches of validation."""
+    batches of validation; each counts twice."""
     end = time.monotonic() + 240
     while time.monotonic() < end:
       assert [p.poll() for p in self.processes] == [None, None], self.errors(0)
@@ -210,7 +210,7 @@ def test_ends_are_shared_and_nothing_is_lost(
     *((1, signal.SIGINT), (1, signal.SIGSTOP)),
   ):
     with Pair(arguments, environment, tmp_path) as pair:
-      pair.wait_for_turns(workdir, victim, 9)
+      pair.wait_for_turns(workdir, victim, 20)
       pair.processes[victim].send_signal(number)
       began = time.monotonic()
       survivor = pair.processes[1 - victim]
@@ -257,6 +257,32 @@ def test_an_error_in_one_of_them_ends_both(
     named = f"process 1 of 2 (host {socket.gethostname()}, pid"
     last = pair.errors(0).splitlines()[-1]
     assert named in last and "has ended (ValueError: a mistake of ours)" in last
+
+
+def test_one_that_has_not_its_share_of_a_batch_ends_both(
+  environment,  # noqa: F811
+  tmp_path,
+):
+  """While the other waits inside a computation, which says nothing."""
+  code = f"""
+import pathlib, sys, time
+import jax, numpy as np
+from deepemd_jax import mesh, processes
+processes._BEHIND = 5
+processes.begin(sys.argv[1], 2, int(sys.argv[3]))
+processes.watch(pathlib.Path({str(tmp_path)!r}))
+total = jax.jit(lambda x: x.sum(), out_shardings=mesh.everywhere())
+for step in range(3):
+  if step == 2 and not processes.first():
+    time.sleep(3600)
+  print(total(mesh.put(np.ones(1))), file=sys.stderr)
+"""
+  arguments = [sys.executable, "-c", code]
+  with Pair(arguments, environment, tmp_path, "positional") as pair:
+    assert pair.wait(90) == [processes.LOST, processes.LOST], pair.errors(0)
+    *done, last = pair.errors(0).splitlines()
+    assert done[-2:] == ["2.0", "2.0"]
+    assert "process 1 of 2" in last and "is stuck" in last
 
 
 @pytest.mark.soak
