@@ -45,7 +45,8 @@ def new_state(variables, optimiser, extra=None) -> TrainState:
     params=variables["params"],
     extra=extra,
     batch_stats=variables["batch_stats"],
-    opt_state=optimiser.init(trained),
+    # One program, not one for each array's shape.
+    opt_state=jax.jit(optimiser.init)(trained),
   )
 
 

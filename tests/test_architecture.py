@@ -16,7 +16,7 @@ MAY_IMPORT = {
   "data": {"data", "errors", "processes"},
   "models": {"models", "emd", "errors"},
   "checkpoint": {"errors", "processes"},
-  "mesh": {"errors"},
+  "mesh": {"errors", "processes"},
   "processes": {"errors"},
   "metrics": {"errors"},
   "visualize": {"errors"},

@@ -16,8 +16,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import export, lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from deepemd_jax.emd import problem
 
@@ -62,6 +60,10 @@ def solve(cost, a, b, rules, interpret=False) -> problem.Plan:
   Returns:
     The plan, batch first.
   """
+  # Here, not at the top: most machines do without, and it takes a while.
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import triton
+
   count, n, m = cost.shape
   sides = rows, columns = _tile(n), _tile(m)
   warps = max(sides) // _WARP
