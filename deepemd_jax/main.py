@@ -101,6 +101,8 @@ def run(
   processes.watch(workdir)
   for stage in config.stages:
     importlib.import_module(f"deepemd_jax.{stage}").run(config, workdir)
+    # Process 0 may be drawing yet: the next stage must not find it behind.
+    processes.together(stage)
 
 
 def _check_workdir(workdir: pathlib.Path, fields, training: bool) -> None:
@@ -319,7 +321,6 @@ def main(argv: list[str]) -> None:
   code = 0
   try:
     run(_CONFIG.value, _workdir(), _connect)
-    processes.together("end")
   except MissingData as error:
     sys.stderr.write(
       "\n".join([f"deepemd_jax: error: {error}", *error.lines[1:], ""])

@@ -1,6 +1,6 @@
-"""The command line, but for process 1, which in the middle of meta-training
-fails, or hangs though it is alive, or in the middle of its second validation
-gets a signal.
+"""The command line, but for process 1, which in the middle of training fails,
+or hangs though it is alive, or in the middle of its second validation gets a
+signal.
 
     python tests/failing.py fail|hang|signal FLAGS
 """
@@ -14,21 +14,25 @@ import time
 import jax
 from absl import app
 
-from deepemd_jax import evaluate, main, metatrain
+from deepemd_jax import evaluate, main
+from deepemd_jax.data import loader
 
 kind = sys.argv.pop(1)
-draw, score = metatrain._batch, evaluate.accuracies
+prefetch, score = loader.prefetch, evaluate.accuracies
 calls = itertools.count(1)
 
 
-def batch(*arguments):
-  """As the original, up to a certain step."""
-  here = arguments[-1] == 5 and jax.process_index() == 1
-  if here and kind != "signal":
-    if kind == "fail":
-      raise ValueError("a mistake of ours")
-    time.sleep(3600)
-  return draw(*arguments)
+def failing_prefetch(make, *arguments, **options):
+  """As the original, up to a certain batch."""
+
+  def batch(index):
+    if index == 5 and jax.process_index() == 1 and kind != "signal":
+      if kind == "fail":
+        raise ValueError("a mistake of ours")
+      time.sleep(3600)
+    return make(index)
+
+  return prefetch(batch, *arguments, **options)
 
 
 def accuracies(*arguments):
@@ -38,5 +42,5 @@ def accuracies(*arguments):
   return score(*arguments)
 
 
-metatrain._batch, evaluate.accuracies = batch, accuracies
+loader.prefetch, evaluate.accuracies = failing_prefetch, accuracies
 app.run(main.main, flags_parser=main._parse)

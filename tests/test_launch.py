@@ -34,7 +34,8 @@ def place(tmp_path):
     calls = shlex.quote(str(tmp_path / f"{name}.calls"))
     program.write_text(
       f"#!{shutil.which('bash')}\n"
-      f'printf "%s\\0" "$@" >>{calls}; printf "\\n" >>{calls}\n{body}\n'
+      # One write, because several may note at once; bash writes each line.
+      f"printf '%s\\0' \"$@\" $'\\1' >>{calls}\n{body}\n"
     )
     program.chmod(0o755)
 
@@ -48,7 +49,7 @@ def place(tmp_path):
 def calls(tmp_path, name):
   """The argument lists that a program got, in order."""
   text = (tmp_path / f"{name}.calls").read_text()
-  return [line.split("\0")[:-1] for line in text.split("\n")[:-1]]
+  return [each.split("\0")[:-1] for each in text.split("\1\0")[:-1]]
 
 
 def call(environment, script, *arguments, **options):

@@ -200,10 +200,12 @@ def test_ends_are_shared_and_nothing_is_lost(
   environment,  # noqa: F811
   tmp_path,
 ):
-  """The same command, again and again, each time with another end in its first
-  stage, and then whole, against a run that nothing happened to."""
-  workdir = tmp_path / "run"
-  arguments = command(workdir, images, *LONG)
+  """The same command, again and again, each time with another end, and then
+  whole, against a run that nothing happened to. All stages that train have one
+  loop."""
+  workdir, untouched = tmp_path / "run", tmp_path / "untouched"
+  flags = [*LONG, '--config.stages=("pretrain","evaluate")']
+  arguments = command(workdir, images, *flags)
   for victim, number in (
     *((1, signal.SIGKILL), (0, signal.SIGKILL)),
     # Ctrl-C, which becomes TERM.
@@ -231,17 +233,15 @@ def test_ends_are_shared_and_nothing_is_lost(
       assert "the same command goes on" in errors.splitlines()[-1]
   with Pair(arguments, environment, tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
-  untouched = tmp_path / "untouched"
-  with Pair(command(untouched, images, *LONG), environment, tmp_path) as pair:
+  with Pair(command(untouched, images, *flags), environment, tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
   assert results(workdir) == results(untouched)
-  for stage in ("pretrain", "metatrain"):
-    logs = [w / stage / "metrics.jsonl" for w in (workdir, untouched)]
-    rows = [log.read_text().splitlines() for log in logs]
-    last = [json.loads(row[-1]) for row in rows]
-    # Not the training loss: a row after a stop is the mean since the restart.
-    for name in ("step", "val_accuracy", "val_prototype"):
-      assert last[0][name] == last[1][name]
+  logs = [w / "pretrain" / "metrics.jsonl" for w in (workdir, untouched)]
+  rows = [log.read_text().splitlines() for log in logs]
+  last = [json.loads(row[-1]) for row in rows]
+  # Not the training loss: a row after a stop is the mean since the restart.
+  for name in ("step", "val_accuracy", "val_prototype"):
+    assert last[0][name] == last[1][name]
 
 
 def test_an_error_in_one_of_them_ends_both(
@@ -249,9 +249,7 @@ def test_an_error_in_one_of_them_ends_both(
   environment,  # noqa: F811
   tmp_path,
 ):
-  arguments = failing("fail", command(tmp_path / "run", images, *SHORT))
-  environment = {**environment, "PYTHONPATH": str(ROOT)}
-  with Pair(arguments, environment, tmp_path) as pair:
+  with failing("fail", tmp_path / "run", images, environment) as pair:
     assert pair.wait() == [processes.LOST, 1], pair.errors(0)
     assert "ValueError: a mistake of ours" in pair.errors(1)
     named = f"process 1 of 2 (host {socket.gethostname()}, pid"
@@ -291,9 +289,7 @@ def test_one_that_hangs_though_alive_ends_both(
   environment,  # noqa: F811
   tmp_path,
 ):
-  arguments = failing("hang", command(tmp_path / "run", images, *SHORT))
-  environment = {**environment, "PYTHONPATH": str(ROOT)}
-  with Pair(arguments, environment, tmp_path) as pair:
+  with failing("hang", tmp_path / "run", images, environment) as pair:
     assert pair.wait() == [processes.LOST, processes.LOST], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert "process 1 of 2" in last and "is stuck" in last
@@ -311,9 +307,7 @@ def test_a_signal_while_they_validate_loses_nothing(
 ):
   """The step is saved before its score is known, and then once more."""
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
-  arguments = failing("signal", command(workdir, images, *SHORT))
-  changed = {**environment, "PYTHONPATH": str(ROOT)}
-  with Pair(arguments, changed, tmp_path) as pair:
+  with failing("signal", workdir, images, environment) as pair:
     assert pair.wait() == [143, 143], pair.errors(0)
     assert "and saved; the same command goes on" in pair.errors(0)
   for folder in (workdir, untouched):
@@ -326,10 +320,13 @@ def test_a_signal_while_they_validate_loses_nothing(
   assert scores[0] == scores[1]
 
 
-def failing(kind, arguments):
-  """The command, by `tests/failing.py`."""
+def failing(kind, workdir, images, environment):  # noqa: F811
+  """A pair of `tests/failing.py`."""
+  arguments = command(workdir, images, *SHORT)
   assert arguments[1:3] == ["-m", "deepemd_jax.main"]
-  return [arguments[0], "tests/failing.py", kind, *arguments[3:]]
+  arguments[1:3] = ["tests/failing.py", kind]
+  environment = {**environment, "PYTHONPATH": str(ROOT)}
+  return Pair(arguments, environment, workdir.parent)
 
 
 def test_a_mistake_ends_both(images, environment, tmp_path):  # noqa: F811

@@ -82,7 +82,13 @@ PROTOCOLS = {
 }
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.soak) if name == "cifar_fs" else name
+    for name in PROTOCOLS
+  ],
+)
 def test_a_config_trains_and_tests(name, place, monkeypatch, capsys):
   config = importlib.import_module(f"configs.{name}").get_config("runlocal")
   tiny(config, place)
