@@ -15,6 +15,7 @@ import pathlib
 import re
 import shutil
 import sys
+import time
 import zlib
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ from deepemd_jax.errors import InputError
 
 _SHOWN = 5
 _NO_SCORE = -1e30  # JSON has no infinity
+_TICK = 0.05  # seconds between two looks at a save
+# What has gone wrong in the background, of several processes.
+_failures: list[BaseException] = []
 
 
 class Damaged(InputError):
@@ -63,6 +67,7 @@ class Checkpoints:
     """
     self._directory = pathlib.Path(directory).resolve()
     self._manager = None
+    self._failed = False
     if read_only and not self._directory.is_dir():
       return
     _check_scores(self._directory, mend=not read_only)
@@ -116,7 +121,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what was saved, then ends orbax's threads."""
-    if self._manager is not None:
+    # After a failure one of several processes would wait for the others.
+    if self._manager is not None and not (self._failed and processes.several()):
       self.wait()
       self._manager.close()
 
@@ -124,6 +130,12 @@ class Checkpoints:
     """Returns when what was saved is on the disk."""
     if self._manager is not None:
       with self._refusing():
+        # A process that fails in the background then waits, inside orbax, for
+        # the others, which wait for what it was to write.
+        while processes.several() and self._manager.is_saving_in_progress():
+          if _failures:
+            raise _failures.pop()
+          time.sleep(_TICK)
         self._manager.wait_until_finished()
 
   def latest(self) -> int | None:
@@ -173,6 +185,7 @@ class Checkpoints:
     checksums = {name: _checksums(tree) for name, tree in parts.items()}
     checksums["meta"] = _json_checksum(meta)
     metrics = {"score": float(score), "step": step}
+    self.wait()  # for the one before
     with self._refusing():
       if step == self.latest():
         self._manager.delete(step)
@@ -194,6 +207,7 @@ class Checkpoints:
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
+      self._failed = True
       reason = re.split(r"\n|\. See ", str(error) or type(error).__name__)[0]
       raise InputError(
         f"a checkpoint in {self._directory} could not be written "
@@ -318,7 +332,12 @@ def _print_unraisable(found) -> None:
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-  return f"{os.sep}orbax{os.sep}" not in record.pathname
+  if f"{os.sep}orbax{os.sep}" not in record.pathname:
+    return True
+  told = record.threadName == "async_save" and record.exc_info
+  if told and processes.several():
+    _failures.append(record.exc_info[1])  # nothing else tells before it waits
+  return False
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ _TICK = 0.1  # seconds between two looks at the processes of this machine
 _SILENCE = 30.0  # seconds without one, and a process counts as dead
 _BEHIND = 40.0  # seconds that one may be behind; see `ready`
 _VERDICT = 45.0  # seconds to find out who is to blame for an error
+_FAREWELL = 8.0  # seconds that process 0 waits for others before it ends
 
 _index, _count = 0, 1
 _watch: "_Watch | None" = None
@@ -193,12 +194,13 @@ def leave(error: BaseException) -> NoReturn:
   theirs = isinstance(error, jax.errors.JaxRuntimeError)
   # Of a computation that could not begin, XLA's error comes as another type.
   theirs = theirs or bool(re.match("[A-Z_]+: ", str(error)))
-  if theirs and _watch:
+  if theirs and _watch and not _watch.ended.is_set():
     _watch.look()
     sys.stderr.write(f"{line}\nlooking for a process that has ended ...\n")
     sys.stderr.flush()
-    if _watch.ended.wait(_VERDICT):
-      time.sleep(_EVERY)  # the watching thread is ending this process
+    _watch.ended.wait(_VERDICT)
+  if _watch and _watch.ended.is_set():
+    time.sleep(2 * _FAREWELL)  # the watching thread is ending this process
   traceback.print_exception(error)
   end(1, line)
 
@@ -214,9 +216,12 @@ def finish(code: int) -> NoReturn:
 
 
 def end(code: int, why: str = "") -> NoReturn:
-  """Ends this process, of several, at once; the others hear of it."""
+  """Ends this process, of several, at once; the others hear of it. Process 0
+  lets them end first: without it JAX ends them in its own way, by a signal."""
   if _watch:
     _watch.stop(code, why)
+    if first() and code not in (0, STOPPED):
+      _watch.outlast()
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
@@ -247,6 +252,13 @@ class _Watch:
     with self._lock:
       self.ended.set()
       self._write(code=code, why=why)
+
+  def outlast(self) -> None:
+    """Returns when the others have ended, or after a while."""
+    end = time.monotonic() + _FAREWELL
+    for index, peer in self._peers.items():
+      while not peer.has_ended(self._read(index)) and time.monotonic() < end:
+        time.sleep(_TICK)
 
   def _run(self) -> None:
     last = wrote = time.monotonic()
@@ -279,6 +291,8 @@ class _Watch:
           self._end_with(peer, *blame)
 
   def _end_with(self, peer: "_Peer", what: str, code: int) -> None:
+    if self.ended.is_set():
+      return  # this process is ending by itself
     sys.stderr.write(
       f"deepemd_jax: {peer.name} {what}; process {self._index} ends too"
       + ("" if code == MISTAKE else "; the same command goes on")
@@ -351,6 +365,11 @@ class _Peer:
     if now - self._moved > _BEHIND:
       return f"is stuck, {now - self._moved:.0f} s behind the others", LOST
     return None
+
+  def has_ended(self, row: dict | None) -> bool:
+    """Whether it has said so in its latest sign of life, or is gone."""
+    self._known = row or self._known
+    return "code" in self._known or self.is_gone()
 
   def is_gone(self) -> bool:
     """Whether it ran on this machine and does not any more."""

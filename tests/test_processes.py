@@ -257,6 +257,24 @@ def test_an_error_in_one_of_them_ends_both(
     assert named in last and "has ended (ValueError: a mistake of ours)" in last
 
 
+def test_a_full_disk_ends_both(
+  one_device,  # for the copies of the images, which are there then
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  """Process 0 cannot write; the other waits for it inside orbax."""
+  limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "-"]
+  arguments = [*limited, *command(tmp_path / "run", images, *SHORT)]
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait(120) == [2, 2], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert last.startswith("deepemd_jax: error: a checkpoint in"), last
+    assert "make room, and the same command goes on" in last
+    named = f"process 0 of 2 (host {socket.gethostname()}, pid"
+    assert named in pair.errors(1).splitlines()[-1]
+
+
 def test_one_that_has_not_its_share_of_a_batch_ends_both(
   environment,  # noqa: F811
   tmp_path,
@@ -270,10 +288,13 @@ processes._BEHIND = 5
 processes.begin(sys.argv[1], 2, int(sys.argv[3]))
 processes.watch(pathlib.Path({str(tmp_path)!r}))
 total = jax.jit(lambda x: x.sum(), out_shardings=mesh.everywhere())
-for step in range(3):
-  if step == 2 and not processes.first():
-    time.sleep(3600)
-  print(total(mesh.put(np.ones(1))), file=sys.stderr)
+try:
+  for step in range(3):
+    if step == 2 and not processes.first():
+      time.sleep(3600)
+    print(total(mesh.put(np.ones(1))), file=sys.stderr)
+except Exception as error:
+  processes.leave(error)
 """
   arguments = [sys.executable, "-c", code]
   with Pair(arguments, environment, tmp_path, "positional") as pair:
