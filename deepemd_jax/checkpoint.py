@@ -6,6 +6,7 @@ of `meta` and of the score is kept beside it and compared on the way back.
 """
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -97,7 +98,7 @@ class Checkpoints:
       if not read_only:
         # Orbax would find out at the first save.
         self._directory.mkdir(parents=True, exist_ok=True)
-      self._manager = ocp.CheckpointManager(
+      self._manager = _manager_class()(
         self._directory,
         options=options,
         # Stated, because a manager that has not saved yet cannot guess them.
@@ -322,6 +323,20 @@ def _orbax():
   if sys.unraisablehook is sys.__unraisablehook__:
     sys.unraisablehook = _print_unraisable
   return ocp
+
+
+@functools.cache
+def _manager_class():
+  class Manager(_orbax().CheckpointManager):
+    """Leaves signals to `processes.turn`."""
+
+    def reached_preemption(self, step: int) -> bool:
+      """No. JAX takes the question for one of the turns that it counts, and
+      the turn at which all are to stop might never come."""
+      del step
+      return False
+
+  return Manager
 
 
 def _print_unraisable(found) -> None:

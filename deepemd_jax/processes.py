@@ -349,12 +349,12 @@ class _Peer:
       if row["turns"] != self._known.get("turns") or row["turns"] >= turns:
         self._moved = now
       self._known = row
-    if self._known.get("code"):
+    if "code" in self._known:
       code = self._known["code"]
+      if code in (0, STOPPED):
+        return None  # it has done its part, with all others; see `finish`
       how = f"has ended ({self._known['why'] or f'exit code {code}'})"
-      return how, code if code in (MISTAKE, STOPPED) else LOST
-    if self._known.get("code") == 0:
-      return None  # it has done its part
+      return how, MISTAKE if code == MISTAKE else LOST
     if self.is_gone():
       return "has ended without a word", LOST
     if now - self._heard > _SILENCE:

@@ -1,8 +1,8 @@
 """The command line, but for process 1, which in the middle of training fails,
-or hangs though it is alive, or in the middle of its second validation gets a
-signal.
+or hangs though it is alive, or gets a signal in the middle of its second
+validation, or right after its first checkpoint.
 
-    python tests/failing.py fail|hang|signal FLAGS
+    python tests/failing.py fail|hang|signal|saved FLAGS
 """
 
 import itertools
@@ -14,11 +14,12 @@ import time
 import jax
 from absl import app
 
-from deepemd_jax import evaluate, main
+from deepemd_jax import checkpoint, evaluate, main
 from deepemd_jax.data import loader
 
 kind = sys.argv.pop(1)
 prefetch, score = loader.prefetch, evaluate.accuracies
+keep = checkpoint.Checkpoints.save
 calls = itertools.count(1)
 
 
@@ -26,10 +27,11 @@ def failing_prefetch(make, *arguments, **options):
   """As the original, up to a certain batch."""
 
   def batch(index):
-    if index == 5 and jax.process_index() == 1 and kind != "signal":
+    if index == 5 and jax.process_index() == 1:
       if kind == "fail":
         raise ValueError("a mistake of ours")
-      time.sleep(3600)
+      if kind == "hang":
+        time.sleep(3600)
     return make(index)
 
   return prefetch(batch, *arguments, **options)
@@ -37,10 +39,19 @@ def failing_prefetch(make, *arguments, **options):
 
 def accuracies(*arguments):
   """As the original, once with a signal; twice a validation."""
-  if jax.process_index() == 1 and next(calls) == 3 and kind == "signal":
+  if jax.process_index() == 1 and kind == "signal" and next(calls) == 3:
     os.kill(os.getpid(), signal.SIGTERM)
   return score(*arguments)
 
 
+def save(*arguments, **options):
+  """As the original, once with a signal, and time for all to hear of it."""
+  keep(*arguments, **options)
+  if jax.process_index() == 1 and kind == "saved" and next(calls) == 1:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(4)
+
+
 loader.prefetch, evaluate.accuracies = failing_prefetch, accuracies
+checkpoint.Checkpoints.save = save
 app.run(main.main, flags_parser=main._parse)

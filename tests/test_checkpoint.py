@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from deepemd_jax.checkpoint import Checkpoints
 from deepemd_jax.errors import InputError
@@ -376,6 +377,19 @@ def test_killed_while_saving(tmp_path):
 @pytest.mark.soak
 def test_killed_while_saving_often(tmp_path):
   kill_while_saving(tmp_path / "c", 30, 1)
+
+
+def test_no_turn_is_counted_but_ours(tmp_path, monkeypatch):
+  """Orbax would ask with the steps' numbers, which are lower."""
+  asked = []
+  monkeypatch.setattr(
+    multihost_utils,
+    "reached_preemption_sync_point",
+    lambda turn: bool(asked.append(turn)),
+  )
+  with Checkpoints(tmp_path / "c") as saved:
+    save(saved, 1, 5.0)
+  assert asked == []
 
 
 def test_only_what_orbax_logs_is_dropped(four, caplog):

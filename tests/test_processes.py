@@ -220,7 +220,8 @@ def test_ends_are_shared_and_nothing_is_lost(
       errors = pair.errors(1 - victim)
       if number == signal.SIGINT:
         assert pair.wait(10) == [143, 143], errors
-        assert "and saved; the same command goes on" in pair.errors(0)
+        last = pair.errors(0).splitlines()[-1]
+        assert "and saved; the same command goes on" in last
         continue
       if number == signal.SIGKILL:
         assert time.monotonic() - began < 20
@@ -318,6 +319,18 @@ def test_one_that_hangs_though_alive_ends_both(
     command(tmp_path / "run", images, *SHORT), environment, tmp_path
   ) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
+
+
+@pytest.mark.soak
+def test_a_signal_while_they_save_is_heeded(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  with failing("saved", tmp_path / "run", images, environment) as pair:
+    assert pair.wait() == [143, 143], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert "and saved; the same command goes on" in last
 
 
 @pytest.mark.soak
@@ -435,7 +448,8 @@ def test_what_is_wrong_with_a_peer(clock):
   assert what == "has ended (exit code 2)" and code == processes.MISTAKE
   what, code = peer.look(sign(code=1, why="ValueError: x"), 4)
   assert what == "has ended (ValueError: x)" and code == processes.LOST
-  assert peer.look(sign(code=0, why=""), 9) is None
+  for code in (0, processes.STOPPED):  # as all do
+    assert peer.look(sign(code=code, why=""), 9) is None
 
 
 def test_a_process_that_is_gone_from_this_machine_is_missed_at_once():
