@@ -322,6 +322,36 @@ def test_one_that_hangs_though_alive_ends_both(
 
 
 @pytest.mark.soak
+def test_a_storm_of_signals_loses_nothing(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  """At any time after they have met, to any of them."""
+  workdir, untouched = tmp_path / "run", tmp_path / "untouched"
+  rng = np.random.default_rng(0)
+  arguments = command(workdir, images, *SHORT)
+  for _ in range(12):
+    with Pair(arguments, environment, tmp_path) as pair:
+      victim = int(rng.integers(2))
+      number = signal.SIGKILL if rng.random() < 0.4 else signal.SIGTERM
+      time.sleep(rng.uniform(8, 30))
+      pair.processes[victim].send_signal(number)
+      codes, errors = pair.wait(100), pair.errors(0) + pair.errors(1)
+      if codes == [0, 0]:  # it came too late
+        break
+      if number == signal.SIGTERM:
+        assert codes == [143, 143], errors
+      else:
+        # The second is JAX's own watch over process 0, which may be quicker.
+        assert codes[1 - victim] in (processes.LOST, -signal.SIGABRT), errors
+  for folder in (workdir, untouched):
+    with Pair(command(folder, images, *SHORT), environment, tmp_path) as pair:
+      assert pair.wait() == [0, 0], pair.errors(0)
+  assert results(workdir) == results(untouched)
+
+
+@pytest.mark.soak
 def test_a_signal_while_they_save_is_heeded(
   images,  # noqa: F811
   environment,  # noqa: F811
