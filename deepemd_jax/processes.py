@@ -212,6 +212,8 @@ def finish(code: int) -> NoReturn:
 
   if code in (0, STOPPED):
     jax.distributed.shutdown()  # waits for all
+  elif first() and not _watch:
+    time.sleep(_EVERY)  # nothing says yet when the others have ended; see `end`
   end(code)
 
 
