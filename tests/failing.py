@@ -1,8 +1,8 @@
-"""The command line, but for process 1, which in the middle of training fails,
+"""The command line, but for one process, which in the middle of training fails,
 or hangs though it is alive, or gets a signal in the middle of its second
 validation, or right after its first checkpoint.
 
-    python tests/failing.py fail|hang|signal|saved FLAGS
+    python tests/failing.py fail|hang|signal|saved PROCESS FLAGS
 """
 
 import itertools
@@ -17,7 +17,7 @@ from absl import app
 from deepemd_jax import checkpoint, evaluate, main
 from deepemd_jax.data import loader
 
-kind = sys.argv.pop(1)
+kind, victim = sys.argv.pop(1), int(sys.argv.pop(1))
 prefetch, score = loader.prefetch, evaluate.accuracies
 keep = checkpoint.Checkpoints.save
 calls = itertools.count(1)
@@ -27,7 +27,7 @@ def failing_prefetch(make, *arguments, **options):
   """As the original, up to a certain batch."""
 
   def batch(index):
-    if index == 5 and jax.process_index() == 1:
+    if index == 5 and jax.process_index() == victim:
       if kind == "fail":
         raise ValueError("a mistake of ours")
       if kind == "hang":
@@ -39,7 +39,7 @@ def failing_prefetch(make, *arguments, **options):
 
 def accuracies(*arguments):
   """As the original, once with a signal; twice a validation."""
-  if jax.process_index() == 1 and kind == "signal" and next(calls) == 3:
+  if jax.process_index() == victim and kind == "signal" and next(calls) == 3:
     os.kill(os.getpid(), signal.SIGTERM)
   return score(*arguments)
 
@@ -47,7 +47,7 @@ def accuracies(*arguments):
 def save(*arguments, **options):
   """As the original, once with a signal, and time for all to hear of it."""
   keep(*arguments, **options)
-  if jax.process_index() == 1 and kind == "saved" and next(calls) == 1:
+  if jax.process_index() == victim and kind == "saved" and next(calls) == 1:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(4)
 

@@ -245,16 +245,21 @@ def test_ends_are_shared_and_nothing_is_lost(
     assert last[0][name] == last[1][name]
 
 
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_an_error_in_one_of_them_ends_both(
+  victim,
   images,  # noqa: F811
   environment,  # noqa: F811
   tmp_path,
 ):
-  with failing("fail", tmp_path / "run", images, environment) as pair:
-    assert pair.wait() == [processes.LOST, 1], pair.errors(0)
-    assert "ValueError: a mistake of ours" in pair.errors(1)
-    named = f"process 1 of 2 (host {socket.gethostname()}, pid"
-    last = pair.errors(0).splitlines()[-1]
+  workdir, other = tmp_path / "run", 1 - victim
+  with failing("fail", workdir, images, environment, victim) as pair:
+    codes = pair.wait()
+    assert codes[victim] == 1, pair.errors(victim)
+    assert codes[other] == processes.LOST, pair.errors(other)
+    assert "ValueError: a mistake of ours" in pair.errors(victim)
+    named = f"process {victim} of 2 (host {socket.gethostname()}, pid"
+    last = pair.errors(other).splitlines()[-1]
     assert named in last and "has ended (ValueError: a mistake of ours)" in last
 
 
@@ -384,11 +389,11 @@ def test_a_signal_while_they_validate_loses_nothing(
   assert scores[0] == scores[1]
 
 
-def failing(kind, workdir, images, environment):  # noqa: F811
+def failing(kind, workdir, images, environment, victim=1):  # noqa: F811
   """A pair of `tests/failing.py`."""
   arguments = command(workdir, images, *SHORT)
   assert arguments[1:3] == ["-m", "deepemd_jax.main"]
-  arguments[1:3] = ["tests/failing.py", kind]
+  arguments[1:3] = ["tests/failing.py", kind, str(victim)]
   environment = {**environment, "PYTHONPATH": str(ROOT)}
   return Pair(arguments, environment, workdir.parent)
 
