@@ -194,11 +194,10 @@ def leave(error: BaseException) -> NoReturn:
   theirs = isinstance(error, jax.errors.JaxRuntimeError)
   # Of a computation that could not begin, XLA's error comes as another type.
   theirs = theirs or bool(re.match("[A-Z_]+: ", str(error)))
-  if theirs and _watch and not _watch.ended.is_set():
+  if theirs and _watch:
     _watch.look()
-    sys.stderr.write(f"{line}\nlooking for a process that has ended ...\n")
-    sys.stderr.flush()
-    _watch.ended.wait(_VERDICT)
+    if _watch.say(f"{line}\nlooking for a process that has ended ...\n"):
+      _watch.ended.wait(_VERDICT)
   if _watch and _watch.ended.is_set():
     time.sleep(2 * _FAREWELL)  # the watching thread is ending this process
   traceback.print_exception(error)
@@ -255,6 +254,25 @@ class _Watch:
       self.ended.set()
       self._write(code=code, why=why)
 
+  def say(self, text: str, last: bool = False) -> bool:
+    """Tells the person at the terminal, unless the last has been said.
+
+    Args:
+      text: lines.
+      last: this process ends with it.
+
+    Returns:
+      Whether it was said.
+    """
+    with self._lock:
+      if self.ended.is_set():
+        return False
+      if last:
+        self.ended.set()
+      sys.stderr.write(text)
+      sys.stderr.flush()
+      return True
+
   def outlast(self) -> None:
     """Returns when the others have ended, or after a while."""
     end = time.monotonic() + _FAREWELL
@@ -293,14 +311,10 @@ class _Watch:
           self._end_with(peer, *blame)
 
   def _end_with(self, peer: "_Peer", what: str, code: int) -> None:
-    if self.ended.is_set():
-      return  # this process is ending by itself
-    sys.stderr.write(
-      f"deepemd_jax: {peer.name} {what}; process {self._index} ends too"
-      + ("" if code == MISTAKE else "; the same command goes on")
-      + "\n"
-    )
-    end(code, f"{peer.name} {what}")
+    line = f"deepemd_jax: {peer.name} {what}; process {self._index} ends too"
+    line += "" if code == MISTAKE else "; the same command goes on"
+    if self.say(f"{line}\n", last=True):
+      end(code, f"{peer.name} {what}")
 
   def _write(self, **more) -> None:
     self._beats += 1
