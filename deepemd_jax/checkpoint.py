@@ -29,8 +29,6 @@ from deepemd_jax.errors import InputError
 _SHOWN = 5
 _NO_SCORE = -1e30  # JSON has no infinity
 _TICK = 0.05  # seconds between two looks at a save
-# What has gone wrong in the background, of several processes.
-_failures: list[BaseException] = []
 
 
 class Damaged(InputError):
@@ -134,8 +132,8 @@ class Checkpoints:
         # A process that fails in the background then waits, inside orbax, for
         # the others, which wait for what it was to write.
         while processes.several() and self._manager.is_saving_in_progress():
-          if _failures:
-            raise _failures.pop()
+          if self._manager.failure:
+            raise self._manager.failure
           time.sleep(_TICK)
         self._manager.wait_until_finished()
 
@@ -328,7 +326,17 @@ def _orbax():
 @functools.cache
 def _manager_class():
   class Manager(_orbax().CheckpointManager):
-    """Leaves signals to `processes.turn`."""
+    """Leaves signals to `processes.turn`; tells of a `failure` in the
+    background before the others have heard of it, which they may never."""
+
+    failure: BaseException | None = None
+
+    def _wait_for_checkpointers(self) -> None:
+      try:
+        super()._wait_for_checkpointers()
+      except BaseException as error:
+        self.failure = error
+        raise
 
     def reached_preemption(self, step: int) -> bool:
       """No. JAX takes the question for one of the turns that it counts, and
@@ -347,12 +355,7 @@ def _print_unraisable(found) -> None:
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-  if f"{os.sep}orbax{os.sep}" not in record.pathname:
-    return True
-  told = record.threadName == "async_save" and record.exc_info
-  if told and processes.several():
-    _failures.append(record.exc_info[1])  # nothing else tells before it waits
-  return False
+  return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 @contextlib.contextmanager

@@ -1,4 +1,9 @@
-"""The exceptions that end a run with one line instead of a traceback."""
+"""The exceptions that end a run with one line instead of a traceback, and the
+exit codes."""
+
+LOST = 75  # another process was; EX_TEMPFAIL of sysexits.h: start it again
+STOPPED = 143  # after SIGTERM or SIGINT, and saving: likewise
+MISTAKE = 2  # a person's; to start it again does not help
 
 
 class InputError(ValueError):

@@ -20,7 +20,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from deepemd_jax import build, processes
-from deepemd_jax.errors import InputError, Interrupted, MissingData
+from deepemd_jax.errors import (
+  MISTAKE,
+  STOPPED,
+  InputError,
+  Interrupted,
+  MissingData,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -205,7 +211,7 @@ def _complain(message: str) -> None:
 
 def _refuse(message: str) -> NoReturn:
   _complain(message)
-  sys.exit(processes.MISTAKE)
+  sys.exit(MISTAKE)
 
 
 def _find_config(argument: str) -> str:
@@ -325,17 +331,17 @@ def main(argv: list[str]) -> None:
     sys.stderr.write(
       "\n".join([f"deepemd_jax: error: {error}", *error.lines[1:], ""])
     )
-    code = processes.MISTAKE
+    code = MISTAKE
   except InputError as error:
     _complain(str(error))
-    code = processes.MISTAKE
+    code = MISTAKE
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command goes on\n")
     code = 130
   except Interrupted as error:
     if processes.first():
       sys.stderr.write(f"{error}\n")
-    code = processes.STOPPED
+    code = STOPPED
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
       _fail(error)
@@ -343,7 +349,7 @@ def main(argv: list[str]) -> None:
       f"cannot write {error.filename or _workdir()}: {error.strerror}; make "
       "room, and the same command goes on"
     )
-    code = processes.MISTAKE
+    code = MISTAKE
   except Exception as error:
     _fail(error)
   if processes.several():

@@ -18,7 +18,8 @@ from test_end_to_end import (  # noqa: F401
   results,
 )
 
-from deepemd_jax import processes
+from deepemd_jax import processes, watch
+from deepemd_jax.errors import LOST, MISTAKE, STOPPED
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Checkpoints are close together, and there is time to send a signal.
@@ -230,7 +231,7 @@ def test_ends_are_shared_and_nothing_is_lost(
         assert "another task died" in errors
         continue
       named = f"process {victim} of 2 (host {socket.gethostname()}, pid"
-      assert code == processes.LOST and named in errors, errors
+      assert code == LOST and named in errors, errors
       assert "the same command goes on" in errors.splitlines()[-1]
   with Pair(arguments, environment, tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
@@ -256,7 +257,7 @@ def test_an_error_in_one_of_them_ends_both(
   with failing("fail", workdir, images, environment, victim) as pair:
     codes = pair.wait()
     assert codes[victim] == 1, pair.errors(victim)
-    assert codes[other] == processes.LOST, pair.errors(other)
+    assert codes[other] == LOST, pair.errors(other)
     assert "ValueError: a mistake of ours" in pair.errors(victim)
     named = f"process {victim} of 2 (host {socket.gethostname()}, pid"
     last = pair.errors(other).splitlines()[-1]
@@ -289,8 +290,8 @@ def test_one_that_has_not_its_share_of_a_batch_ends_both(
   code = f"""
 import pathlib, sys, time
 import jax, numpy as np
-from deepemd_jax import mesh, processes
-processes._BEHIND = 5
+from deepemd_jax import mesh, processes, watch
+watch.BEHIND = 5
 processes.begin(sys.argv[1], 2, int(sys.argv[3]))
 processes.watch(pathlib.Path({str(tmp_path)!r}))
 total = jax.jit(lambda x: x.sum(), out_shardings=mesh.everywhere())
@@ -304,10 +305,62 @@ except Exception as error:
 """
   arguments = [sys.executable, "-c", code]
   with Pair(arguments, environment, tmp_path, "positional") as pair:
-    assert pair.wait(90) == [processes.LOST, processes.LOST], pair.errors(0)
+    assert pair.wait(90) == [LOST, LOST], pair.errors(0)
     *done, last = pair.errors(0).splitlines()
     assert done[-2:] == ["2.0", "2.0"]
     assert "process 1 of 2" in last and "is stuck" in last
+
+
+def test_one_that_nobody_joins_ends(
+  images,  # noqa: F811
+  environment,  # noqa: F811
+  tmp_path,
+):
+  """The test is impatient; a run waits for minutes."""
+  code = """
+from absl import app
+from deepemd_jax import main, processes
+processes._WAITING, processes._MEETING = 1, 3
+app.run(main.main, flags_parser=main._parse)
+"""
+  arguments = command(tmp_path / "run", images)
+  assert arguments[1:3] == ["-m", "deepemd_jax.main"]
+  done = subprocess.run(
+    [
+      *(sys.executable, "-c", code, *arguments[3:], "--num_processes=2"),
+      *(f"--coordinator=127.0.0.1:{free_port()}", "--process_id=1"),
+    ],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=environment,
+    timeout=60,
+  )
+  assert done.returncode == LOST, done.stderr
+  first, last = done.stderr.splitlines()
+  assert "waiting for the other processes" in first
+  assert "not all processes have come" in last
+  assert "the same command goes on" in last
+
+
+@pytest.mark.soak
+def test_one_that_ends_before_the_first_step_ends_both(environment, tmp_path):  # noqa: F811
+  code = """
+import os, signal, sys
+from deepemd_jax import processes
+processes.begin(sys.argv[1], 2, int(sys.argv[3]))
+if not processes.first():
+  os.kill(os.getpid(), signal.SIGKILL)
+try:
+  processes.check_same("")
+except Exception as error:
+  processes.leave(error)
+"""
+  arguments = [sys.executable, "-c", code]
+  with Pair(arguments, environment, tmp_path, "positional") as pair:
+    assert pair.wait(60) == [LOST, -signal.SIGKILL], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert "another process has ended before the first step" in last
 
 
 @pytest.mark.soak
@@ -317,7 +370,7 @@ def test_one_that_hangs_though_alive_ends_both(
   tmp_path,
 ):
   with failing("hang", tmp_path / "run", images, environment) as pair:
-    assert pair.wait() == [processes.LOST, processes.LOST], pair.errors(0)
+    assert pair.wait() == [LOST, LOST], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert "process 1 of 2" in last and "is stuck" in last
   with Pair(
@@ -349,7 +402,7 @@ def test_a_storm_of_signals_loses_nothing(
         assert codes == [143, 143], errors
       else:
         # The second is JAX's own watch over process 0, which may be quicker.
-        assert codes[1 - victim] in (processes.LOST, -signal.SIGABRT), errors
+        assert codes[1 - victim] in (LOST, -signal.SIGABRT), errors
   for folder in (workdir, untouched):
     with Pair(command(folder, images, *SHORT), environment, tmp_path) as pair:
       assert pair.wait() == [0, 0], pair.errors(0)
@@ -445,12 +498,12 @@ def sign(**changed):
 @pytest.fixture
 def clock(monkeypatch):
   now = [100.0]
-  monkeypatch.setattr(processes.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
   return now
 
 
 def test_a_peer_that_is_alive_is_left_alone(clock):
-  peer = processes._Peer(1, 4)
+  peer = watch.Peer(1, 4)
   for beat in range(100):
     clock[0] += 2
     # Both are in a long step, or this one is behind.
@@ -463,7 +516,7 @@ def test_a_peer_that_is_alive_is_left_alone(clock):
 
 
 def test_what_is_wrong_with_a_peer(clock):
-  peer = processes._Peer(1, 4)
+  peer = watch.Peer(1, 4)
   assert peer.name == "process 1 of 4"
   clock[0] += 31
   what, _ = peer.look(None, 3)
@@ -472,29 +525,29 @@ def test_what_is_wrong_with_a_peer(clock):
   assert peer.name == "process 1 of 4 (host other, pid 7)"
   clock[0] += 31
   what, code = peer.look(sign(), 3)
-  assert "no sign of life for 31 s" in what and code == processes.LOST
+  assert "no sign of life for 31 s" in what and code == LOST
   peer.forgive()
   for beat in range(9):
     assert peer.look(sign(beats=beat + 2), 4) is None
     clock[0] += 4.5
   what, code = peer.look(sign(beats=99), 4)
-  assert "is stuck" in what and code == processes.LOST
+  assert "is stuck" in what and code == LOST
   what, code = peer.look(sign(code=2, why=""), 4)
-  assert what == "has ended (exit code 2)" and code == processes.MISTAKE
+  assert what == "has ended (exit code 2)" and code == MISTAKE
   what, code = peer.look(sign(code=1, why="ValueError: x"), 4)
-  assert what == "has ended (ValueError: x)" and code == processes.LOST
-  for code in (0, processes.STOPPED):  # as all do
+  assert what == "has ended (ValueError: x)" and code == LOST
+  for code in (0, STOPPED):  # as all do
     assert peer.look(sign(code=code, why=""), 9) is None
 
 
 def test_a_process_that_is_gone_from_this_machine_is_missed_at_once():
   ended = subprocess.Popen(["true"])
   time.sleep(0.2)  # not waited for: a zombie
-  here = {"machine": processes._machine()}
+  here = {"machine": watch.machine()}
   for _ in range(2):
-    peer = processes._Peer(1, 2)
+    peer = watch.Peer(1, 2)
     what, code = peer.look(sign(**here, pid=ended.pid), 3)
-    assert what == "has ended without a word" and code == processes.LOST
+    assert what == "has ended without a word" and code == LOST
     ended.wait()
-  peer = processes._Peer(1, 2)
+  peer = watch.Peer(1, 2)
   assert peer.look(sign(**here, pid=os.getpid()), 3) is None
