@@ -6,6 +6,7 @@ mistake in a flag or a config field answer at once: one line, exit code 2.
 
 import difflib
 import errno
+import gc
 import importlib
 import json
 import os
@@ -323,6 +324,9 @@ def _workdir() -> pathlib.Path:
 def main(argv: list[str]) -> None:
   """Entry point of absl's app.run."""
   del argv
+  # Tracing makes so many objects that looking for garbage, as often as Python
+  # does, is a tenth of it.
+  gc.set_threshold(50_000, 20, 20)
   logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
   code = 0
   try:

@@ -1,6 +1,7 @@
 """Shapes in public signatures are checked at run time, here only. Programs are
 compiled fast rather than well: most of the tests' time is compilation."""
 
+import gc
 import importlib.metadata
 import os
 import signal
@@ -11,6 +12,7 @@ import tempfile
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
+gc.set_threshold(50_000, 20, 20)  # as `main` does
 # Before anything imports JAX.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FAST = "--xla_backend_optimization_level=0"
