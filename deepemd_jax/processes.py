@@ -25,7 +25,6 @@ from deepemd_jax.watch import EVERY, FAREWELL, Watch
 
 _WAITING = 20.0  # seconds without all processes, and a person hears of it
 _MEETING = 290.0  # seconds in all; JAX gives up after 300, by an abort
-_HEARTBEAT = 50  # seconds; JAX's own watch, later than ours, which has names
 _VERDICT = 45.0  # seconds to find out who is to blame for an error
 
 _index, _count = 0, 1
@@ -75,9 +74,7 @@ def begin(
   met = threading.Event()
   threading.Thread(target=_wait_for, args=(met,), daemon=True).start()
   try:
-    jax.distributed.initialize(
-      coordinator, count, index, heartbeat_timeout_seconds=_HEARTBEAT
-    )
+    jax.distributed.initialize(coordinator, count, index)
   except (ValueError, RuntimeError) as error:
     raise InputError(
       f"the processes cannot be connected: {str(error).splitlines()[0]}; use "

@@ -194,9 +194,11 @@ class Peer:
     return None
 
   def has_ended(self, row: dict | None) -> bool:
-    """Whether it has said so in its latest sign of life, or is gone."""
+    """Whether it has said so in its latest sign of life, or is gone, or has
+    been silent too long to be waited for."""
     self._known = row or self._known
-    return "code" in self._known or self.is_gone()
+    silent = time.monotonic() - self._heard > _SILENCE
+    return "code" in self._known or self.is_gone() or silent
 
   def is_gone(self) -> bool:
     """Whether it ran on this machine and does not any more."""

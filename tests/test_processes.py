@@ -540,6 +540,17 @@ def test_what_is_wrong_with_a_peer(clock):
     assert peer.look(sign(code=code, why=""), 9) is None
 
 
+def test_a_peer_that_is_silent_is_not_waited_for(clock):
+  peer = watch.Peer(1, 4)
+  peer.look(sign(), 3)
+  assert not peer.has_ended(sign())
+  assert peer.has_ended(sign(code=75, why=""))
+  peer = watch.Peer(1, 4)
+  peer.look(sign(), 3)
+  clock[0] += 31
+  assert peer.has_ended(sign())
+
+
 def test_a_process_that_is_gone_from_this_machine_is_missed_at_once():
   ended = subprocess.Popen(["true"])
   time.sleep(0.2)  # not waited for: a zombie
