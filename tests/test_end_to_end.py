@@ -36,6 +36,7 @@ TINY = [
   "--config.evaluate.encode_batch_size=16",
   "--config.evaluate.pictures=1",
 ]
+NO_PICTURES = "--config.evaluate.pictures=0"
 
 
 def command(workdir, images, *more):
@@ -316,7 +317,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
   shutil.rmtree(steps / "6")
   for path in (steps / "3" / "train").rglob("d/*"):  # orbax reads some
     path.write_bytes(path.read_bytes()[:-9])
-  done = call(command(copy, images), environment)
+  done = call(command(copy, images, NO_PICTURES), environment)
   assert f"{steps / '3'} is damaged" in done.stderr
   assert f"kept as {steps / 'damaged.3'}" in done.stderr
   assert results(copy) == results(finished[0])
@@ -335,7 +336,7 @@ def test_a_full_disk_while_saving_is_one_line_and_nothing_is_lost(
   assert last.startswith("deepemd_jax: error: a checkpoint in"), done.stderr
   assert "make room, and the same command goes on" in last
   assert "Traceback" not in done.stderr
-  call(command(workdir, images), environment)
+  call(command(workdir, images, NO_PICTURES), environment)
   assert results(workdir) == results(finished[0])
 
 

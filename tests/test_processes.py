@@ -246,7 +246,8 @@ def test_ends_are_shared_and_nothing_is_lost(
     assert last[0][name] == last[1][name]
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.soak), 1])
+@pytest.mark.soak
+@pytest.mark.parametrize("victim", [0, 1])
 def test_an_error_in_one_of_them_ends_both(
   victim,
   images,  # noqa: F811

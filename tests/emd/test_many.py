@@ -77,9 +77,9 @@ def examine(rng, count, n, m, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=NAMES)
 @pytest.mark.parametrize("size", [(1, 9), (25, 25)], ids=str)
-def test_thousands(solver, size):
+def test_a_thousand(solver, size):
   rng = np.random.default_rng([1, *size])
-  assert examine(rng, BATCH, *size, solver) >= 0.98 * BATCH
+  assert examine(rng, 1000, *size, solver) >= 980
 
 
 @pytest.mark.soak
