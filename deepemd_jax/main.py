@@ -324,8 +324,8 @@ def _workdir() -> pathlib.Path:
 def main(argv: list[str]) -> None:
   """Entry point of absl's app.run."""
   del argv
-  # Tracing makes so many objects that looking for garbage, as often as Python
-  # does, is a tenth of it.
+  # Tracing makes so many objects that Python, left to itself, would look for
+  # garbage all the time.
   gc.set_threshold(50_000, 20, 20)
   logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
   code = 0
