@@ -8,9 +8,11 @@ import difflib
 import errno
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import sys
 import tempfile
@@ -206,6 +208,20 @@ def _compilation_cache(workdir: pathlib.Path) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def _repeatable() -> None:
+  """On NVIDIA GPUs: sums in an order of their own, so that a run that was
+  killed ends as if it had not been. Before JAX is loaded; what the user says
+  of it in XLA_FLAGS stands."""
+  plugins = importlib.util.find_spec("jax_plugins")  # JAX's, for accelerators
+  places = plugins and plugins.submodule_search_locations
+  names = [module.name for module in pkgutil.iter_modules(places or ())]
+  given = os.environ.get("XLA_FLAGS", "")
+  said = "deterministic_ops" in given
+  if any(name.startswith("xla_cuda") for name in names) and not said:
+    flag = "--xla_gpu_exclude_nondeterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+
+
 def _complain(message: str) -> None:
   sys.stderr.write(f"deepemd_jax: error: {' '.join(message.split())}\n")
 
@@ -328,6 +344,7 @@ def main(argv: list[str]) -> None:
   # garbage all the time.
   gc.set_threshold(50_000, 20, 20)
   logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
+  _repeatable()
   code = 0
   try:
     run(_CONFIG.value, _workdir(), _connect)

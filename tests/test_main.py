@@ -1,6 +1,7 @@
 """The command line refuses mistakes in one line, exit code 2."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -121,3 +122,42 @@ def test_missing_data_are_explained_in_a_few_lines(monkeypatch, capsys):
   assert capsys.readouterr().err == (
     "deepemd_jax: error: no data   set\n  needed: a file\n  then run: it\n"
   )
+
+
+ORDERLY = "--xla_gpu_exclude_nondeterministic_ops"
+
+
+@pytest.mark.parametrize(
+  ("plugin", "given", "expected"),
+  [
+    ("xla_cuda13", None, f"{ORDERLY}=true"),
+    ("xla_cuda12", "--xla_x=1", f"--xla_x=1 {ORDERLY}=true"),
+    ("xla_cuda13", f"{ORDERLY}=false", f"{ORDERLY}=false"),
+    ("xla_tpu", None, None),
+    (None, None, None),
+  ],
+)
+def test_a_gpu_is_told_to_sum_in_order(
+  plugin, given, expected, tmp_path, monkeypatch
+):
+  if plugin:
+    (tmp_path / "jax_plugins" / plugin).mkdir(parents=True)
+    (tmp_path / "jax_plugins" / plugin / "__init__.py").touch()
+  import deepemd_jax.main as command
+
+  monkeypatch.setattr(sys, "path", [str(tmp_path)])
+  monkeypatch.setenv("XLA_FLAGS", given or "")  # so that it is put back
+  if given is None:
+    monkeypatch.delenv("XLA_FLAGS")
+  command._repeatable()
+  assert os.environ.get("XLA_FLAGS") == expected
+
+
+def test_jax_knows_the_flag():
+  """It aborts at one that it does not know."""
+  code = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+  flags = {**os.environ, "XLA_FLAGS": f"{ORDERLY}=true"}
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, env=flags
+  )
+  assert done.stdout == "2\n", done.stderr
