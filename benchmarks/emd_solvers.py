@@ -18,6 +18,7 @@ against POT in float64, relative to the moved mass (costs are about 1).
 import argparse
 import functools
 import json
+import math
 import pathlib
 import re
 import time
@@ -230,10 +231,15 @@ def measure(
 
 
 HEAD = (
-  f"{'solver':<26}{'us':>9}{'ratio':>8}{'us +grad':>10}{'compile':>9}"
+  f"{'solver':<26}{'us':>9}{'ratio':>9}{'us +grad':>10}{'compile':>9}"
   f"{'scratch':>9}{'err max':>9}{'err mean':>10}{'marginal':>10}"
   f"{'converged':>10}{'cosine':>9}"
 )
+
+
+def figures(value: float) -> str:
+  """Three of them, none in an exponent: a GPU has ratios far below 1."""
+  return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def line(row: dict) -> str:
@@ -241,13 +247,15 @@ def line(row: dict) -> str:
 
   def cell(key, form, width):
     value = row.get(key)
-    return ("-" if value is None else format(value, form)).rjust(width)
+    if value is None:
+      return "-".rjust(width)
+    return (form(value) if callable(form) else f"{value:{form}}").rjust(width)
 
   return (
     f"{row['solver']:<26}"
-    + cell("microseconds", ".1f", 9)
-    + cell("ratio", ".2f", 8)
-    + cell("microseconds_gradient", ".1f", 10)
+    + cell("microseconds", figures, 9)
+    + cell("ratio", figures, 9)
+    + cell("microseconds_gradient", figures, 10)
     + cell("compile_s", ".1f", 9)
     + cell("scratch_mb", ".1f", 9)
     + cell("error_max", ".0e", 9)
@@ -326,8 +334,10 @@ def main() -> None:
       for row in found:
         if "gflop_per_s" in row:
           print(
-            f"{row['solver']}: {row['steps']:.1f} steps a problem; by the "
-            f"formula of estimate.py {row['gflop_per_s']:.0f} GFLOP/s"
+            f"{row['solver']}: {figures(1 / row['ratio'])} times as fast as "
+            f"{PEER if has_opencv() else JUDGE}; {row['steps']:.1f} steps a "
+            "problem, by the formula of estimate.py "
+            f"{row['gflop_per_s']:.0f} GFLOP/s"
           )
   if options.out:
     options.out.mkdir(parents=True, exist_ok=True)
