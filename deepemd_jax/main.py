@@ -209,9 +209,9 @@ def _compilation_cache(workdir: pathlib.Path) -> None:
 
 
 def _repeatable() -> None:
-  """On NVIDIA GPUs: sums in an order of their own, so that a run that was
-  killed ends as if it had not been. Before JAX is loaded; what the user says
-  of it in XLA_FLAGS stands."""
+  """On NVIDIA GPUs: sums always in the same order, so that equal runs end with
+  equal numbers. Before JAX is loaded; what the user says of it in XLA_FLAGS
+  stands."""
   plugins = importlib.util.find_spec("jax_plugins")  # JAX's, for accelerators
   places = plugins and plugins.submodule_search_locations
   names = [module.name for module in pkgutil.iter_modules(places or ())]
