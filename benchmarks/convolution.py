@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepemd_jax.models import convolution, resnet
+from deepemd_jax.models import convolution, resnet12
 
 
 def measure(functions: dict, arguments, repeats: int) -> dict[str, float]:
@@ -35,7 +35,7 @@ def measure(functions: dict, arguments, repeats: int) -> dict[str, float]:
 def layers(width: float, size: int):
   """(side, channels in, channels out) of the 3x3 convolutions."""
   before = 3
-  for channels in resnet.channels_for(width):
+  for channels in resnet12.channels_for(width):
     yield size, before, channels
     yield size, channels, channels
     before, size = channels, size // 2

@@ -34,25 +34,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import episode, estimate
-from configs import default
-from deepemd_jax import build, emd, evaluate, mesh, metatrain, pretrain
-from deepemd_jax import training as loop
+from deepemd_jax import emd
+from deepemd_jax.config import defaults, resolve
 from deepemd_jax.data import batches, episodes
-from deepemd_jax.data.images import Copies
-from deepemd_jax.models import matching, resnet, sfc
+from deepemd_jax.data.image_set import Copies
+from deepemd_jax.distributed import sharding
+from deepemd_jax.evaluation import fewshot
+from deepemd_jax.models import matching, resnet12, sfc
+from deepemd_jax.training import loop as loop
+from deepemd_jax.training import metatrain, pretrain
 
 STORED = 160  # side of the stored copies, pixels
 
 
 def settings(options, **changes):
   """A config of the base size with some fields changed."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.image.size = options.size
   config.model.width = options.width
   config.pretrain.batch_size = options.images
   config.episode.query = options.query
   config.update_from_flattened_dict(changes)
-  config.metatrain.update(build.training_episode(config))
+  config.metatrain.update(resolve.training_episode(config))
   return config
 
 
@@ -143,12 +146,12 @@ def encoder_seconds(config, variables, count, training, options) -> float:
   images = jnp.ones((count, side, side, 3))
   precision = config.model.precision
   if not training:
-    encode = functools.partial(resnet.encode, precision=precision)
+    encode = functools.partial(resnet12.encode, precision=precision)
     return seconds(lambda: encode(variables, images), options.repeats)
 
   def maps(params):
     whole = variables | {"params": params}
-    return resnet.apply(whole, images, train=True, precision=precision)[0]
+    return resnet12.apply(whole, images, train=True, precision=precision)[0]
 
   backward = slope(maps)
   return seconds(lambda: backward(variables["params"]), options.repeats)
@@ -156,7 +159,7 @@ def encoder_seconds(config, variables, count, training, options) -> float:
 
 def views_seconds(config, size: int, drawn: list, options) -> float:
   """Of cutting crops to size on the device."""
-  cut = jax.jit(lambda drawn: list(map(build.crop(config, size), drawn)))
+  cut = jax.jit(lambda drawn: list(map(resolve.crop(config, size), drawn)))
   return seconds(lambda: cut(drawn), options.repeats)
 
 
@@ -168,10 +171,10 @@ def of_pretraining(config, options) -> dict:
   make = pretrain._batches(config, images, order)
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
-  optimiser = build.optimiser(config.pretrain, 100)
-  state = mesh.put_everywhere(loop.new_state(variables, optimiser, extra))
+  optimiser = resolve.optimiser(config.pretrain, 100)
+  state = sharding.put_everywhere(loop.new_state(variables, optimiser, extra))
   step = loop.make_step(pretrain._loss_function(config), optimiser)
-  batch = mesh.put(make(0))
+  batch = sharding.put(make(0))
   step, found = program(step, state, batch)
   training = (
     3 * count * estimate.encoder_flops(config.image.size, config.model.width)
@@ -193,17 +196,17 @@ def metatraining(config, options):
   """A step of `metatrain`: (step, state, batch, the compiler's numbers)."""
   make = metatrain._batches(config, copies(*options.pool))
   variables = pretrain.init(config)
-  optimiser = build.optimiser(config.metatrain, 100)
-  state = mesh.put_everywhere(loop.new_state(variables, optimiser))
+  optimiser = resolve.optimiser(config.metatrain, 100)
+  state = sharding.put_everywhere(loop.new_state(variables, optimiser))
   step = loop.make_step(metatrain._loss_function(config), optimiser)
-  batch = mesh.put(make(0))
+  batch = sharding.put(make(0))
   step, found = program(step, state, batch)
   return step, state, batch, found
 
 
 def metatraining_gflop(config) -> float:
   """By formula, of a step."""
-  shape = build.training_episode(config)
+  shape = resolve.training_episode(config)
   size, width = config.image.size, config.model.width
   way, n_query = shape["way"], shape["query"]
   images = way * (shape["shot"] + n_query)
@@ -215,7 +218,7 @@ def metatraining_gflop(config) -> float:
 
 def of_metatraining(config, options) -> dict:
   """A step of `metatrain`, and its parts, each forward and backward."""
-  shape = build.training_episode(config)
+  shape = resolve.training_episode(config)
   way, n_query = shape["way"], shape["query"]
   count = way * (shape["shot"] + n_query)
   step, state, batch, found = metatraining(config, options)
@@ -303,7 +306,7 @@ def of_evaluation(config, options) -> dict:
   n, c = estimate.nodes(size), estimate.channels(config.model.width)[-1]
   support = episode_nodes(way, shot, n, c)[None]
   query = episode_nodes(way, n_query, n, c)[None]
-  head = evaluate._head(config, "deepemd_mean")
+  head = fewshot._head(config, "deepemd_mean")
   key = jax.random.key(0)
 
   def score(query, support):
@@ -311,7 +314,7 @@ def of_evaluation(config, options) -> dict:
     return jax.vmap(lambda q, s: head(q, s, key))(flat, support)
 
   score, found = program(jax.jit(score), query, support)
-  draw = evaluate.sampler(config, copies(*options.pool), "test")
+  draw = fewshot.sampler(config, copies(*options.pool), "test")
   return {
     "step_s": seconds(lambda: score(query, support), options.repeats),
     **found,
@@ -372,24 +375,26 @@ def of_devices(options) -> dict:
   n, c = estimate.nodes(options.size), estimate.channels(options.width)[-1]
   rng = np.random.default_rng(0)
   nodes = rng.standard_normal((len(images.labels), n, c), np.float32)
-  encoded = mesh.put_everywhere(nodes)
-  drawn = evaluate.sampler(config, images, "test")
-  score = evaluate.scorer(config, evaluate._head(config, "deepemd"))
+  encoded = sharding.put_everywhere(nodes)
+  drawn = fewshot.sampler(config, images, "test")
+  score = fewshot.scorer(config, fewshot._head(config, "deepemd"))
   order = batches.ShuffledBatches(
     len(images.labels), config.pretrain.batch_size, 0
   )
   make = pretrain._batches(config, images, order)
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
-  optimiser = build.optimiser(config.pretrain, 100)
-  state = mesh.put_everywhere(loop.new_state(variables, optimiser, extra))
+  optimiser = resolve.optimiser(config.pretrain, 100)
+  state = sharding.put_everywhere(loop.new_state(variables, optimiser, extra))
   step = loop.make_step(pretrain._loss_function(config), optimiser)
   return {
     "evaluate_16_s": seconds(
-      lambda: evaluate.accuracies(score, encoded, drawn, 16, 16),
+      lambda: fewshot.accuracies(score, encoded, drawn, 16, 16),
       options.repeats,
     ),
-    "pretrain_s": step_seconds(step, state, mesh.put(make(0)), options.repeats),
+    "pretrain_s": step_seconds(
+      step, state, sharding.put(make(0)), options.repeats
+    ),
   }
 
 

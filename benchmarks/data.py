@@ -30,10 +30,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from configs import default
-from deepemd_jax import build, metatrain
-from deepemd_jax.data import builders, catalogue, datasets, pictures, views
-from deepemd_jax.data.images import COPIED
+from deepemd_jax.config import defaults, resolve
+from deepemd_jax.data import image_io, sources, views
+from deepemd_jax.data.image_set import COPIED
+from deepemd_jax.data.published import catalogue, prepare
+from deepemd_jax.training import metatrain
 
 SIZE = 84
 NAME = "photographs"
@@ -54,9 +55,9 @@ def photographs(folder: str | None) -> dict[str, Image.Image]:
         paths.append(pathlib.Path(spec.origin).parent.glob(pattern))
   found = {}
   for path in sorted(path for several in paths for path in several):
-    if path.suffix.lower() in pictures.SUFFIXES:
-      with pictures.open_image(path) as image:
-        found[path.name] = pictures.to_rgb(image)
+    if path.suffix.lower() in image_io.SUFFIXES:
+      with image_io.open_image(path) as image:
+        found[path.name] = image_io.to_rgb(image)
       found[path.name].thumbnail((500, 500), Image.Resampling.LANCZOS)
   return found
 
@@ -99,7 +100,7 @@ def register(count: int) -> list[str]:
   return names
 
 
-def prepare(root: pathlib.Path, photos, count: int, side: int) -> None:
+def make_ready(root: pathlib.Path, photos, count: int, side: int) -> None:
   """Prepares JPEGs of parts of the photographs, and copies; run in a process of
   its own, so that the memory it takes is not counted."""
   names = register(count)
@@ -120,7 +121,7 @@ def prepare(root: pathlib.Path, photos, count: int, side: int) -> None:
       path = root / "ready" / "train" / name / f"{i}.jpg"
       path.write_bytes(distinct[(20 * c + i) % len(distinct)])
   with contextlib.redirect_stderr(io.StringIO()):
-    builders.prepare(
+    prepare.prepare(
       catalogue.BENCHMARKS[NAME], str(root), source=root / "ready"
     )
     for kept in (str(side), "original"):
@@ -129,7 +130,7 @@ def prepare(root: pathlib.Path, photos, count: int, side: int) -> None:
 
 def opened(root: pathlib.Path, kept: str):
   """The images: copies, or originals."""
-  return datasets.BenchmarkSource(f"{NAME}:{kept}", str(root)).load("train")
+  return sources.BenchmarkSource(f"{NAME}:{kept}", str(root)).load("train")
 
 
 def on_host(make):
@@ -175,8 +176,8 @@ def measure(work: dict, turns: int) -> list[dict]:
 
 def reading(root: pathlib.Path, options) -> tuple[list[dict], dict]:
   """Rows of all ways to read, and the peak memory between them, in GB."""
-  config = default.get_config()
-  cut = jax.jit(build.crop(config, SIZE))
+  config = defaults.get_config()
+  cut = jax.jit(resolve.crop(config, SIZE))
   copies = opened(root, str(options.side))
   read = metatrain._batches(config, copies)
   decode = metatrain._batches(config, opened(root, "original"))

@@ -21,7 +21,7 @@ import optax
 from ot.lp.emd_wrap import emd_c
 
 from deepemd_jax import emd
-from deepemd_jax.models import matching, resnet, sfc
+from deepemd_jax.models import matching, resnet12, sfc
 
 WAY, QUERIES, SHOT = 5, 75, 5
 
@@ -121,7 +121,7 @@ def main() -> None:
   exact, flow = backward("exact"), backward("flow")
   one = jax.jit(lambda s, k: fit(s, k, options.epochs))
   many = jax.jit(jax.vmap(lambda s, k: fit(s, k, options.epochs)))
-  variables = resnet.init(jax.random.key(0), width=options.width)
+  variables = resnet12.init(jax.random.key(0), width=options.width)
   images = jnp.zeros((QUERIES + WAY, 84, 84, 3))
   unit, loop = bare_loop(cost, a, b)
   found = measure(
@@ -140,7 +140,7 @@ def main() -> None:
       unit: loop,
       "SFC fit": lambda: one(support, keys[0]),
       f"SFC fits, {options.episodes} at once": lambda: many(several, keys),
-      f"encoder, {len(images)} images": lambda: resnet.encode(
+      f"encoder, {len(images)} images": lambda: resnet12.encode(
         variables, images
       ),
     },

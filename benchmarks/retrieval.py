@@ -22,7 +22,7 @@ import time
 import jax
 import numpy as np
 
-from deepemd_jax import nearest
+from deepemd_jax.evaluation import nearest
 
 _CLASS = 10  # items of a class
 

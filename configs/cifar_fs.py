@@ -19,12 +19,12 @@ pre-training is 99 PFLOP and meta-training 14, 1.6 hours at a sustained 20
 TFLOP/s, 6.9 days on two CPU cores (29 images a second forward).
 """
 
-from configs import default, variants
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
   """The paper's schedule; see the module's docstring."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.data.name = "cifar_fs"
   # Grey levels of CIFAR-100, as the official code has them.
   config.image.mean = (129.3, 124.1, 112.4)

@@ -20,11 +20,11 @@ pre-training is 16 PFLOP and meta-training 10, 0.4 hours at a sustained 20
 TFLOP/s, 1.6 days on two CPU cores (29 images a second forward).
 """
 
-from configs import default, variants
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
   """The paper's schedule; see the module's docstring."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.data.name = "cub"
   return variants.apply(config, arg)

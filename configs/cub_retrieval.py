@@ -13,12 +13,12 @@ No published number belongs beside this: metric learning starts from networks
 trained on ImageNet, at 224 pixels and more. Not run to the end here.
 """
 
-from configs import default, variants
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
   """The paper's schedule, then retrieval; see the module's docstring."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.data.name = "cub_retrieval"
   config.stages = ("pretrain", "metatrain", "retrieve")
   return variants.apply(config, arg, variants.TRAINING)

@@ -19,11 +19,11 @@ pre-training is 95 PFLOP and meta-training 16, 1.5 hours at a sustained 20
 TFLOP/s, 6.7 days on two CPU cores (29 images a second forward).
 """
 
-from configs import default, variants
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
   """The paper's schedule; see the module's docstring."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.data.name = "fc100"
   return variants.apply(config, arg)

@@ -8,12 +8,12 @@ images; classes are split 64/16/20 into training, validation and test, or by
 `--config.data.csv`.
 """
 
-from configs import default, variants
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
   """Settings for a folder of a few thousand images; see the docstring."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.data.name = "folder"
   config.model.width = 0.25
   config.image.crop_scale = (0.4, 1.0)

@@ -22,11 +22,11 @@ pre-training is 99 PFLOP and meta-training 14, 1.6 hours at a sustained 20
 TFLOP/s, 6.9 days on two CPU cores (29 images a second forward).
 """
 
-from configs import default, variants
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
   """The paper's schedule; see the module's docstring."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.data.name = "miniimagenet"
   return variants.apply(config, arg, (*variants.COMMON, "cross_cub"))

@@ -8,12 +8,12 @@ meta-training, and evaluation on 600 test episodes against two baselines and
 under twelve clutter conditions. Settings were chosen on validation classes.
 """
 
-from configs import default, variants
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
   """The quickstart; see the module's docstring."""
-  config = default.get_config()
+  config = defaults.get_config()
   config.image.size = 92
   config.image.pretrain_size = 64
   config.image.crop = "whole"

@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 _ROOMS = ("data", "emd", "models")
-_LAZY = {"FewShotClassifier": "deepemd_jax.classifier"}
+_LAZY = {"FewShotClassifier": "deepemd_jax.inference.classifier"}
 
 
 def __getattr__(name: str):

@@ -22,7 +22,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deepemd_jax import build, processes
+from deepemd_jax.config import resolve
+from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import (
   MISTAKE,
   STOPPED,
@@ -70,6 +71,12 @@ _FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
 _FREE += ("episode", "variant", "retrieve")
 # What a config.json that does not have the field yet was trained with.
 _BEFORE = {"model": {"precision": "float32"}}
+_STAGES = {
+  "pretrain": "deepemd_jax.training.pretrain",
+  "metatrain": "deepemd_jax.training.metatrain",
+  "evaluate": "deepemd_jax.evaluation.fewshot",
+  "retrieve": "deepemd_jax.evaluation.retrieval",
+}
 # Stages that only look at what was trained.
 _LOOKING = {"evaluate", "retrieve"}
 
@@ -80,7 +87,7 @@ def run(
   """Runs the stages of `config` in `workdir`.
 
   Args:
-    config: as `configs/default.py`.
+    config: as `config/defaults.py`.
     workdir: made when missing; must hold nothing, or an earlier run of the same
       config, which is then continued.
     connect: called when nothing is wrong with the rest; connects processes.
@@ -88,10 +95,10 @@ def run(
   Raises:
     InputError: the config, the data or the workdir do not fit.
   """
-  build.check(config)
+  resolve.check(config)
   # Stated, so that test episodes may change in a workdir, and these may not.
-  config.metatrain.update(build.training_episode(config))
-  build.check_feasible(config)
+  config.metatrain.update(resolve.training_episode(config))
+  resolve.check_feasible(config)
   if set(config.stages) <= _LOOKING and not workdir.exists():
     raise InputError(
       f"no checkpoint in {workdir}: there is no such folder; give the "
@@ -104,14 +111,14 @@ def run(
   _check_workdir(workdir, fields, training)
   _compilation_cache(workdir)
   connect()
-  processes.check_same(json.dumps(fields, sort_keys=True))
-  if processes.first():
+  runtime.check_same(json.dumps(fields, sort_keys=True))
+  if runtime.first():
     _claim(workdir, fields)
-  processes.watch(workdir)
+  runtime.watch(workdir)
   for stage in config.stages:
-    importlib.import_module(f"deepemd_jax.{stage}").run(config, workdir)
+    importlib.import_module(_STAGES[stage]).run(config, workdir)
     # Process 0 may be drawing yet: the next stage must not find it behind.
-    processes.together(stage)
+    runtime.together(stage)
 
 
 def _check_workdir(workdir: pathlib.Path, fields, training: bool) -> None:
@@ -239,9 +246,7 @@ def _find_config(argument: str) -> str:
     if candidate.is_file():
       return f"{candidate}{colon}{variant}"
   shipped = sorted(
-    p.name
-    for p in (_ROOT / "configs").glob("*.py")
-    if p.name not in ("__init__.py", "default.py")
+    p.name for p in (_ROOT / "configs").glob("*.py") if p.name != "__init__.py"
   )
   close = difflib.get_close_matches(path.name, shipped, 1)
   hint = (
@@ -310,9 +315,9 @@ def _connect() -> None:
   given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   wanted = _DISTRIBUTED.value
   if wanted == "on" or (wanted == "auto" and None not in given):
-    processes.begin(*given)
-  elif wanted == "auto" and processes.is_launched():
-    processes.begin()
+    runtime.begin(*given)
+  elif wanted == "auto" and runtime.is_launched():
+    runtime.begin()
 
 
 def _plain(error: Exception) -> str:
@@ -323,7 +328,11 @@ def _plain(error: Exception) -> str:
   if isinstance(error, KeyError | AttributeError):  # a locked field
     name = re.search(r"\w+", text)
     hint = re.search(r'Did you mean "(\w+)"', text)
-    near = f"did you mean {hint[1]!r}?" if hint else "see configs/default.py"
+    near = (
+      f"did you mean {hint[1]!r}?"
+      if hint
+      else "see deepemd_jax/config/defaults.py"
+    )
     text = f"the config has no field {name and name[0]!r}; {near}"
   return text
 
@@ -360,7 +369,7 @@ def main(argv: list[str]) -> None:
     sys.stderr.write("interrupted; the same command goes on\n")
     code = 130
   except Interrupted as error:
-    if processes.first():
+    if runtime.first():
       sys.stderr.write(f"{error}\n")
     code = STOPPED
   except OSError as error:
@@ -373,14 +382,14 @@ def main(argv: list[str]) -> None:
     code = MISTAKE
   except Exception as error:
     _fail(error)
-  if processes.several():
-    processes.finish(code)
+  if runtime.several():
+    runtime.finish(code)
   sys.exit(code)
 
 
 def _fail(error: Exception) -> NoReturn:
-  if processes.several():
-    processes.leave(error)
+  if runtime.several():
+    runtime.leave(error)
   raise error
 
 

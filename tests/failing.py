@@ -14,12 +14,14 @@ import time
 import jax
 from absl import app
 
-from deepemd_jax import checkpoint, evaluate, main
+from deepemd_jax import main
+from deepemd_jax.checkpoints import manager
 from deepemd_jax.data import loader
+from deepemd_jax.evaluation import fewshot
 
 kind, victim = sys.argv.pop(1), int(sys.argv.pop(1))
-prefetch, score = loader.prefetch, evaluate.accuracies
-keep = checkpoint.Checkpoints.save
+prefetch, score = loader.prefetch, fewshot.accuracies
+keep = manager.Checkpoints.save
 calls = itertools.count(1)
 
 
@@ -52,6 +54,6 @@ def save(*arguments, **options):
     time.sleep(4)
 
 
-loader.prefetch, evaluate.accuracies = failing_prefetch, accuracies
-checkpoint.Checkpoints.save = save
+loader.prefetch, fewshot.accuracies = failing_prefetch, accuracies
+manager.Checkpoints.save = save
 app.run(main.main, flags_parser=main._parse)

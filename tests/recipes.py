@@ -5,11 +5,10 @@ import pathlib
 
 import jax
 import numpy as np
+from paths import GOLDEN
 
-from deepemd_jax import checkpoint
-from deepemd_jax.models import resnet
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+from deepemd_jax.checkpoints import manager
+from deepemd_jax.models import resnet12
 
 
 def recipe_state_dict():
@@ -50,7 +49,9 @@ def tiny_run(workdir, *, stages=("pretrain",), seed=0, **fields):
   workdir = pathlib.Path(workdir)
   workdir.mkdir()
   (workdir / "config.json").write_text(json.dumps(config | fields))
-  shapes = jax.eval_shape(lambda: resnet.init(jax.random.key(0), width=1 / 16))
+  shapes = jax.eval_shape(
+    lambda: resnet12.init(jax.random.key(0), width=1 / 16)
+  )
   rng = np.random.default_rng(seed)
 
   def leaf(path, shape):
@@ -62,7 +63,7 @@ def tiny_run(workdir, *, stages=("pretrain",), seed=0, **fields):
 
   variables = jax.tree_util.tree_map_with_path(leaf, shapes)
   for stage in stages:
-    with checkpoint.Checkpoints(workdir / stage / "checkpoints") as saved:
+    with manager.Checkpoints(workdir / stage / "checkpoints") as saved:
       train = {"none": np.zeros(1, np.float32)}
       saved.save(7, model=variables, train=train, meta={}, score=50.0)
   return workdir

@@ -13,9 +13,12 @@ import numpy as np
 import optax
 
 from configs import folder
-from deepemd_jax import build, evaluate, mesh, metatrain, pretrain, processes
-from deepemd_jax import training as train
+from deepemd_jax.config import resolve
 from deepemd_jax.data import batches
+from deepemd_jax.distributed import runtime, sharding
+from deepemd_jax.evaluation import fewshot
+from deepemd_jax.training import loop as train
+from deepemd_jax.training import metatrain, pretrain
 
 STEPS = 3
 
@@ -43,10 +46,10 @@ def config_for(images, data):
 def steps_of(stage, config, batch, state, optimiser):
   """Losses [STEPS], gradients of the first step, and all variables after."""
   step = train.make_step(stage._loss_function(config), optimiser)
-  state = mesh.put_everywhere(state)
+  state = sharding.put_everywhere(state)
   found: dict = {"losses": []}
   for i in range(STEPS):
-    state, measured = step(state, mesh.put(batch(i)))
+    state, measured = step(state, sharding.put(batch(i)))
     found["losses"].append(float(measured["loss"]))
     if i == 0:
       found["gradients"] = flat(state.opt_state[0])
@@ -73,10 +76,12 @@ def recording(optimiser):
 def main(out, images, data):
   """Writes all that was found."""
   config = config_for(images, data)
-  source = build.source(config)
+  source = resolve.source(config)
   images, test = source.load("train"), source.load("test")
   order = batches.ShuffledBatches(len(images.labels), 16, config.seed)
-  optimiser = recording(build.optimiser(config.pretrain, order.steps_per_epoch))
+  optimiser = recording(
+    resolve.optimiser(config.pretrain, order.steps_per_epoch)
+  )
   variables = pretrain.init(config)
   classifier = pretrain._init_classifier(
     config, variables, len(images.class_names)
@@ -88,7 +93,7 @@ def main(out, images, data):
       optimiser,
     )
   }
-  optimiser = recording(build.optimiser(config.metatrain, 10))
+  optimiser = recording(resolve.optimiser(config.metatrain, 10))
   solvers = ["interior_point"]
   if jax.local_device_count() == 1:
     solvers += ["network_simplex"]
@@ -99,7 +104,7 @@ def main(out, images, data):
       *(metatrain, other, metatrain._batches(other, images)),
       *(train.new_state(variables, optimiser), optimiser),
     )
-  variables = mesh.put_everywhere(variables)
+  variables = sharding.put_everywhere(variables)
   variants = [
     ("fcn", {}),
     ("file", {"evaluate.memory": 0.0, "evaluate.heads": ("prototype",)}),
@@ -126,27 +131,27 @@ def main(out, images, data):
   for name, change in variants:
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict(change)
-    draw = evaluate.sampler(other, test, "test")
-    encoded = evaluate.encoder(other)(variables, test)
+    draw = fewshot.sampler(other, test, "test")
+    encoded = fewshot.encoder(other)(variables, test)
     scored = {
-      head: evaluate.accuracies(
-        evaluate.scorer(other, function), encoded, draw, 11, 3
+      head: fewshot.accuracies(
+        fewshot.scorer(other, function), encoded, draw, 11, 3
       )
-      for head, function in evaluate.heads(other).items()
+      for head, function in fewshot.heads(other).items()
     }
     if name == "fcn":
       scored["nodes"] = np.asarray(encoded)
     found[name] = scored
   rows = {f"{a}.{b}": x for a, row in found.items() for b, x in row.items()}
-  if processes.first():
+  if runtime.first():
     np.savez(out, devices=jax.device_count(), **rows)
 
 
 if __name__ == "__main__":
   paths, connection = sys.argv[1:4], sys.argv[4:]
   if connection:
-    processes.begin(connection[0], *map(int, connection[1:]))
+    runtime.begin(connection[0], *map(int, connection[1:]))
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
   main(*paths)
-  if processes.several():
-    processes.finish(0)
+  if runtime.several():
+    runtime.finish(0)

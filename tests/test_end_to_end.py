@@ -5,7 +5,6 @@ One small run (three training stages, seconds each) is shared by all tests.
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -14,9 +13,9 @@ import time
 
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image, ImageDraw
 
-ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
   "--config=configs/folder.py",
   "--config.image.size=32",

@@ -16,8 +16,8 @@ import time
 
 import pytest
 import yaml
+from paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = ["local.sh", "slurm.sbatch", "tpu_vm.sh"]
 ARGUMENTS = ["--config=configs/cub.py:5shot", "--workdir=/a b", "it's", "$x;*"]

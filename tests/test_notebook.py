@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pathlib
 import shlex
 import shutil
 
@@ -10,9 +9,9 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image, ImageDraw
 
-ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 SMALL = [
   "--config.data.name=folder",

@@ -11,9 +11,9 @@ import sys
 import textwrap
 from typing import NoReturn
 
-from deepemd_jax.data import builders, catalogue
-from deepemd_jax.data.progress import Progress
+from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.errors import InputError, MissingData
+from deepemd_jax.utils.progress import Progress
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
   for command in (listing, making):
     command.add_argument(
       "--directory",
-      default=builders.default_directory(),
+      default=prepare.default_directory(),
       help="of prepared data sets (default %(default)s)",
     )
   return parser.parse_args(arguments)
@@ -62,14 +62,14 @@ def table(directory: str) -> str:
   for benchmark in catalogue.BENCHMARKS.values():
     counts = [benchmark.counts(split) for split in benchmark.splits]
     places = (
-      builders.place(benchmark, directory),
+      prepare.place(benchmark, directory),
       pathlib.Path(directory, "stored", benchmark.name),
     )
-    ready = builders.is_ready(benchmark, directory)
+    ready = prepare.is_ready(benchmark, directory)
     state = "ready" if ready else "not prepared"
     totals = [benchmark.total(split) for split in benchmark.splits]
     if ready:
-      found = builders.metadata(benchmark, directory)
+      found = prepare.metadata(benchmark, directory)
       totals = [sum(found["counts"][s].values()) for s in benchmark.splits]
       if found["skipped"]:
         state += f", {len(found['skipped'])} bad left out"
@@ -79,7 +79,7 @@ def table(directory: str) -> str:
         "/".join(str(len(classes)) for classes in counts),
         "/".join(f"{total:,}" for total in totals),
         state,
-        builders.human_size(sum(map(_size, places))) if ready else "-",
+        prepare.human_size(sum(map(_size, places))) if ready else "-",
       )
     )
   rows.append(("glyph_clutter", "47/16/31", "made on first use", "-", "-"))
@@ -101,26 +101,26 @@ def _size(folder: pathlib.Path) -> int:
   return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def prepare(options: argparse.Namespace) -> None:
+def make_ready(options: argparse.Namespace) -> None:
   """Makes one data set ready, and its copies of the size that is wanted."""
-  from deepemd_jax.data import datasets
+  from deepemd_jax.data import sources
 
   if options.name == "glyph_clutter":
     if options.source or options.skip_bad:
       raise InputError("glyph_clutter is made of nothing: give its name alone")
-    datasets.GlyphClutterSource(options.directory).load("val")
+    sources.GlyphClutterSource(options.directory).load("val")
     print(f"glyph_clutter is ready in {options.directory}")
     return
   benchmark, side = catalogue.parse(options.name)
-  place = builders.place(benchmark, options.directory)
-  if options.source and builders.is_ready(benchmark, options.directory):
+  place = prepare.place(benchmark, options.directory)
+  if options.source and prepare.is_ready(benchmark, options.directory):
     raise InputError(
       f"{benchmark.name} is ready in {place}; delete that folder to make it "
       "anew from another source"
     )
   progress = Progress()
   try:
-    builders.prepare(
+    prepare.prepare(
       benchmark,
       options.directory,
       source=options.source,
@@ -131,8 +131,8 @@ def prepare(options: argparse.Namespace) -> None:
     progress.close()
   name = catalogue.protocol(benchmark, side)
   for split in benchmark.splits:
-    datasets.BenchmarkSource(name, options.directory).load(split)
-  skipped = builders.metadata(benchmark, options.directory)["skipped"]
+    sources.BenchmarkSource(name, options.directory).load(split)
+  skipped = prepare.metadata(benchmark, options.directory)["skipped"]
   for key, reason in skipped:
     print(f"left out {key}: {reason}")
   print(f"{name} is ready in {place}")
@@ -146,7 +146,7 @@ def main(arguments: list[str]) -> int:
     if options.command == "list":
       print(table(options.directory))
     else:
-      prepare(options)
+      make_ready(options)
     sys.stdout.flush()
   except MissingData as error:
     return _refuse(*error.lines)

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from deepemd_jax.data import pictures
+from deepemd_jax.data import image_io
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -59,7 +59,7 @@ def listing(
   if not any(found.values()):
     raise InputError(
       f"image folder {str(root)!r} holds no images; put those of each class "
-      f"into a directory of their own ({', '.join(pictures.SUFFIXES)})"
+      f"into a directory of their own ({', '.join(image_io.SUFFIXES)})"
     )
   _refuse_shared(found)
   return found
@@ -87,7 +87,7 @@ def classes(root: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
   if empty:
     raise InputError(
       f"class {empty[0]!r} in {str(root)!r} has no images; put some there "
-      f"({', '.join(pictures.SUFFIXES)}) or remove it"
+      f"({', '.join(image_io.SUFFIXES)}) or remove it"
     )
   if not found:
     raise InputError(
@@ -110,7 +110,7 @@ def below(root: str | os.PathLike) -> list[pathlib.Path]:
   if not found:
     raise InputError(
       f"image folder {str(root)!r} holds no images "
-      f"({', '.join(pictures.SUFFIXES)})"
+      f"({', '.join(image_io.SUFFIXES)})"
     )
   return found
 
@@ -162,7 +162,7 @@ def _images(folder: pathlib.Path, inside: pathlib.Path) -> list[pathlib.Path]:
   for here, directories, files in os.walk(folder, onerror=_unreadable):
     directories[:] = [name for name in directories if name[0] != "."]
     shown = [name for name in files if name[0] != "."]
-    chosen = [n for n in shown if n.lower().endswith(pictures.SUFFIXES)]
+    chosen = [n for n in shown if n.lower().endswith(image_io.SUFFIXES)]
     for name in directories + chosen:
       _refuse_outside(pathlib.Path(here, name), inside)
     paths += [pathlib.Path(here, name) for name in chosen]

@@ -34,7 +34,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFont
 
-from deepemd_jax.data import splits
+from deepemd_jax.data.published import splits
 
 SIDE = 64
 SCENES = 3  # a drawing, in `default`

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from deepemd_jax.data import pictures
+from deepemd_jax.data import image_io
 from deepemd_jax.errors import InputError
 
 _LARGEST = 2**30  # bytes of a file; those of honest pictures are smaller
@@ -68,7 +68,7 @@ def read(source) -> tuple[str, bytes | Image.Image]:
       content = file.read()
     return hashlib.sha256(content).hexdigest(), content
   image = source if isinstance(source, Image.Image) else _from_array(source)
-  image = pictures.to_rgb(image)
+  image = image_io.to_rgb(image)
   return fingerprint(image), image
 
 
@@ -76,8 +76,8 @@ def decode(content: bytes | Image.Image) -> Image.Image:
   """The upright RGB image of what `read` gave; raises what that raises."""
   if isinstance(content, Image.Image):
     return content
-  with pictures.open_image(content) as file:
-    return pictures.to_rgb(file)
+  with image_io.open_image(content) as file:
+    return image_io.to_rgb(file)
 
 
 def fingerprint(image: Image.Image) -> str:

@@ -15,14 +15,14 @@ import threading
 import webbrowser
 from typing import NoReturn
 
-from deepemd_jax import command
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import terminal
 
 HOST = "127.0.0.1"
 
 
 def _parse(arguments: list[str]):
-  parser = command.Parser("demo", __doc__)
+  parser = terminal.Parser("demo", __doc__)
   parser.add_checkpoint()
   parser.add_argument(
     "--port",
@@ -75,8 +75,8 @@ def _work(options) -> NoReturn:
 
 def main(arguments: list[str]) -> int:
   """The command line; the exit code, 130 after Ctrl-C."""
-  return command.run(_parse, _work, arguments)
+  return terminal.run(_parse, _work, arguments)
 
 
 if __name__ == "__main__":
-  command.leave(main(sys.argv[1:]))
+  terminal.leave(main(sys.argv[1:]))

@@ -6,10 +6,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from deepemd_jax import visualize
-from deepemd_jax.classifier import FewShotClassifier
 from deepemd_jax.demo.form import Form
-from deepemd_jax.explanation import Explanation, Shown
+from deepemd_jax.evaluation import plots
+from deepemd_jax.inference.classifier import FewShotClassifier
+from deepemd_jax.inference.explanation import Explanation, Shown
 
 
 def classify(form: Form, checkpoint) -> dict:
@@ -62,9 +62,7 @@ def _match(why: Explanation) -> dict:
 def _side(shown: Shown) -> dict:
   """Its size in pixels, which boxes are in, and its picture under weights."""
   height, width = shown.size
-  weighted = visualize.weighted(
-    shown.picture, shown.small_boxes(), shown.weights
-  )
+  weighted = plots.weighted(shown.picture, shown.small_boxes(), shown.weights)
   return {"width": width, "height": height, "weighted": _url(weighted)}
 
 

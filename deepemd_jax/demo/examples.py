@@ -5,7 +5,8 @@ import base64
 import io
 import random
 
-from deepemd_jax.data import glyph_clutter, splits
+from deepemd_jax.data import glyph_clutter
+from deepemd_jax.data.published import splits
 
 WAY = 5
 # Name: what the page calls it, images a class, variant of the data set.

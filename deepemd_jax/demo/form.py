@@ -14,7 +14,7 @@ from PIL import Image
 from werkzeug import Request
 from werkzeug.datastructures import FileStorage
 
-from deepemd_jax.data import pictures
+from deepemd_jax.data import image_io
 from deepemd_jax.errors import InputError
 
 
@@ -178,16 +178,16 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
         **where,
       )
     try:
-      with pictures.open_image(content) as image:
+      with image_io.open_image(content) as image:
         count = image.width * image.height
         size = f"{image.width} x {image.height} pixels"
         if count <= min(limits.pixels, left):
-          rgb = pictures.to_rgb(image)
+          rgb = image_io.to_rgb(image)
     except Image.DecompressionBombError as error:
       raise Refused(413, f"{name}: {error}", **where) from error
     except Exception as error:  # decoders raise nearly anything
       raise Refused(
-        415, f"{name} cannot be read: {pictures.reason(error)}", **where
+        415, f"{name} cannot be read: {image_io.reason(error)}", **where
       ) from error
     if count > limits.pixels:
       raise Refused(

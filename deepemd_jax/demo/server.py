@@ -22,7 +22,8 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.sansio.utils import host_is_trusted
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from deepemd_jax import build, trained
+from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.config import resolve
 from deepemd_jax.demo import answer, examples, form
 from deepemd_jax.errors import InputError
 
@@ -65,14 +66,14 @@ class Demo:
     Raises:
       InputError: there is no such checkpoint.
     """
-    found = trained.load(checkpoint)
+    found = pretrained.load(checkpoint)
     self._checkpoint = checkpoint
     self._limits = limits or form.Limits()
     self._settings = {
-      "encoder": f"{checkpoint or trained.DEFAULT} ({found.place})",
-      "variants": build.NODES,
+      "encoder": f"{checkpoint or pretrained.DEFAULT} ({found.place})",
+      "variants": resolve.NODES,
       "variant": found.config.nodes.kind,
-      "solvers": build.SOLVERS,
+      "solvers": resolve.SOLVERS,
       "solver": found.config.emd.solver,
       "examples": {name: kind[0] for name, kind in examples.KINDS.items()},
       "limits": dataclasses.asdict(self._limits),

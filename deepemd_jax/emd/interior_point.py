@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import export, lax
 from jaxtyping import Array, Float
 
-from deepemd_jax.emd import kernel, network, problem
+from deepemd_jax.emd import interior_point_gpu, problem, resistor_network
 
 _LANES = 64  # problems side by side: their arrays fit a CPU core's cache
 _GROUP = 6  # blocks that advance together on a CPU, to stay in its caches
@@ -112,19 +112,20 @@ class InteriorPoint:
 
 def _chosen(cost, rules: Rules, wanted: bool | None):
   """What solves problems like cost [B, n, m]; see `InteriorPoint.kernel`."""
-  fits = kernel.fits(cost)
+  fits = interior_point_gpu.fits(cost)
   if wanted and not fits:
     raise ValueError(
-      f"kernel is True, but it takes float32 and up to {kernel.MOST_NODES} "
-      f"nodes a side; cost has shape {cost.shape} and dtype {cost.dtype}"
+      "kernel is True, but it takes float32 and up to "
+      f"{interior_point_gpu.MOST_NODES} nodes a side; "
+      f"cost has shape {cost.shape} and dtype {cost.dtype}"
     )
   in_blocks = functools.partial(_in_blocks, rules=rules)
   if wanted is False or not fits or 0 in cost.shape:
     return in_blocks
-  on_chip = functools.partial(kernel.solve, rules=rules)
+  on_chip = functools.partial(interior_point_gpu.solve, rules=rules)
   interpreted = _merging(functools.partial(on_chip, interpret=True))
   elsewhere = interpreted if wanted else in_blocks
-  if not kernel.at_home():
+  if not interior_point_gpu.at_home():
     return elsewhere
   return functools.partial(
     lax.platform_dependent, cuda=_merging(on_chip), default=elsewhere
@@ -169,7 +170,7 @@ def _solve(cost, a, b, moved, rules):
   if m > n:  # columns are what costs: let them be the shorter side
     flow, g, f, steps = _solve(cost.swapaxes(0, 1), b, a, moved, rules)
     return flow.swapaxes(0, 1), f, g, steps
-  swap = network.heaviest_last(b)
+  swap = resistor_network.heaviest_last(b)
   blocks, lanes = _blocks(count)
   spare = blocks * lanes - count
 
@@ -295,7 +296,7 @@ def _start(cost, a, b, moved) -> tuple[_Given, _State]:
     b=b,
     moved=moved,
     weight=weight / weight.sum((0, 1)),
-    ones=network.ones(a, len(b)),
+    ones=resistor_network.ones(a, len(b)),
   ), _State(
     flow=flow,
     slack=cost - f[:, None] - g,
@@ -316,17 +317,24 @@ def _step(state: _State, given: _Given, *, rules: Rules) -> _State:
   epsilon = float(jnp.finfo(flow.dtype).eps)
   conductance = 1 / (slack / flow + rules.proximal)
   leak_a, leak_b = rules.leak * a, rules.leak * b
-  mesh = network.eliminate(conductance, leak_a, leak_b, ones)
-  wrong_a, wrong_b = a - network.summed(flow, 1), b - network.summed(flow, 0)
+  mesh = resistor_network.eliminate(conductance, leak_a, leak_b, ones)
+  wrong_a, wrong_b = (
+    a - resistor_network.summed(flow, 1),
+    b - resistor_network.summed(flow, 0),
+  )
 
   def direction(target, solves):
     """Changes of flow, slack, f and g that make good what is wrong."""
     change, u, v = target, 0 * a, 0 * b
     for _ in range(solves):
-      more_u, more_v = network.potentials(
+      more_u, more_v = resistor_network.potentials(
         mesh,
-        network.stored(wrong_a - network.summed(change, 1), ones),
-        network.stored(wrong_b - network.summed(change, 0), ones),
+        resistor_network.stored(
+          wrong_a - resistor_network.summed(change, 1), ones
+        ),
+        resistor_network.stored(
+          wrong_b - resistor_network.summed(change, 0), ones
+        ),
         ones,
       )
       change = change + conductance * (more_u[:, None] + more_v)
@@ -334,26 +342,35 @@ def _step(state: _State, given: _Given, *, rules: Rules) -> _State:
     fall = jnp.where(flow > 0, -(u[:, None] + v), 0)
     return change, fall, u, v
 
-  gap = network.stored(network.summed(network.summed(flow * slack, 0), 0), ones)
+  gap = resistor_network.stored(
+    resistor_network.summed(resistor_network.summed(flow * slack, 0), 0), ones
+  )
   change, fall, _, _ = direction(-conductance * slack, 1)
-  primal, dual = network.reach(flow, change), network.reach(slack, fall)
+  primal, dual = (
+    resistor_network.reach(flow, change),
+    resistor_network.reach(slack, fall),
+  )
   ahead = (flow + primal * change) * (slack + dual * fall)
-  centring = (network.summed(network.summed(ahead, 0), 0) / gap) ** 3
+  centring = (
+    resistor_network.summed(resistor_network.summed(ahead, 0), 0) / gap
+  ) ** 3
   aim = (
-    network.stored(centring * gap, ones) * weight
-    - network.stored(primal * dual, ones) * change * fall
+    resistor_network.stored(centring * gap, ones) * weight
+    - resistor_network.stored(primal * dual, ones) * change * fall
   )
   target = jnp.where(flow > 0, conductance * (aim / flow - slack), 0)
   # The second solve refines: it brings back the digits that float32 lost.
   change, fall, u, v = direction(target, 2)
-  primal = jnp.minimum(1, rules.backoff * network.reach(flow, change))
-  dual = jnp.minimum(1, rules.backoff * network.reach(slack, fall))
+  primal = jnp.minimum(1, rules.backoff * resistor_network.reach(flow, change))
+  dual = jnp.minimum(1, rules.backoff * resistor_network.reach(slack, fall))
   now = flow + primal * change, state.f + dual * u, state.g + dual * v
   flow, slack = now[0], slack + dual * fall
 
-  gap = network.stored(network.summed(network.summed(flow * slack, 0), 0), ones)
-  wrong = abs(a - network.summed(flow, 1)).sum(0) + abs(
-    b - network.summed(flow, 0)
+  gap = resistor_network.stored(
+    resistor_network.summed(resistor_network.summed(flow * slack, 0), 0), ones
+  )
+  wrong = abs(a - resistor_network.summed(flow, 1)).sum(0) + abs(
+    b - resistor_network.summed(flow, 0)
   ).sum(0)
   left = gap + wrong  # what the marginals lack has to be moved, too
   healthy = jnp.isfinite(left + now[1].sum(0) + now[2].sum(0))
@@ -365,7 +382,7 @@ def _step(state: _State, given: _Given, *, rules: Rules) -> _State:
   little = rules.tolerance * moved
   close = (gap <= little) & (wrong <= little + rounding)
   moves, better = (
-    network.stored(jnp.where(x, 1.0, 0.0).astype(flow.dtype), ones) > 0
+    resistor_network.stored(jnp.where(x, 1.0, 0.0).astype(flow.dtype), ones) > 0
     for x in (moves, better)
   )
   old = state.flow, state.slack, state.f, state.g

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from deepemd_jax.emd import network
+from deepemd_jax.emd import resistor_network
 
 # Totals this close, relative to the larger, are taken as equal, and b is scaled
 # to a's total: float32 sums of weights that were normalised differ that much.
@@ -208,7 +208,7 @@ def rounded(flow, a, b):
     Altschuler, Weed, Rigollet, "Near-linear time approximation algorithms for
     optimal transport via Sinkhorn iteration", NeurIPS 2017, algorithm 2.
   """
-  or_one = network.or_one
+  or_one = resistor_network.or_one
   sums = flow.sum(1)
   flow = flow * jnp.where(sums > a, a / or_one(sums), 1)[:, None]
   sums = flow.sum(0)

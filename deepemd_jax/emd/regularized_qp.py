@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from deepemd_jax.emd import network, problem
+from deepemd_jax.emd import problem, resistor_network
 
 FORMS = ("L2", "QP")
 _QP_RIDGE = 1e-4  # the official code's, whatever l2_strength is
@@ -87,7 +87,7 @@ class RegularizedQP:
 
     batch, dtype = cost.shape[:-2], cost.dtype
     standard = problem.standardise(*problem.batch_last(cost, a, b))
-    swap = network.heaviest_last(standard.b)
+    swap = resistor_network.heaviest_last(standard.b)
     program = self._program(standard)._replace(
       cost=swap(standard.cost), b=swap(standard.b)
     )
@@ -232,13 +232,13 @@ class _Mesh(NamedTuple):
   """A conductance matrix [n, m, B] and its elimination."""
 
   conductance: jax.Array
-  network: network.Network
+  network: resistor_network.Network
   ones: jax.Array
 
   @classmethod
   def of(cls, conductance, leak_a, leak_b):
-    ones = network.ones(leak_a, len(leak_b))
-    eliminated = network.eliminate(conductance, leak_a, leak_b, ones)
+    ones = resistor_network.ones(leak_a, len(leak_b))
+    eliminated = resistor_network.eliminate(conductance, leak_a, leak_b, ones)
     return cls(conductance, eliminated, ones)
 
   def respond(self, target, into_rows, into_columns, solves: int = 3):
@@ -246,10 +246,14 @@ class _Mesh(NamedTuple):
 
     def refine(_, found):
       change, u, v = found
-      more_u, more_v = network.potentials(
+      more_u, more_v = resistor_network.potentials(
         self.network,
-        network.stored(into_rows - network.summed(change, 1), self.ones),
-        network.stored(into_columns - network.summed(change, 0), self.ones),
+        resistor_network.stored(
+          into_rows - resistor_network.summed(change, 1), self.ones
+        ),
+        resistor_network.stored(
+          into_columns - resistor_network.summed(change, 0), self.ones
+        ),
         self.ones,
       )
       change = change + self.conductance * (more_u[:, None] + more_v)
@@ -337,7 +341,9 @@ def _step(state: _State, program: _Program, tolerance: float) -> _State:
     return change, jnp.where(flow > 0, lift, 0), u, v
 
   def reach(change, lift):
-    return jnp.minimum(network.reach(flow, change), network.reach(slack, lift))
+    return jnp.minimum(
+      resistor_network.reach(flow, change), resistor_network.reach(slack, lift)
+    )
 
   gap = (flow * slack).sum((0, 1))
   change, lift, _, _ = direction(-conductance * slack)

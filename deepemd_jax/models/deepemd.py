@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepemd_jax.models import matching, nodes, resnet
+from deepemd_jax.models import matching, nodes, resnet12
 
 
 class DeepEMD(nnx.Module):
@@ -58,8 +58,8 @@ class DeepEMD(nnx.Module):
     if encoder is None:
       if rngs is None:
         raise ValueError("DeepEMD needs an encoder, or rngs to make one")
-      encoder = resnet.ResNet12(
-        resnet.channels_for(width), precision=precision, rngs=rngs
+      encoder = resnet12.ResNet12(
+        resnet12.channels_for(width), precision=precision, rngs=rngs
       )
     self.encoder = encoder
     self.solver = solver

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from deepemd_jax.data import datasets
+from deepemd_jax.data import sources
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def glyphs(tmp_path_factory):
   place = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     place = place.parent  # which all workers have
-  source = datasets.GlyphClutterSource(str(place / "tfds"))
+  source = sources.GlyphClutterSource(str(place / "tfds"))
   with (place / "tfds.lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     source.load("val")

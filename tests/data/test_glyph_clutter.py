@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepemd_jax.data import glyph_clutter, splits
+from deepemd_jax.data import glyph_clutter
+from deepemd_jax.data.published import splits
 
 LISTS = splits.load("glyph_clutter")["splits"]
 CHARACTERS = {

@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 
-from configs import default
-from deepemd_jax import metatrain, pretrain
-from deepemd_jax.data import batches, loader, stored
-from deepemd_jax.data.datasets import Paths
-from deepemd_jax.data.images import Copies, Originals
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from deepemd_jax.config import defaults
+from deepemd_jax.data import batches, loader, pixel_cache
+from deepemd_jax.data.image_set import Copies, Originals
+from deepemd_jax.data.sources import Paths
+from deepemd_jax.training import metatrain, pretrain
 
 
 def test_results_come_in_order():
@@ -135,8 +134,8 @@ def images(tmp_path_factory):
     pixels = rng.integers(0, 256, (int(rng.integers(20, 40)), 30, 3), np.uint8)
     path = str(root / f"{i}.png")
     Image.fromarray(pixels).save(path)
-    items.append(stored.Item(path, str(i)))
-  found = stored.load(
+    items.append(pixel_cache.Item(path, str(i)))
+  found = pixel_cache.load(
     root / "kept", lambda: items, count=48, side=24, made_from="", name="x"
   )
   return Copies(
@@ -163,7 +162,7 @@ def originals(images):
 
 
 def config():
-  made = default.get_config()
+  made = defaults.get_config()
   made.episode.way, made.episode.query = 3, 2
   made.pretrain.batch_size = 8
   return made

@@ -1,17 +1,15 @@
 """Views: `crop_resize` is PIL, the boxes are torchvision's."""
 
-import pathlib
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import GOLDEN
 from PIL import Image
 
 from deepemd_jax.data import views
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 GOLDEN_VIEWS = np.load(GOLDEN / "transforms.npz")
 
 

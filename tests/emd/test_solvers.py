@@ -9,10 +9,11 @@ import pytest
 import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import GOLDEN
 
 from deepemd_jax import emd
 
-FOLDER = pathlib.Path(__file__).parent.parent / "golden"
+FOLDER = GOLDEN
 GOLDEN = np.load(FOLDER / "emd.npz")
 QPTH = np.load(FOLDER / "qpth.npz")
 SIZES = ("9x9", "13x13", "25x25", "38x38", "9x13", "13x9", "25x38")

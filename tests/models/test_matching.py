@@ -1,25 +1,24 @@
 """The head equals the official one, and means what its docstring says."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from paths import GOLDEN
 
 from deepemd_jax import emd
-from deepemd_jax.models import DeepEMD, matching, nodes, resnet
+from deepemd_jax.models import DeepEMD, matching, nodes, resnet12
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "head_fcn.npz"
+RECORDED = GOLDEN / "head_fcn.npz"
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
 LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
 
 
 @pytest.fixture(scope="module")
 def golden():
-  return np.load(GOLDEN)
+  return np.load(RECORDED)
 
 
 @pytest.fixture(scope="module")
@@ -196,25 +195,25 @@ class TestModule:
     assert np.isfinite(norms).all() and max(norms) > 0
 
   def test_equals_the_pure_functions(self):
-    variables = resnet.init(jax.random.key(1), width=0.0625)
+    variables = resnet12.init(jax.random.key(1), width=0.0625)
     images = jax.random.normal(jax.random.key(2), (6, 32, 32, 3))
-    model = DeepEMD(resnet.to_module(variables))
+    model = DeepEMD(resnet12.to_module(variables))
     scores = nnx.jit(model)(
       images[:2, None], images[2:].reshape(2, 2, 32, 32, 3)
     )
-    encoded = nodes.from_map(resnet.encode(variables, images))
+    encoded = nodes.from_map(resnet12.encode(variables, images))
     expected = matching.logits(encoded[2:], encoded[:2])
     np.testing.assert_allclose(scores.reshape(4, 2), expected, atol=1e-4)
 
   def test_crops_and_the_pyramid(self):
-    variables = resnet.init(jax.random.key(1), width=0.0625)
+    variables = resnet12.init(jax.random.key(1), width=0.0625)
     images = jax.random.normal(jax.random.key(2), (12, 32, 32, 3))
-    maps = resnet.encode(variables, images)
+    maps = resnet12.encode(variables, images)
 
     def score(model, images):
       return nnx.jit(model)(images[:2, None], images[2:, None])
 
-    model = DeepEMD(resnet.to_module(variables), pyramid=(1,))
+    model = DeepEMD(resnet12.to_module(variables), pyramid=(1,))
     encoded = nodes.pyramid(maps[:4], (1,))
     expected = matching.logits(encoded[2:], encoded[:2])
     np.testing.assert_allclose(
@@ -228,16 +227,16 @@ class TestModule:
   @pytest.mark.parametrize("crops", [(), (3,)])
   def test_several_episodes_are_each_by_itself(self, crops):
     """Scores, gradients and statistics, against one at a time."""
-    variables = resnet.init(jax.random.key(1), width=0.0625)
+    variables = resnet12.init(jax.random.key(1), width=0.0625)
     shape = (2, 2, 3, *crops, 32, 32, 3)
     images = jax.random.normal(jax.random.key(2), shape)
     support, query = images[:, :, :1], images[:, :, 1:]
 
     def loss(params, method, *images):
-      model = DeepEMD(resnet.to_module(variables | {"params": params}))
+      model = DeepEMD(resnet12.to_module(variables | {"params": params}))
       scores = getattr(model, method)(*images, train=True)
       weights = jnp.arange(scores[..., 0].size).reshape(scores.shape[:-1])
-      stats = resnet.to_variables(model.encoder)["batch_stats"]
+      stats = resnet12.to_variables(model.encoder)["batch_stats"]
       return (weights * scores[..., 0]).sum(), (scores, stats)
 
     of = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)

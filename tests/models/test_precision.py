@@ -7,16 +7,17 @@ import optax
 import pytest
 from flax import nnx
 
-from configs import default
-from deepemd_jax import build, metatrain, models, pretrain, training
-from deepemd_jax.models import convolution, matching, resnet
+from deepemd_jax import models
+from deepemd_jax.config import defaults, resolve
+from deepemd_jax.models import convolution, matching, resnet12
+from deepemd_jax.training import loop, metatrain, pretrain
 
 SIDE = 32
 WIDTH = 1 / 16
 
 
 def small(precision):
-  config = default.get_config()
+  config = defaults.get_config()
   config.model.precision = precision
   config.model.width = WIDTH
   config.image.size = SIDE
@@ -27,7 +28,7 @@ def small(precision):
 
 @pytest.fixture(scope="module")
 def variables():
-  return resnet.init(jax.random.key(0), width=WIDTH)
+  return resnet12.init(jax.random.key(0), width=WIDTH)
 
 
 def pictures(*shape, seed=0):
@@ -55,7 +56,7 @@ def views(images):
 
 
 def normalised(images):
-  return build.normalise(default.get_config())(images.astype(np.float32))
+  return resolve.normalise(defaults.get_config())(images.astype(np.float32))
 
 
 def cosine(a, b):
@@ -75,8 +76,10 @@ def dtypes(tree):
 def test_maps_and_statistics(variables, train):
   images = normalised(pictures(4, 2)).reshape(-1, SIDE, SIDE, 3)
   found = {
-    precision: resnet.apply(variables, images, train=train, precision=precision)
-    for precision in resnet.PRECISIONS
+    precision: resnet12.apply(
+      variables, images, train=train, precision=precision
+    )
+    for precision in resnet12.PRECISIONS
   }
   maps, stats = zip(*found.values(), strict=True)
   assert dtypes(found) == {"float32"}
@@ -91,7 +94,7 @@ def test_statistics_are_sums_in_float32():
   """Of 2^16 pixels, whose squares bfloat16 could not even count."""
   x = np.random.default_rng(0).normal(3.0, 0.5, (16, 64, 64, 2))
   x = jnp.asarray(x, jnp.bfloat16)
-  layer = resnet.BatchNorm(2)
+  layer = resnet12.BatchNorm(2)
   y = layer(x, train=True)
   exact = np.asarray(x, np.float64)
   assert y.dtype == jnp.bfloat16
@@ -142,12 +145,12 @@ def test_training(stage, variables):
   """Gradients point the same way, the loss falls alike, nothing but float32 is
   kept."""
   gradients, curves, states = [], [], []
-  for precision in resnet.PRECISIONS:
+  for precision in resnet12.PRECISIONS:
     loss, extra, batch = losses(precision, variables)[stage]
-    optimiser = build.optimiser(small(precision)[stage], 1000)
-    state = training.new_state(variables, optimiser, extra)
+    optimiser = resolve.optimiser(small(precision)[stage], 1000)
+    state = loop.new_state(variables, optimiser, extra)
     state = jax.tree.map(jnp.array, state)  # `step` donates it
-    step = training.make_step(loss, optimiser)
+    step = loop.make_step(loss, optimiser)
     curve = []
     for _ in range(6):
       state, measured = step(state, batch)
@@ -177,8 +180,8 @@ def test_the_head_gets_float32(variables, monkeypatch):
   monkeypatch.setattr(matching.emd, "distance", spy)
   support, query = (normalised(pictures(3, n, seed=n)) for n in (1, 2))
   scores = []
-  for precision in resnet.PRECISIONS:
-    model = models.DeepEMD(resnet.to_module(variables, precision))
+  for precision in resnet12.PRECISIONS:
+    model = models.DeepEMD(resnet12.to_module(variables, precision))
     scores.append(jax.jit(model.__call__)(support, query))
   assert len(seen) == 6 and dtypes((seen, scores)) == {"float32"}
   np.testing.assert_allclose(*scores, atol=0.1)
@@ -197,6 +200,6 @@ def test_models_deepemd_takes_a_precision():
 
 def test_float32_has_no_other_type_in_it(variables):
   images = jnp.ones((2, SIDE, SIDE, 3))
-  for precision in resnet.PRECISIONS:
-    program = resnet.encode.lower(variables, images, precision).as_text()
+  for precision in resnet12.PRECISIONS:
+    program = resnet12.encode.lower(variables, images, precision).as_text()
     assert ("bf16" in program) == (precision == "bfloat16")

@@ -1,16 +1,15 @@
 """The structured fully connected layer equals the official one."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import GOLDEN
 
 from deepemd_jax import emd
 from deepemd_jax.models import matching, sfc
 
-GOLDEN = np.load(pathlib.Path(__file__).parent.parent / "golden" / "sfc.npz")
+RECORDED = np.load(GOLDEN / "sfc.npz")
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
 logits = jax.jit(matching.logits, static_argnames="solver")
 fit = jax.jit(
@@ -21,7 +20,8 @@ fit = jax.jit(
 def episode(prefix=""):
   """support [way, shot, n, c] and query [q, n, c]; recorded class fastest."""
   support, query = (
-    GOLDEN[f"{prefix}{k}_f16"].astype(np.float32) for k in ("support", "query")
+    RECORDED[f"{prefix}{k}_f16"].astype(np.float32)
+    for k in ("support", "query")
   )
   flat = lambda x: x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)  # noqa: E731
   support = flat(support).reshape(5, 5, -1, 640).swapaxes(0, 1)
@@ -31,23 +31,23 @@ def episode(prefix=""):
 def test_it_starts_at_the_mean():
   support, query = episode()
   ours = logits(query, support.mean(1))
-  np.testing.assert_allclose(ours, GOLDEN["logits_mean_proto"], atol=1e-4)
+  np.testing.assert_allclose(ours, RECORDED["logits_mean_proto"], atol=1e-4)
   nothing = fit(support, order=jnp.zeros((0, 25), int))
   np.testing.assert_allclose(nothing, support.mean(1), atol=1e-6)
 
 
 def compare(epochs, rate, tolerance, solver, prefix=""):
   support, query = episode(prefix)
-  order = jnp.asarray(GOLDEN["perms"][:epochs])
+  order = jnp.asarray(RECORDED["perms"][:epochs])
   ours = fit(support, order=order, learning_rate=rate, solver=solver)
   name = f"{prefix}lr{rate:g}_step{epochs}"
   np.testing.assert_allclose(
     logits(query, ours, solver),
-    GOLDEN[f"{name}_logits"],
+    RECORDED[f"{name}_logits"],
     atol=tolerance,
   )
-  if f"{name}_sfc_ch8" in GOLDEN:
-    theirs = GOLDEN[f"{name}_sfc_ch8"]
+  if f"{name}_sfc_ch8" in RECORDED:
+    theirs = RECORDED[f"{name}_sfc_ch8"]
     ours = np.moveaxis(np.asarray(ours)[..., ::8], -1, 1).reshape(theirs.shape)
     # A norm: OpenCV stops at near ties, which single nodes show.
     assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
@@ -74,7 +74,7 @@ def test_other_nodes(solver):
 def test_episodes_side_by_side():
   support, _ = episode()
   both = jnp.stack([support, support[::-1]])
-  order = jnp.asarray(GOLDEN["perms"][:2])
+  order = jnp.asarray(RECORDED["perms"][:2])
 
   def one(support):
     return sfc.fit(support, order=order)
@@ -88,7 +88,7 @@ def test_episodes_side_by_side():
 
 def test_the_exact_gradient_is_another_one():
   support, query = episode()
-  order = jnp.asarray(GOLDEN["perms"][:5])
+  order = jnp.asarray(RECORDED["perms"][:5])
   flow, exact = (
     logits(query, fit(support, order=order, gradient=gradient))
     for gradient in ("flow", "exact")

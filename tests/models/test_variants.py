@@ -1,17 +1,15 @@
 """Pyramid, Grid and Sampling nodes equal the official code's head."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from paths import GOLDEN
 
 from deepemd_jax import emd
 from deepemd_jax.models import matching, nodes
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 VARIANTS = ("pyr", "patch", "sampling", "rect")
 LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]

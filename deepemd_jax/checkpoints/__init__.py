@@ -1,0 +1,1 @@
+"""What a run keeps: orbax checkpoints, and encoders made of other files."""

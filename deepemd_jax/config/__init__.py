@@ -1,0 +1,1 @@
+"""What a run is: its fields, their defaults, legal values, and variants."""

@@ -1,0 +1,210 @@
+"""Folders of few-shot data sets that people already have.
+
+    tables    images/ and split/{train,val,test}.csv: filename,label; images may
+              also lie anywhere that the names say (the official DeepEMD code,
+              FEAT). Or {train,val,test}.csv: class_name,image_name (easyfsl).
+    folders   {train,val,test}/<class>/<image>, or meta-train/ and so on (the
+              official DeepEMD code)
+    lists     {train,val,test}.json with class_names and class_roots (easyfsl)
+
+Which split a class belongs to is not taken from there but from the published
+list: the folder gives the images of each class.
+"""
+
+import csv
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from PIL import Image
+
+from deepemd_jax.data import image_io
+from deepemd_jax.data.published import catalogue
+from deepemd_jax.errors import InputError
+
+
+class Item(NamedTuple):
+  """One image of a data set, not looked at yet.
+
+  Attributes:
+    key: its name, unique in the data set.
+    label: its class.
+    content: a file's bytes, the path of a file, or pixels; None if it is listed
+      but not there.
+    box: the part of it to keep: left, top, width, height in pixels.
+  """
+
+  key: str
+  label: str
+  content: bytes | pathlib.Path | Image.Image | None
+  box: tuple[float, ...] | None = None
+
+
+def listdir(folder: pathlib.Path) -> list[str]:
+  """Sorted names in a folder, without hidden ones.
+
+  Raises:
+    InputError: it cannot be read.
+  """
+  try:
+    return sorted(name for name in os.listdir(folder) if name[0] != ".")
+  except OSError as error:
+    raise InputError(
+      f"cannot read folder {str(folder)!r}: {error.strerror}"
+    ) from error
+
+
+def read(benchmark: catalogue.Benchmark, root: pathlib.Path) -> Iterator[Item]:
+  """The images of a ready folder.
+
+  Raises:
+    InputError: its layout is unknown, unfinished, or not one that holds the
+      images of this data set.
+  """
+  for name in listdir(root):
+    if name.endswith((".pkl", ".pickle")):
+      raise InputError(
+        f"{str(root)!r} holds pickles ({name}), as FEAT's and MetaOptNet's "
+        "copies do; pickles are programs, so they are not opened, and their "
+        "labels carry no class names; use the archive or a folder of images"
+      )
+  for layout, (reader, places) in _LAYOUTS.items():
+    for place in places:
+      paths = {s: root / place.format(split=s) for s in benchmark.splits}
+      there = [split for split, path in paths.items() if path.exists()]
+      if not there:
+        continue
+      lacking = [str(p) for s, p in paths.items() if s not in there]
+      if lacking:
+        raise InputError(
+          f"{str(root)!r} is not whole: there is no {', '.join(lacking)}"
+        )
+      if layout not in benchmark.layouts:
+        raise InputError(_foreign(benchmark, root, layout))
+      return reader(root, list(paths.values()), set(benchmark.split_of()))
+  raise InputError(_unknown(benchmark, root))
+
+
+def _foreign(benchmark, root, layout) -> str:
+  """Why a layout is refused that holds other images of the same name."""
+  if benchmark.boxed:
+    why = "easyfsl's images are whole, these must be cropped: cub_full is that"
+  elif benchmark.name == "cub_full":
+    why = "DeepEMD's and FEAT's images are cropped to their boxes: cub is that"
+  else:
+    why = "ready folders of it are not known"
+  return (
+    f"{str(root)!r} ({layout}) cannot become {benchmark.name}: {why}; or use "
+    f"{benchmark.archives[0].file}"
+  )
+
+
+def _unknown(benchmark, root) -> str:
+  looked = [benchmark.archives[0].file, "what is in it, unpacked"]
+  for layout, (_, places) in _LAYOUTS.items():
+    if layout in benchmark.layouts:
+      looked += [place.format(split="train") for place in places]
+  return (
+    f"{str(root)!r} holds nothing that {benchmark.name} can be made from; "
+    f"looked for {', '.join(looked)}"
+  )
+
+
+def _tables(root, paths, classes) -> Iterator[Item]:
+  for path in paths:
+    for number, row in enumerate(_rows(path), 2):
+      where = f"{str(path)!r} line {number}"
+      if "filename" in row:
+        label, name = row["label"], row["filename"]
+      else:
+        label = row["class_name"]
+        name = f"{label}/{row['image_name']}"
+      _require_class(label, classes, where)
+      yield Item(name, label, _find(root, name, where))
+
+
+def _rows(path) -> list[dict[str, str]]:
+  try:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+      lines = csv.reader(file)
+      header = [name.strip() for name in next(lines, [])]
+      rows = [dict(zip(header, line, strict=False)) for line in lines if line]
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise InputError(f"cannot read the CSV {str(path)!r}: {error}") from error
+  for columns in ({"filename", "label"}, {"class_name", "image_name"}):
+    if columns <= set(header):
+      for number, row in enumerate(rows, 2):
+        if not all(row.get(name) for name in columns):
+          raise InputError(f"{str(path)!r} line {number}: a field is empty")
+      return rows
+  raise InputError(
+    f"CSV {str(path)!r} needs a header with filename,label or "
+    f"class_name,image_name; it has {header}"
+  )
+
+
+def _require_class(label: str, classes, where: str) -> None:
+  if label not in classes:
+    raise InputError(
+      f"{where}: {label!r} is no class of this data set, whose classes are "
+      f"called {min(classes)!r} and the like"
+    )
+
+
+def _find(root: pathlib.Path, name: str, where: str) -> pathlib.Path | None:
+  """A file or folder that a list names: below root, or images/, by as much of
+  its path as fits there. None if it is nowhere."""
+  parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
+  if ".." in parts:
+    raise InputError(f"{where}: {name!r} points out of the folder")
+  for start in range(len(parts)):
+    for top in (root, root / "images"):
+      path = top.joinpath(*parts[start:])
+      if path.exists():
+        return path
+  return None
+
+
+def _folders(root, paths, classes) -> Iterator[Item]:
+  del root
+  for path in paths:
+    for label in listdir(path):
+      if not (path / label).is_dir():
+        continue
+      _require_class(label, classes, str(path))
+      yield from _images(path / label, label)
+
+
+def _images(folder: pathlib.Path, label: str) -> Iterator[Item]:
+  for name in listdir(folder):
+    if name.lower().endswith(image_io.SUFFIXES):
+      yield Item(f"{label}/{name}", label, folder / name)
+
+
+def _lists(root, paths, classes) -> Iterator[Item]:
+  for path in paths:
+    where = repr(str(path))
+    try:
+      lists = json.loads(path.read_text("utf-8"))
+      pairs = list(zip(lists["class_names"], lists["class_roots"], strict=True))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f"cannot read {where}: it needs class_names and class_roots, as many"
+      ) from error
+    for label, folder in pairs:
+      if label not in classes:  # a name for people; the folder's is the wnid
+        label = pathlib.PurePosixPath(str(folder)).name
+      _require_class(label, classes, where)
+      found = _find(root, str(folder), where)
+      if found is None or not found.is_dir():
+        raise InputError(f"{where}: there is no folder {folder!r}")
+      yield from _images(found, label)
+
+
+_LAYOUTS = {
+  "tables": (_tables, ("split/{split}.csv", "{split}.csv")),
+  "lists": (_lists, ("{split}.json",)),
+  "folders": (_folders, ("{split}", "meta-{split}")),
+}

@@ -1,0 +1,158 @@
+"""The optimal plan and value, and the value's gradient by LP duality."""
+
+import functools
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from deepemd_jax.emd import problem
+from deepemd_jax.emd.interior_point import InteriorPoint
+from deepemd_jax.emd.network_simplex import NetworkSimplex
+
+
+@runtime_checkable
+class Solver(Protocol):
+  """What `solve` and `distance` take; hashable.
+
+  A solver with an attribute `differentiable` that is true differentiates its
+  flow itself; one with a method `value(cost, a, b, plan)` says what its
+  potentials are the derivatives of, if that is not <cost, flow>.
+  """
+
+  def __call__(
+    self, cost: jax.Array, a: jax.Array, b: jax.Array
+  ) -> problem.Plan: ...
+
+
+GRADIENTS = ("exact", "flow")
+
+
+def default_solver() -> Solver:
+  """What serves best on this platform: on a CPU, the host's simplex, unless it
+  plays several devices, which the simplex cannot serve."""
+  if jax.default_backend() == "cpu" and jax.local_device_count() == 1:
+    return NetworkSimplex()
+  return InteriorPoint()
+
+
+def solve(
+  cost: Shaped[Array | np.ndarray, "*#batch n m"],
+  a: Shaped[Array | np.ndarray, "*#batch n"],
+  b: Shaped[Array | np.ndarray, "*#batch m"],
+  solver: Solver | None = None,
+) -> problem.Plan:
+  """The optimal flow and potentials, with the evidence that they are.
+
+  Nodes of mass 0 are allowed (padding, for one): they move nothing. Totals that
+  differ by more than 1e-5 of the larger mean partial transport: the smaller
+  total is moved. A problem without meaning (NaN, infinity, negative mass, zero
+  total) comes out as NaN and does not touch its neighbours in the batch.
+
+  A plan is a constant: no gradient flows through it. `distance` has the
+  gradient of the value; where the optimum is unique, that of the flow with
+  respect to the cost is zero anyway. (`RegularizedQP` is the exception: its
+  flow has a gradient in cost, a and b.)
+
+  Args:
+    cost: [..., n, m], cost of moving a unit of mass from i to j; any sign.
+    a: [..., n], masses of the rows, >= 0.
+    b: [..., m], masses of the columns, >= 0.
+    solver: `InteriorPoint()`, `NetworkSimplex()`, which are exact,
+      `RegularizedQP()` or `Sinkhorn()`; None is the best exact one for this
+      platform. Batch dimensions are broadcast.
+
+  Returns:
+    A `Plan`, in the inputs' common dtype, at least float32.
+
+  Raises:
+    ValueError: shapes do not fit, or a dtype is not a real one.
+  """
+  solver = default_solver() if solver is None else solver
+  arguments = problem.prepare(cost, a, b)
+  if getattr(solver, "differentiable", False):
+    return solver(*arguments)
+  return solver(*jax.lax.stop_gradient(arguments))
+
+
+def distance(
+  cost: Shaped[Array | np.ndarray, "*#batch n m"],
+  a: Shaped[Array | np.ndarray, "*#batch n"],
+  b: Shaped[Array | np.ndarray, "*#batch m"],
+  solver: Solver | None = None,
+  gradient: str = "exact",
+) -> Float[Array, "..."]:
+  """The optimal value min_X <C, X>, differentiable in cost, a and b.
+
+  With X the optimal flow and f, g the optimal potentials, LP duality gives
+
+    d value / dC = X,   d value / da = f,   d value / db = g
+
+  at no further cost. For equal totals f and g are known up to a constant, which
+  drops out as soon as the masses are scaled to a fixed total, as they must be
+  for the totals to stay equal. Where the optimum is not unique (ties) the value
+  has a kink, and the gradient is one of its subgradients: a vertex's with
+  NetworkSimplex, near the middle of the optimal face with InteriorPoint.
+  Reverse mode, first order only.
+
+  `Sinkhorn` returns the entropic objective that it solved, with that one's
+  gradient; `RegularizedQP` returns <C, X> of its smoothed flow X and
+  differentiates through X, as the paper does.
+
+  Args:
+    cost: [..., n, m]; see `solve`.
+    a: [..., n].
+    b: [..., m].
+    solver: see `solve`.
+    gradient: "exact", or "flow": the flow is taken as constant, so that the
+      masses get no gradient. That is what the official DeepEMD does with its
+      OpenCV solver; for comparison with it.
+
+  Returns:
+    [...], the value; NaN for a problem without meaning.
+
+  Raises:
+    ValueError: shapes do not fit, a dtype is not a real one, or gradient is
+      neither of the two.
+
+  References:
+    Bertsimas, Tsitsiklis, "Introduction to Linear Optimization", 1997,
+    section 5.2 (the value's sensitivity is the dual solution).
+    Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, https://arxiv.org/abs/2003.06777.
+  """
+  if gradient not in GRADIENTS:
+    raise ValueError(f"gradient is {gradient!r}; use one of {GRADIENTS}")
+  solver = default_solver() if solver is None else solver
+  cost, a, b = problem.prepare(cost, a, b)
+  if gradient == "exact" and getattr(solver, "differentiable", False):
+    return jnp.sum(cost * solver(cost, a, b).flow, (-2, -1))
+  if gradient == "flow":  # so that nothing behind the masses is differentiated
+    a, b = jax.lax.stop_gradient((a, b))
+  return _distance(solver, gradient, cost, a, b)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _distance(solver, gradient, cost, a, b):
+  return _forward(solver, gradient, cost, a, b)[0]
+
+
+def _forward(solver, gradient, cost, a, b):
+  plan = solver(cost, a, b)
+  if hasattr(solver, "value"):
+    value = solver.value(cost, a, b, plan)
+  else:
+    value = jnp.sum(cost * plan.flow, (-2, -1))
+  return value, (plan.flow, plan.f, plan.g)
+
+
+def _backward(solver, gradient, residuals, cotangent):
+  flow, f, g = residuals
+  to_cost = cotangent[..., None, None] * flow
+  if gradient == "flow":
+    return to_cost, jnp.zeros_like(f), jnp.zeros_like(g)
+  return to_cost, cotangent[..., None] * f, cotangent[..., None] * g
+
+
+_distance.defvjp(_forward, _backward)

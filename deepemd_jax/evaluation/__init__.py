@@ -1,0 +1,1 @@
+"""How good an encoder is: few-shot episodes, retrieval, results, figures."""

@@ -1,0 +1,1 @@
+"""A trained encoder at work on a person's own images."""

@@ -1,0 +1,378 @@
+"""DeepEMD as a classifier of a person's own images, after scikit-learn's ways.
+
+    classifier = FewShotClassifier()
+    classifier.fit(["cat1.jpg", "cat2.jpg", "dog.jpg"], ["cat", "cat", "dog"])
+    classifier.predict(["unknown.jpg"])
+    classifier.explain("unknown.jpg").save("why.png")
+
+Fitting trains no network: a class is the nodes of its images.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepemd_jax import emd
+from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.data import uploads
+from deepemd_jax.emd.api import default_solver
+from deepemd_jax.errors import InputError
+from deepemd_jax.inference import encodings, explanation, feature_cache
+from deepemd_jax.models import matching, sfc
+
+# Of gradient descent on the class nodes: the official 100 epochs up to 160
+# images, fewer above, but never less than one.
+_STEPS = 4000
+_PICTURE = 224  # pixels, longer side of the copies kept for explanations
+
+
+class FewShotClassifier:
+  """Classifies images by a few examples of each class.
+
+  It follows scikit-learn's protocol (clone, cross_val_score, pickle) without
+  needing it. Images are paths, Pillow's images, or arrays [H, W] or [H, W, 3]:
+  whole numbers 0..255, uint16, or floats 0..1; of any size, in a list or array.
+
+  Classes with one image each are matched directly. As soon as one has more, the
+  class nodes are fitted to all images (the structured FC layer, `models.sfc`);
+  classes with fewer images than the largest have theirs repeated, so that each
+  class weighs the same.
+
+  Attributes:
+    classes_: the labels, sorted.
+    class_nodes_: float32 [way, n, c].
+  """
+
+  def __init__(
+    self, checkpoint=None, variant=None, solver=None, *, cache=None
+  ) -> None:
+    """Keeps the settings; `fit` looks at them.
+
+    Args:
+      checkpoint: workdir of a run of `deepemd_jax.main`, or a folder that
+        `deepemd_jax.checkpoints.convert` wrote; None is runs/quickstart.
+      variant: "fcn", "grid" or "sampling"; None is the run's own.
+      solver: a name ("auto", "interior_point", ...), an EMD solver, or None:
+        the run's own.
+      cache: folder in which encodings are kept; None keeps none.
+    """
+    self.checkpoint = checkpoint
+    self.variant = variant
+    self.solver = solver
+    self.cache = cache
+
+  def get_params(self, deep: bool = True) -> dict:
+    """The settings by name."""
+    del deep
+    return {name: getattr(self, name) for name in _names()}
+
+  def set_params(self, **params):
+    """Changes settings; returns the classifier.
+
+    Raises:
+      InputError: there is no such setting.
+    """
+    for name, value in params.items():
+      if name not in _names():
+        raise InputError(
+          f"no parameter {name!r}; there are {', '.join(_names())}"
+        )
+      setattr(self, name, value)
+    return self
+
+  def __repr__(self) -> str:
+    given = [
+      f"{k}={v!r}" for k, v in self.get_params().items() if v is not None
+    ]
+    return f"FewShotClassifier({', '.join(given)})"
+
+  def __getstate__(self) -> dict:
+    # The encoder holds arrays of a device; it is made again where needed.
+    return {k: v for k, v in self.__dict__.items() if k != "_encoder"}
+
+  def __sklearn_is_fitted__(self) -> bool:
+    return hasattr(self, "class_nodes_")
+
+  def __sklearn_tags__(self):
+    from sklearn import utils  # only scikit-learn asks
+
+    return utils.Tags(
+      estimator_type="classifier",
+      target_tags=utils.TargetTags(required=True),
+      classifier_tags=utils.ClassifierTags(),
+      input_tags=utils.InputTags(two_d_array=False, three_d_array=True),
+      non_deterministic=False,
+    )
+
+  def fit(self, images: Sequence, labels: Sequence):
+    """Learns the classes.
+
+    Args:
+      images: see the class; at least one.
+      labels: one an image: strings, numbers, whatever sorts.
+
+    Returns:
+      The classifier.
+
+    Raises:
+      InputError: the settings, the images or the labels do not fit.
+    """
+    images = uploads.several(images)
+    classes, index = _classes(images, labels)
+    found = pretrained.load(self.checkpoint)
+    look = pretrained.look(found.config, self.variant)
+    solve = pretrained.solver(found.config, self.solver)
+    self._trained, self._look, self._solver = found, look, solve
+    self._encoder = None
+    encoded = self.encoder().all(images)
+    self._support = [
+      explanation.Shown(
+        _picture(image), tuple(size.tolist()), boxes, mirrored, None
+      )
+      for image, size, boxes, mirrored in zip(
+        *(images, encoded.sizes, encoded.boxes, encoded.mirrored), strict=True
+      )
+    ]
+    self._support_nodes, self._support_index = encoded.nodes, index
+    self.support_contents_ = encoded.contents
+    self.class_nodes_ = self._fitted(encoded.nodes, index)
+    self.classes_ = classes
+    return self
+
+  def _fitted(self, nodes: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Class nodes [way, n, c] of support nodes [N, n, c]."""
+    rows = [np.flatnonzero(index == k) for k in range(index.max() + 1)]
+    shot = max(len(row) for row in rows)
+    support = np.stack([nodes[np.resize(row, shot)] for row in rows])
+    if shot == 1:
+      return support[:, 0]
+    config = self._trained.config
+    count = len(rows) * shot
+    batches = -(-count // config.sfc.batch_size)
+    epochs = max(1, min(config.sfc.epochs, _STEPS // batches))
+    order = sfc.random_order(jax.random.key(config.seed), count, epochs)
+    fitted = _fit(
+      support,
+      order,
+      solver=self._solver,
+      temperature=config.emd.temperature,
+      learning_rate=config.sfc.lr,
+      batch_size=config.sfc.batch_size,
+      gradient=config.sfc.gradient,
+    )
+    return np.asarray(fitted)
+
+  def describe(self) -> dict[str, str]:
+    """What was fitted, in words, by name."""
+    self._check_fitted()
+    shots = np.bincount(self._support_index)
+    solver = self._solver or default_solver()
+    return {
+      "checkpoint": f"{self.checkpoint or pretrained.DEFAULT} "
+      f"({self._trained.place})",
+      "variant": f"{self._look.kind}, {self.class_nodes_.shape[1]} nodes",
+      "solver": type(solver).__name__,
+      "classes": str(len(shots)),
+      "class nodes": "of the example"
+      if shots.max() == 1
+      else "fitted to the examples (SFC)",
+    }
+
+  def encoder(self) -> encodings.Encoder:
+    """What encodes images for this classifier; `fit` comes first."""
+    self._check_fitted(during_fit=True)
+    if self.__dict__.get("_encoder") is None:
+      kept = None if self.cache is None else feature_cache.Cache(self.cache)
+      self._encoder = encodings.Encoder(self._trained, self._look, kept)
+    return self._encoder
+
+  def _check_fitted(self, during_fit: bool = False) -> None:
+    there = "_trained" if during_fit else "class_nodes_"
+    if there not in self.__dict__:
+      raise InputError("this FewShotClassifier is not fitted; call fit first")
+
+  def logits(self, images: Sequence) -> np.ndarray:
+    """Scores, [N, way], columns as in `classes_`; larger is more alike.
+
+    Raises:
+      InputError: some images cannot be read; it names them.
+    """
+    self._check_fitted()
+    images = uploads.several(images)
+    bad: dict[int, str] = {}
+    parts = [scores for _, scores, _ in self.scored(images, bad)]
+    encodings.refuse(images, bad)
+    return np.concatenate(parts or [np.empty((0, len(self.classes_)))])
+
+  def scored(
+    self,
+    images: Sequence,
+    bad: dict[int, str],
+    progress: Callable[[int], None] | None = None,
+  ) -> Iterator[tuple[list[int], np.ndarray, tuple[str, ...]]]:
+    """As `logits`, for any number of images: a batch at a time.
+
+    Args:
+      images: a list.
+      bad: gets the number of each image that cannot be read, and why.
+      progress: called with the number of images done.
+
+    Yields:
+      Numbers of images, their logits [batch, way], their contents' SHA-256.
+    """
+    self._check_fitted()
+    for numbers, encoded in self.encoder().batches(images, bad, progress):
+      yield numbers, self._logits(encoded.nodes), encoded.contents
+
+  def _logits(self, nodes: np.ndarray, classes=None) -> np.ndarray:
+    """Scores [N, way] of encoded queries [N, n, c]."""
+    classes = self.class_nodes_ if classes is None else classes
+    # One shape for batches, and one for an image alone.
+    size = 1 if len(nodes) == 1 else 16
+    found = []
+    for start in range(0, len(nodes), size):
+      rows = np.minimum(np.arange(start, start + size), len(nodes) - 1)
+      found.append(
+        _score(
+          nodes[rows],
+          classes,
+          solver=self._solver,
+          temperature=self._trained.config.emd.temperature,
+        )
+      )
+    return np.concatenate(found)[: len(nodes)]
+
+  def predict_proba(self, images: Sequence) -> np.ndarray:
+    """Softmax of the logits, [N, way], columns as in `classes_`."""
+    return softmax(self.logits(images))
+
+  def predict(self, images: Sequence) -> np.ndarray:
+    """The most likely class of each image, [N]."""
+    best = self.logits(images).argmax(1)
+    return self.classes_[best]
+
+  def score(self, images: Sequence, labels: Sequence, sample_weight=None):
+    """Share of the images that get their label, 0 to 1."""
+    predicted = self.predict(images)
+    labels = np.asarray(labels)
+    if labels.shape != predicted.shape:
+      raise InputError(f"{len(predicted)} images, but {labels.size} labels")
+    return float(np.average(predicted == labels, weights=sample_weight))
+
+  def explain(self, image, label=None) -> explanation.Explanation:
+    """How one image was matched with a class.
+
+    Args:
+      image: one image, see the class.
+      label: of the class; None is the predicted one.
+
+    Raises:
+      InputError: the image cannot be read, or there is no such class.
+    """
+    self._check_fitted()
+    encoded = self.encoder().all([image])
+    logits = self._logits(encoded.nodes)[0]
+    k = int(logits.argmax())
+    if label is not None:
+      (found,) = np.nonzero(self.classes_ == label)
+      if not len(found):
+        raise InputError(
+          f"no class {label!r}; there are {', '.join(map(str, self.classes_))}"
+        )
+      k = int(found[0])
+    rows = np.flatnonzero(self._support_index == k)
+    # As many as the largest class has: one shape.
+    filled = np.resize(rows, np.bincount(self._support_index).max())
+    alike = self._logits(encoded.nodes, self._support_nodes[filled])[0]
+    support = self._support[filled[alike.argmax()]]
+    match = _match(
+      encoded.nodes, self.class_nodes_[k : k + 1], solver=self._solver
+    )
+    similarity, flow, query_weights, class_weights = (
+      np.asarray(x, np.float64)[0, 0] for x in match
+    )
+    size = tuple(encoded.sizes[0].tolist())
+    return explanation.explain(
+      label=self.classes_[k],
+      logit=float(logits[k]),
+      probability=float(softmax(logits)[k]),
+      query=explanation.Shown(
+        _picture(image),
+        size,
+        encoded.boxes[0],
+        encoded.mirrored[0],
+        query_weights,
+      ),
+      support=support._replace(weights=class_weights),
+      images=len(rows),
+      similarity=similarity,
+      flow=flow,
+      temperature=self._trained.config.emd.temperature,
+    )
+
+
+@functools.cache
+def _names() -> tuple[str, ...]:
+  return tuple(inspect.signature(FewShotClassifier).parameters)
+
+
+def _classes(images, labels) -> tuple[np.ndarray, np.ndarray]:
+  """Sorted labels [way], and each image's number among them [N]."""
+  labels = np.asarray(labels)
+  if labels.ndim != 1 or len(labels) != len(images):
+    raise InputError(
+      f"{len(images)} images need as many labels, not {list(labels.shape)}"
+    )
+  if not len(images):
+    raise InputError("no images; give at least one of each class")
+  try:
+    return np.unique(labels, return_inverse=True)
+  except TypeError as error:
+    raise InputError(f"labels must be of one kind: {error}") from error
+
+
+def _picture(image) -> np.ndarray:
+  return explanation.small(uploads.decode(uploads.read(image)[1]), _PICTURE)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Probabilities along the last axis, float64."""
+  powers = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
+  return powers / powers.sum(-1, keepdims=True)
+
+
+_STATIC = (
+  *("solver", "temperature", "learning_rate", "batch_size", "gradient"),
+)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _fit(support, order, **options):
+  return sfc.fit(support, order=order, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "temperature"))
+def _score(query_nodes, class_nodes, *, solver, temperature):
+  return matching.logits(query_nodes, class_nodes, solver, temperature)
+
+
+@functools.partial(jax.jit, static_argnames="solver")
+def _match(query_nodes, class_nodes, *, solver):
+  problem = matching.match(query_nodes, class_nodes)
+  plan = emd.solve(
+    1.0 - problem.similarity,
+    problem.query_weights,
+    problem.class_weights,
+    solver=solver,
+  )
+  flow = jnp.asarray(plan.flow)
+  return (
+    problem.similarity,
+    flow,
+    problem.query_weights,
+    problem.class_weights,
+  )

@@ -1,0 +1,264 @@
+"""A trained encoder for use elsewhere: programs that need nothing but JAX.
+
+    python -m deepemd_jax.inference.export --checkpoint RUN --out DIR
+
+makes DIR, a folder with
+
+    encoder.stablehlo     images to nodes
+    classifier.stablehlo  images of each class and of queries to logits, 1-shot
+    manifest.json         what goes in and comes out, checksums, how to load
+    config.json, metatrain/, pretrain/
+                          the best encoders alone: a workdir for the stage
+                          evaluate, `FewShotClassifier`, classify and search
+
+The programs are StableHLO by `jax.export`, for CPU, CUDA and TPU at once. They
+hold the parameters and all that is done to an image: resizing, cropping,
+normalising. Numbers of images, and their sizes, are symbols: any will do.
+
+A program cannot call back to the host, so `NetworkSimplex`, the choice on a
+CPU, is exported as `InteriorPoint`: as exact, and at home on every device.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+
+from deepemd_jax.errors import InputError
+from deepemd_jax.utils import terminal
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_NAMES = ("encoder.stablehlo", "classifier.stablehlo")
+_FORMAT = 1
+_LOAD = (
+  "import pathlib, jax, numpy",
+  "from jax import export  # needs the package flatbuffers",
+  'file = bytearray(pathlib.Path("classifier.stablehlo").read_bytes())',
+  "classify = jax.jit(export.deserialize(file).call)",
+  "logits = classify(support, query)  # NumPy arrays as `inputs` says",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """What `load` found in a folder; compiled once for each shape of its input.
+
+  Attributes:
+    encode: uint8 images to float32 nodes [images, n, c].
+    classify: uint8 images of `way` classes, one each, and of queries to float32
+      logits [queries, way], larger is more alike.
+    manifest: what manifest.json holds. It says of each program what an image
+      is: [height, width, 3] of any size, or, where nodes are crops, these,
+      [crops, size, size, 3].
+  """
+
+  encode: Callable
+  classify: Callable
+  manifest: dict
+
+
+def save(checkpoint, directory) -> dict:
+  """Exports a run.
+
+  Args:
+    checkpoint: as `trained.load`'s.
+    directory: the folder to make; must not exist, or be empty.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    InputError: there is no trained encoder; the directory is in use or cannot
+      be written. Nothing is left behind.
+  """
+  from deepemd_jax.checkpoints import pretrained
+
+  with pretrained.new_workdir(directory) as workdir:
+    source = pretrained.find(checkpoint)
+    found = pretrained.load(checkpoint)
+    config = (source / "config.json").read_bytes()
+    (workdir / "config.json").write_bytes(config)
+    meta = {"exported_from": source.resolve().name}
+    # Of all stages: the prototype head is tested with the one that suits it.
+    for best in pretrained.encoders(source, found.config.model.width):
+      pretrained.keep(workdir, best, meta)
+    manifest = _described(found) | {"programs": {}}
+    for name, program in _programs(found).items():
+      content = bytes(program.serialize())
+      (workdir / name).write_bytes(content)
+      manifest["programs"][name] = {
+        "inputs": [_shown(x) for x in program.in_avals],
+        "outputs": [_shown(x) for x in program.out_avals],
+        "sha256": hashlib.sha256(content).hexdigest(),
+      }
+    text = json.dumps(manifest, indent=2) + "\n"
+    (workdir / "manifest.json").write_text(text)
+  return json.loads(text)
+
+
+def _shown(aval) -> str:
+  return f"{aval.dtype}[{', '.join(map(str, aval.shape))}]"
+
+
+def load(directory) -> Programs:
+  """Reads the programs of an exported folder.
+
+  Raises:
+    InputError: it is none, it is damaged, or this JAX cannot read it.
+  """
+  import jax
+  from jax import export
+
+  directory = pathlib.Path(directory)
+  try:
+    manifest = json.loads((directory / "manifest.json").read_bytes())
+    sums = {name: manifest["programs"][name]["sha256"] for name in _NAMES}
+    made = manifest["versions"]["jax"]
+    contents = {name: (directory / name).read_bytes() for name in _NAMES}
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise InputError(
+      f"{str(directory)!r} is not what export writes ({error})"
+    ) from error
+  calls = []
+  for name, content in contents.items():
+    if hashlib.sha256(content).hexdigest() != sums[name]:
+      raise InputError(
+        f"{str(directory / name)!r} is damaged (checksum); export it again"
+      )
+    try:
+      calls.append(jax.jit(export.deserialize(bytearray(content)).call))
+    except Exception as error:  # whatever another version's reader makes of it
+      raise InputError(
+        f"JAX {jax.__version__} cannot read {str(directory / name)!r}, which "
+        f"JAX {made} wrote ({error}); export it again"
+      ) from error
+  return Programs(*calls, manifest)
+
+
+def _programs(found) -> dict:
+  """Both programs of a `Trained`, by file name, lowered for all platforms."""
+  import jax
+  import numpy as np
+  from jax import export
+
+  from deepemd_jax.checkpoints import pretrained
+  from deepemd_jax.config import resolve
+  from deepemd_jax.inference import encodings
+  from deepemd_jax.models import matching
+
+  look = pretrained.look(found.config, None)
+  whole = look.kind == "fcn"
+  solver, temperature = _solver(found.config), found.config.emd.temperature
+
+  def nodes(images):
+    if whole:
+      pixels = resolve.evaluation_view(found.config)(images)[:, None]
+    else:
+      pixels = resolve.normalise(found.config)(images.astype(np.float32))
+    pyramid = tuple(found.config.nodes.pyramid)
+    precision = found.config.model.precision
+    return encodings.encode(found.variables, pixels, whole, pyramid, precision)
+
+  def logits(support, query):
+    return matching.logits(nodes(query), nodes(support), solver, temperature)
+
+  scope = export.SymbolicScope()
+
+  def images(count, sides=""):
+    shape = f"{count}, {sides}height, {sides}width, 3"
+    if not whole:
+      shape = f"{count}, {look.count}, {look.size}, {look.size}, 3"
+    shape = export.symbolic_shape(shape, scope=scope)
+    return jax.ShapeDtypeStruct(shape, np.uint8)
+
+  lower = lambda f: export.export(jax.jit(f), platforms=PLATFORMS)  # noqa: E731
+  both = images("way", "support_"), images("queries", "query_")
+  programs = lower(nodes)(images("images")), lower(logits)(*both)
+  return dict(zip(_NAMES, programs, strict=True))
+
+
+def _solver(config):
+  """The run's own EMD solver, or, where that is the host's, the device's, and
+  that without its kernel, which is for one kind of device."""
+  from deepemd_jax import emd
+  from deepemd_jax.checkpoints import pretrained
+
+  own = pretrained.solver(config, None)
+  host = own is None or isinstance(own, emd.NetworkSimplex)
+  if host or isinstance(own, emd.InteriorPoint):
+    return emd.InteriorPoint(kernel=False)
+  return own
+
+
+def _described(found) -> dict:
+  """What the programs of a `Trained` do, for their users."""
+  from deepemd_jax.checkpoints import pretrained
+  from deepemd_jax.data import views
+
+  look, image = pretrained.look(found.config, None), found.config.image
+  if look.kind == "fcn":
+    outside = "decoding to upright RGB; images of one call have one size"
+    kept = f"{look.size} x {look.size} pixels"
+    resized = f"the whole image to {kept}"
+    if look.crop == "center":
+      side = views.large_side(look.size)
+      resized = f"the whole image to {side} x {side}, its central {kept} kept"
+  else:
+    resized = "none"
+    outside = (
+      "decoding to upright RGB; crops, cut and resized by Pillow (BILINEAR) as "
+      "in deepemd_jax.data.crops"
+    )
+  return {
+    "format": _FORMAT,
+    "encoder": found.place,
+    "parameters_sha256": found.fingerprint,
+    "nodes": look.kind,
+    "in_the_programs": {
+      "resizing": resized,
+      "mean": image.mean,
+      "std": image.std,
+      "solver": repr(_solver(found.config)),
+      "temperature": found.config.emd.temperature,
+    },
+    "before_them": outside,
+    "platforms": PLATFORMS,
+    "versions": {
+      name: importlib.metadata.version(name) for name in ("jax", "jaxlib")
+    },
+    "runs_with": "JAX up to 3 weeks older and up to 6 months newer than this "
+    "one, as jax.export promises; and flatbuffers",
+    "load": _LOAD,
+  }
+
+
+def _parse(arguments: list[str]):
+  parser = terminal.Parser("export", __doc__)
+  parser.add_checkpoint()
+  parser.add_argument(
+    "--out", metavar="DIR", required=True, help="the folder to make"
+  )
+  return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+  """The command line; the exit code."""
+  try:
+    options = _parse(arguments)
+    save(options.checkpoint, options.out)
+  except InputError as error:
+    message = " ".join(str(error).split())
+    print(f"deepemd_jax: error: {message}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\ninterrupted; nothing was written", file=sys.stderr)
+    return 130
+  print(f"{options.out} is ready; its manifest.json says how to use it")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,249 @@
+"""Predictions as one HTML file that needs no network.
+
+Everything that comes from names of files or classes is escaped, and the page
+forbids itself scripts and anything from elsewhere.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from deepemd_jax.evaluation import plots
+from deepemd_jax.inference import calibration
+from deepemd_jax.inference.explanation import Explanation
+
+_RIGHT, _WRONG = "0,158,115", "213,94,0"  # as red, green, blue
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; padding: 0 1em;
+  max-width: 960px; color: #222; }
+h1, h2 { font-weight: 600; } h2 { margin-top: 2em; }
+table { border-collapse: collapse; } .wide { overflow-x: auto; }
+td, th { padding: 3px 9px; text-align: left; vertical-align: top;
+  border-bottom: 1px solid #ddd; font-weight: normal; }
+thead th { border-bottom: 2px solid #888; font-weight: 600; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+section { border: 1px solid #ccc; border-radius: 6px; padding: 12px 16px;
+  margin: 14px 0; }
+section.wrong { border-left: 6px solid #D55E00; }
+section.right { border-left: 6px solid #009E73; }
+section img { max-width: 100%; } section p { margin: 4px 0; }
+.file { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+.bar { background: #0072B2; height: 9px; display: inline-block;
+  border-radius: 2px; }
+.quiet { color: #666; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What a classifier made of some images.
+
+  Attributes:
+    classes: names.
+    files: name of each image.
+    probabilities: [N, way]; of no meaning for bad images.
+    truth: int [N], the true columns, or None.
+    bad: numbers of the images that were left out, and why.
+  """
+
+  classes: tuple[str, ...]
+  files: tuple[str, ...]
+  probabilities: np.ndarray
+  truth: np.ndarray | None
+  bad: dict[int, str]
+
+  def good(self) -> np.ndarray:
+    """Numbers of the images that were classified."""
+    return np.array([i for i in range(len(self.files)) if i not in self.bad])
+
+  def summary(self) -> str:
+    """One line."""
+    rows = self.good()
+    text = f"{len(rows)} images, {len(self.classes)} classes"
+    if self.truth is not None:
+      right = self.probabilities[rows].argmax(1) == self.truth[rows]
+      share = 100 * right.mean()
+      text += f": {right.sum()} right, {share:.1f} %"
+    if self.bad:
+      text += f"; {len(self.bad)} left out, unreadable"
+    return text
+
+
+def page(
+  results: Results,
+  *,
+  facts: dict[str, str],
+  explain: Callable[[int, str], Explanation],
+  pictures: int,
+  progress: Callable[[int, int], None],
+) -> bytes:
+  """The report.
+
+  Args:
+    results: to report.
+    facts: shown at the top, by name.
+    explain: number of an image and name of a class to how they matched.
+    pictures: how many images get a picture of that, the worst first.
+    progress: called with the pictures done, and how many there are.
+
+  Returns:
+    UTF-8.
+  """
+  rows = results.good()
+  probabilities = results.probabilities[rows]
+  truth = None if results.truth is None else results.truth[rows]
+  order = rows[calibration.worst_first(probabilities, truth)]
+  parts = [f"<h1>Predictions</h1><p>{_text(results.summary())}</p>"]
+  parts.append(_table(None, ((name, value) for name, value in facts.items())))
+  if results.bad:
+    left = ((results.files[i], why) for i, why in sorted(results.bad.items()))
+    parts.append("<h2>Left out</h2>" + _table(("file", "reason"), left))
+  if truth is not None:
+    parts.append(_confusion(results, rows))
+    parts.append(_calibration(probabilities, truth))
+  shown = order[:pictures]
+  if len(shown):
+    first = "most wrong" if truth is not None else "least certain"
+    parts.append(f"<h2>Matched regions, the {first} first</h2>")
+    parts.append(
+      "<p class=quiet>Left and right the example most like the query, and the "
+      "query; between them both, dark where they have little weight, joined by "
+      "the pairs of regions that contribute most. A score (logit) is the sum "
+      "of the contributions of all pairs. Where classes have several examples "
+      "their nodes are fitted to all of them, and stand here on the one shown: "
+      "exactly with fcn and grid, loosely with sampling.</p>"
+    )
+  for done, i in enumerate(shown, 1):
+    parts.append(_card(results, i, explain))
+    progress(done, len(shown))
+  parts.append(_everything(results, order))
+  body = "\n".join(parts)
+  document = (
+    "<!doctype html><html lang=en><head><meta charset=utf-8>"
+    "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
+    "img-src data:; style-src 'unsafe-inline'\">"
+    "<meta name=viewport content='width=device-width'>"
+    f"<title>deepemd_jax: predictions</title><style>{_STYLE}</style></head>"
+    f"<body>{body}</body></html>\n"
+  )
+  # A file's name need not be text.
+  return document.encode("utf-8", "backslashreplace")
+
+
+def _text(value) -> str:
+  return html.escape(str(value))
+
+
+def _table(header, rows: Iterable[tuple]) -> str:
+  """Cells are text; numbers stand right."""
+  lines = []
+  if header:
+    cells = "".join(f"<th>{_text(name)}</th>" for name in header)
+    lines.append(f"<thead><tr>{cells}</tr></thead>")
+  for row in rows:
+    cells = "".join(
+      f"<td class=n>{x}</td>"
+      if isinstance(x, int)
+      else f"<td class=file>{_text(x)}</td>"
+      for x in row
+    )
+    lines.append(f"<tr>{cells}</tr>")
+  return f"<div class=wide><table>{''.join(lines)}</table></div>"
+
+
+def _confusion(results: Results, rows: np.ndarray) -> str:
+  """Counts, darker where there are more of the row's class."""
+  way = len(results.classes)
+  predicted = results.probabilities[rows].argmax(1)
+  counts = calibration.confusion(results.truth[rows], predicted, way)
+  head = "".join(
+    f"<th class=n title='{_text(name)}'>{k}</th>"
+    for k, name in enumerate(results.classes, 1)
+  )
+  lines = [f"<thead><tr><th>true class</th>{head}</tr></thead>"]
+  for k, name in enumerate(results.classes):
+    shares = counts[k] / max(counts[k].sum(), 1)
+    cells = "".join(
+      f"<td class=n style='background:rgba({_RIGHT if j == k else _WRONG},"
+      f"{0.6 * share:.2f})'>{count or ''}</td>"
+      for j, (count, share) in enumerate(zip(counts[k], shares, strict=True))
+    )
+    lines.append(f"<tr><th>{k + 1} {_text(name)}</th>{cells}</tr>")
+  return (
+    "<h2>Confusion matrix</h2><p class=quiet>Images by true class (rows) and "
+    "predicted class (columns, by number).</p><div class=wide><table>"
+    f"{''.join(lines)}</table></div>"
+  )
+
+
+def _calibration(probabilities: np.ndarray, truth: np.ndarray) -> str:
+  found = calibration.calibration(probabilities, truth)
+  figure = plots.reliability(found.confidence, found.accuracy, found.counts)
+  few = (
+    ""
+    if len(truth) >= 200
+    else (f" From {len(truth)} images this is a rough guess.")
+  )
+  return (
+    "<h2>Calibration</h2><p>Expected calibration error "
+    f"{100 * found.error:.1f} points: how far, on average, the probability of "
+    f"a prediction is from the share that is right.{few}</p>"
+    + _image(figure, "share of right predictions against their probability")
+  )
+
+
+def _card(results: Results, i: int, explain) -> str:
+  p = results.probabilities[i]
+  best = int(p.argmax())
+  kind, verdict = "", f"<b>{_text(results.classes[best])}</b>"
+  wanted = [best]
+  if results.truth is not None:
+    true = int(results.truth[i])
+    kind = "right" if true == best else "wrong"
+    if true != best:
+      verdict += f", is <b>{_text(results.classes[true])}</b>"
+      wanted.append(true)
+  bars = "".join(
+    f"<tr><td>{_text(results.classes[k])}</td><td class=n>{p[k]:.3f}</td>"
+    f"<td><span class=bar style='width:{round(200 * p[k])}px'></span></td></tr>"
+    for k in np.argsort(-p, kind="stable")[:3]
+  )
+  whys = [explain(i, results.classes[k]) for k in wanted]
+  titles = ["predicted", "true class"][: len(whys)]
+  # Class names may have letters that the picture's font lacks.
+  pairs = [
+    why.matched(f"{title}: {why.sum(3)}")
+    for why, title in zip(whys, titles, strict=True)
+  ]
+  figure = plots.matched_regions(pairs)
+  picture = _image(figure, f"matched regions of {results.files[i]}")
+  return (
+    f"<section class='{kind}'><p class=file>{_text(results.files[i])}</p>"
+    f"<p>{verdict}</p><table>{bars}</table>{picture}</section>"
+  )
+
+
+def _everything(results: Results, order: np.ndarray) -> str:
+  known = results.truth is not None
+  header = ["file", "prediction", "probability"] + ["true class"] * known
+
+  def cells(i):
+    p = results.probabilities[i]
+    row = (results.files[i], results.classes[p.argmax()], f"{p.max():.3f}")
+    return (*row, results.classes[results.truth[i]]) if known else row
+
+  return "<h2>All images</h2>" + _table(header, map(cells, order))
+
+
+def _image(figure, description: str) -> str:
+  """A figure inside the page. JPEG: a third of a PNG's size."""
+  file = io.BytesIO()
+  figure.savefig(file, format="jpg", pil_kwargs={"quality": 88})
+  content = base64.b64encode(file.getvalue()).decode()
+  return (
+    f"<img alt='{_text(description)}' src='data:image/jpeg;base64,{content}'>"
+  )

@@ -1,0 +1,271 @@
+"""The authors' files: read without PyTorch, and without trusting them.
+
+The files are made here as `torch.save` makes them: two formats, classes that
+are named by their place in PyTorch.
+"""
+
+import collections
+import io
+import itertools
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import types
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from recipes import GOLDEN, recipe_state_dict
+
+from configs import folder
+from deepemd_jax import main
+from deepemd_jax.checkpoints import convert, torch_file
+from deepemd_jax.errors import InputError
+from deepemd_jax.models import resnet12
+from deepemd_jax.training import loop
+
+KINDS = {"float32": "FloatStorage", "int64": "LongStorage"}
+
+
+@pytest.fixture
+def torch(monkeypatch):
+  """As much of PyTorch as a pickle names."""
+  module, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+  for name in KINDS.values():
+    setattr(module, name, type(name, (), {"__module__": "torch"}))
+
+  def _rebuild_tensor_v2():
+    pass
+
+  _rebuild_tensor_v2.__module__ = "torch._utils"
+  _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+  utils._rebuild_tensor_v2 = _rebuild_tensor_v2
+  monkeypatch.setitem(sys.modules, "torch", module)
+  monkeypatch.setitem(sys.modules, "torch._utils", utils)
+  return module
+
+
+class Storage:
+  def __init__(self, array):
+    self.array = array
+
+
+class Tensor:
+  """Pickles as a tensor; not contiguous ones keep their strides."""
+
+  def __init__(self, array, offset=0, shape=None, strides=None):
+    self.arguments = (
+      Storage(array.ravel()),
+      offset,
+      array.shape if shape is None else shape,
+      tuple(s // array.itemsize for s in array.strides)
+      if strides is None
+      else strides,
+      *(False, collections.OrderedDict()),
+    )
+
+  def __reduce__(self):
+    return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
+
+
+class Pickler(pickle.Pickler):
+  def __init__(self, file, torch, old):
+    super().__init__(file, protocol=2)
+    self.torch, self.old, self.storages = torch, old, []
+
+  def persistent_id(self, found):
+    if not isinstance(found, Storage):
+      return None
+    self.storages.append(found.array)
+    kind = getattr(self.torch, KINDS[str(found.array.dtype)])
+    key = str(len(self.storages) - 1)
+    more = (None,) if self.old else ()
+    return ("storage", kind, key, "cuda:0", len(found.array), *more)
+
+
+def save(path, found, torch, old=False):
+  data = io.BytesIO()
+  pickler = Pickler(data, torch, old)
+  pickler.dump(found)
+  storages = pickler.storages
+  if not old:
+    with zipfile.ZipFile(path, "w") as archive:
+      archive.writestr("archive/data.pkl", data.getvalue())
+      for i, array in enumerate(storages):
+        archive.writestr(f"archive/data/{i}", array.tobytes())
+    return
+  with open(path, "wb") as file:
+    sizes = {"short": 2, "int": 4, "long": 4}
+    system = {"protocol_version": 1001, "little_endian": True}
+    for part in (0x1950A86A20F9469CFC6C, 1001, system | {"type_sizes": sizes}):
+      pickle.dump(part, file, protocol=2)
+    file.write(data.getvalue())
+    keys = [str(i) for i in range(len(storages))]
+    pickle.dump(keys, file, protocol=2)
+    for array in storages:
+      file.write(struct.pack("<q", len(array)) + array.tobytes())
+
+
+def state_dict(prefix=""):
+  state = collections.OrderedDict(
+    (prefix + key, Tensor(value)) for key, value in recipe_state_dict().items()
+  )
+  state._metadata = collections.OrderedDict(version=1)  # as PyTorch's has
+  return state
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_tensors_of_every_kind(old, torch, tmp_path):
+  array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+  found = {
+    "plain": Tensor(array),
+    "transposed": Tensor(array, 0, (4, 2), (1, 12)),
+    "part": Tensor(array, 5, (2,), (3,)),
+    "scalar": Tensor(np.array(7), 0, (), ()),
+    "empty": Tensor(array, 0, (0, 3), (3, 1)),
+    "list": [1, "two", (3.0, None)],
+  }
+  save(tmp_path / "x.pth", found, torch, old)
+  read = torch_file.load(tmp_path / "x.pth")
+  np.testing.assert_array_equal(read["plain"], array)
+  np.testing.assert_array_equal(read["transposed"], array[:, 0].T)
+  np.testing.assert_array_equal(read["part"], [5, 8])
+  assert read["scalar"].dtype == np.int64 and read["scalar"] == 7
+  assert read["empty"].shape == (0, 3)
+  assert read["list"] == [1, "two", (3.0, None)]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_converted_file_gives_the_recorded_maps(old, torch, tmp_path):
+  path = tmp_path / "max_acc.pth"
+  save(path, {"params": state_dict("module.encoder.")}, torch, old)
+  convert.convert(path, tmp_path / "run")
+  shape = jax.eval_shape(lambda: resnet12.init(jax.random.key(0)))
+  found = loop.best_variables(tmp_path / "run" / "pretrain", shape)
+  golden = np.load(GOLDEN / "resnet12.npz")
+  levels = golden["img_u8"].transpose(0, 2, 3, 1).astype(np.float32)
+  mean, std = np.array([[125.3, 123.0, 113.9], [63.0, 62.1, 66.7]])
+  images = ((levels - mean) / std).astype(np.float32)
+  maps = np.asarray(resnet12.encode(found[0], images)).transpose(0, 3, 1, 2)
+  np.testing.assert_allclose(maps, golden["eval_out"], atol=1e-3, rtol=1e-3)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["max_acc.pth", "run"]
+
+
+def test_a_converted_file_is_tested_as_a_trained_one(
+  torch, tmp_path, monkeypatch, capsys
+):
+  save(tmp_path / "max_acc.pth", {"params": state_dict("encoder.")}, torch)
+  convert.convert(tmp_path / "max_acc.pth", tmp_path / "run")
+  monkeypatch.undo()  # others would take that `torch` for the real one
+  for split, name, number in itertools.product(
+    ("train", "val", "test"), "ab", range(3)
+  ):
+    path = tmp_path / "images" / split / f"{split}_{name}" / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), (80 * number, 90, 200)).save(path)
+  config = folder.get_config()
+  config.data.folder = str(tmp_path / "images")
+  config.data.directory = str(tmp_path / "data")
+  config.stages = ("evaluate",)
+  config.model.width = 1.0
+  config.image.size = 32
+  config.episode.way, config.episode.query = 2, 2
+  config.metatrain.validation_episodes = config.evaluate.episodes = 2
+  config.evaluate.batch_size, config.evaluate.encode_batch_size = 2, 6
+  config.evaluate.pictures = 0
+  main.run(config, tmp_path / "run")
+  found = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert found["protocol"]["trained on"]["name"] == "converted checkpoint"
+  assert "converted checkpoint to folder:61" in capsys.readouterr().out
+
+
+class Call:
+  def __init__(self, function, *arguments):
+    self.call = function, arguments
+
+  def __reduce__(self):
+    return self.call
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+  "function", [os.system, eval, getattr, print], ids=lambda f: f.__name__
+)
+def test_a_file_that_calls_something_is_refused(
+  old, function, torch, tmp_path, capfd
+):
+  evil = {"params": Call(function, f"echo > {tmp_path}/proof")}
+  save(tmp_path / "evil.pth", evil, torch, old)
+  with pytest.raises(InputError, match=rf"refused.*{function.__name__}"):
+    convert.convert(tmp_path / "evil.pth", tmp_path / "run")
+  assert [p.name for p in tmp_path.iterdir()] == ["evil.pth"]
+  assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_damage_is_told(old, torch, tmp_path):
+  """Cut or flipped anywhere: an error, or what was saved; never a crash."""
+  path = tmp_path / "x.pth"
+  save(path, {"a": Tensor(np.arange(64, dtype=np.float32))}, torch, old)
+  whole = path.read_bytes()
+  rng = np.random.default_rng(0)
+  told = 0
+  for _ in range(300):
+    content = bytearray(whole)
+    if rng.random() < 0.5:
+      content = content[: rng.integers(len(content))]
+    else:
+      content[rng.integers(len(content))] ^= int(rng.integers(1, 256))
+    path.write_bytes(content)
+    try:
+      torch_file.load(path)
+    except InputError:
+      told += 1
+  assert told > 150
+
+
+@pytest.mark.parametrize(
+  ("offset", "shape", "strides"),
+  [(0, (65,), (1,)), (60, (5,), (1,)), (0, (2,), (64,)), (8, (2,), (-8,))],
+)
+def test_a_tensor_beyond_its_storage(offset, shape, strides, torch, tmp_path):
+  array = np.arange(64, dtype=np.float32)
+  save(tmp_path / "x.pth", [Tensor(array, offset, shape, strides)], torch)
+  with pytest.raises(InputError, match="beyond"):
+    torch_file.load(tmp_path / "x.pth")
+
+
+def test_mistakes(torch, tmp_path, capsys):
+  def told(*arguments):
+    assert convert.main([str(a) for a in arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and message.startswith("deepemd_jax: error")
+    return message
+
+  assert "FILE.pth DIR" in told()
+  assert "No such file" in told(tmp_path / "none.pth", tmp_path / "run")
+  (tmp_path / "text.pth").write_text("not a checkpoint")
+  assert "text.pth" in told(tmp_path / "text.pth", tmp_path / "run")
+  save(tmp_path / "list.pth", [1, 2], torch)
+  assert "a list" in told(tmp_path / "list.pth", tmp_path / "run")
+  state = state_dict()
+  del state["layer1.0.conv1.weight"]
+  save(tmp_path / "part.pth", state, torch)
+  assert "layer1/conv1/kernel" in told(tmp_path / "part.pth", tmp_path / "run")
+  assert "in use" in told(tmp_path / "part.pth", tmp_path)
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line():
+  done = subprocess.run(
+    [sys.executable, "-m", "deepemd_jax.checkpoints.convert"],
+    capture_output=True,
+    text=True,
+    cwd=GOLDEN.parent.parent,
+  )
+  assert done.returncode == 2 and done.stderr.count("\n") == 1

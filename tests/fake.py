@@ -1,0 +1,298 @@
+"""Small archives and folders built like the official ones, for tests.
+
+`small` makes a benchmark that expects as few images as these hold.
+"""
+
+import dataclasses
+import functools
+import gzip
+import io
+import json
+import pathlib
+import tarfile
+import zipfile
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from deepemd_jax.data.published import catalogue, splits
+
+
+def small(name, per_class=2, classes=3):
+  """A published benchmark with its first few classes of each split, and so many
+  images of each. `per_class` may be a function of the class name."""
+  benchmark = catalogue.BENCHMARKS[name]
+  count = per_class if callable(per_class) else lambda name: per_class
+  lists = {
+    "splits": {
+      split: {c: {"images": count(c)} for c in names(name, split, classes)}
+      for split in benchmark.splits
+    }
+  }
+  return dataclasses.replace(benchmark, lists=_Lists(json.dumps(lists)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lists:
+  """Hashable and equal by content, as the published ones are."""
+
+  text: str
+
+  def __call__(self):
+    return json.loads(self.text)
+
+
+def names(name, split, classes=3):
+  """The first classes of a split of a published benchmark."""
+  return list(catalogue.BENCHMARKS[name].counts(split))[:classes]
+
+
+def all_names(name, classes=3):
+  found = catalogue.BENCHMARKS[name].splits
+  return [c for split in found for c in names(name, split, classes)]
+
+
+@functools.cache
+def picture(seed, height=24, width=32, kind="JPEG", mode="RGB", **options):
+  """The bytes of an image: smooth random colours, another for each seed."""
+  rng = np.random.default_rng(abs(hash_of(seed)))
+  pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
+  image = Image.fromarray(pixels).resize((width, height)).convert(mode)
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def hash_of(seed):
+  """A number for a text or a number, the same in every process."""
+  return int.from_bytes(str(seed).encode()[-8:], "big")
+
+
+def tar(path, files, mode="w:gz"):
+  """Writes {member name: bytes} into a tar, in that order."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  target = path
+  if mode == "w:gz":  # as the real ones: one stream, compressed a little
+    target = gzip.open(path, "wb", compresslevel=1)
+    mode = "w|"
+  with tarfile.open(
+    **{"name": target} if target is path else {"fileobj": target}, mode=mode
+  ) as archive:
+    for name, content in files.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+  if target is not path:
+    target.close()
+  return path
+
+
+def unpack(files, root):
+  """Writes {name: bytes} below a folder."""
+  for name, content in files.items():
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return root
+
+
+@functools.cache
+def fine_labels():
+  """The 100 fine labels of CIFAR-100, in their order."""
+  lists = splits.load("fc100")["splits"]
+  return sorted(name for split in lists.values() for name in split)
+
+
+def cifar_files(per_class=2):
+  """cifar-100-binary: the first image of a class in train.bin, and so on; about
+  a sixth, at least one, in test.bin. Pixels are random."""
+  rng = np.random.default_rng(0)
+  files = {}
+  held_out = max(per_class // 6, 1)
+  for part, each in (("train", per_class - held_out), ("test", held_out)):
+    records = rng.integers(0, 256, (100 * each, 3074), np.uint8)
+    records[:, 0] = 0
+    records[:, 1] = np.arange(100 * each) % 100
+    files[f"cifar-100-binary/{part}.bin"] = records.tobytes()
+  labels = "\n".join(fine_labels()) + "\n"
+  # After the images, as nothing says that it comes first.
+  files["cifar-100-binary/fine_label_names.txt"] = labels.encode()
+  files["cifar-100-binary/coarse_label_names.txt"] = b"aquatic_mammals\n"
+  return files
+
+
+def cifar_archive(path, per_class=2):
+  """cifar-100-binary.tar.gz with `per_class` images of each of 100 classes."""
+  return tar(pathlib.Path(path), cifar_files(per_class))
+
+
+def cub_files(per_class=2, classes=None, change=None):
+  """CUB_200_2011: images of 24 x 32 with the box 4 2 20 16; `change` replaces
+  {path below images/: bytes}."""
+  images = {}
+  for label in classes or all_names("cub"):
+    for i in range(per_class):
+      name = f"{label}/{label[4:]}_{i:04d}_{i + 7}.jpg"
+      content = (change or {}).get(name)
+      default = picture(f"{i}{name[::-1]}")
+      images[name] = default if content is None else content
+  lines = [f"{i} {name}" for i, name in enumerate(images, 1)]
+  boxes = [f"{i} 4.0 2.0 20.0 16.0" for i in range(1, len(images) + 1)]
+  files = {f"CUB_200_2011/images/{n}": content for n, content in images.items()}
+  files["CUB_200_2011/images.txt"] = ("\n".join(lines) + "\n").encode()
+  files["CUB_200_2011/bounding_boxes.txt"] = ("\n".join(boxes) + "\n").encode()
+  files["attributes.txt"] = b"1 has_bill_shape::curved\n"
+  return files
+
+
+def cub_archive(path, per_class=2, classes=None, change=None):
+  """CUB_200_2011.tgz."""
+  return tar(pathlib.Path(path), cub_files(per_class, classes, change))
+
+
+def ilsvrc_files(per_class=2, classes=None):
+  """{wnid: {file name: bytes}} with the first of easyfsl's numbers where the
+  class is miniImageNet's, and one image that it does not take."""
+  listed = splits.file_numbers("miniimagenet")
+  files = {}
+  for label in classes or all_names("miniimagenet"):
+    numbers = sorted(listed.get(label, range(1, per_class + 1)))[:per_class]
+    if label in listed:
+      numbers.append(next(n for n in range(10**6) if n not in listed[label]))
+    named = [f"{label}_{number}.JPEG" for number in numbers]
+    files[label] = {name: picture(name) for name in named}
+  return files
+
+
+def ilsvrc_folder(path, per_class=2, classes=None):
+  """<wnid>/*.JPEG for each class."""
+  for label, files in ilsvrc_files(per_class, classes).items():
+    unpack(files, pathlib.Path(path) / label)
+  return path
+
+
+def ilsvrc_archive(path, per_class=2, classes=None):
+  """ILSVRC2012_img_train.tar: a tar of tars."""
+  inner = {}
+  for label, files in ilsvrc_files(per_class, classes).items():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+      for name, content in files.items():
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    inner[f"{label}.tar"] = file.getvalue()
+  return tar(pathlib.Path(path), inner, mode="w")
+
+
+def products_files(per_class=2, classes=3):
+  """Stanford_Online_Products."""
+  files, number = {}, 0
+  for split, table in (("train", "Ebay_train"), ("test", "Ebay_test")):
+    lines = ["image_id class_id super_class_id path"]
+    for label in names("stanford_online_products", split, classes):
+      for i in range(per_class):
+        number += 1
+        name = f"bicycle_final/{label}_{i}.JPG"
+        lines.append(f"{number} {int(label)} 1 {name}")
+        files[f"Stanford_Online_Products/{name}"] = picture(name)
+    text = "\n".join(lines) + "\n"
+    files[f"Stanford_Online_Products/{table}.txt"] = text.encode()
+  return files
+
+
+def products_archive(path, per_class=2, classes=3):
+  """Stanford_Online_Products.zip."""
+  with zipfile.ZipFile(path, "w") as archive:
+    for name, content in products_files(per_class, classes).items():
+      archive.writestr(name, content)
+  return path
+
+
+def cars_folder(root, per_class=2, classes=3):
+  """car_ims.tgz and cars_annos.mat, side by side."""
+  root = pathlib.Path(root)
+  root.mkdir(parents=True, exist_ok=True)
+  every = list(catalogue.BENCHMARKS["cars196"].split_of())
+  rows, files = [], {}
+  for label in all_names("cars196", classes):
+    for _ in range(per_class):
+      name = f"car_ims/{len(rows) + 1:06d}.jpg"
+      files[name] = picture(name)
+      rows.append((name, 1, 1, 9, 9, every.index(label) + 1, 0))
+  kinds = [(n, "O") for n in ("relative_im_path", "bbox_x1", "bbox_y1")]
+  kinds += [(n, "O") for n in ("bbox_x2", "bbox_y2", "class", "test")]
+  mat = {"annotations": np.array([rows], object)}
+  table = np.empty((1, len(rows)), kinds)
+  for i, row in enumerate(rows):
+    table[0, i] = row
+  mat = {"annotations": table, "class_names": np.array([every], object)}
+  scipy.io.savemat(root / "cars_annos.mat", mat)
+  tar(root / "car_ims.tgz", files)
+  return root
+
+
+def ready_files(name, per_class=2, classes=3):
+  """{split: {class: {file name: bytes}}} for the ready layouts."""
+  side = catalogue.BENCHMARKS[name].native
+  size = {"height": side, "width": side} if side else {}
+  return {
+    split: {
+      label: {
+        f"{label}_{i}.jpg": picture(f"{i}{label[::-1]}", **size)
+        for i in range(per_class)
+      }
+      for label in names(name, split, classes)
+    }
+    for split in catalogue.BENCHMARKS[name].splits
+  }
+
+
+def ready_folders(root, name, per_class=2, classes=3, *, meta=False):
+  """{train,val,test}/<class>/<image>, the official DeepEMD layout of FC100,
+  CIFAR-FS (`meta`: meta-train and so on) and tieredImageNet."""
+  root = pathlib.Path(root)
+  for split, labels in ready_files(name, per_class, classes).items():
+    for label, files in labels.items():
+      unpack(files, root / f"{'meta-' * meta}{split}" / label)
+  return root
+
+
+def ready_tables(root, name, per_class=2, classes=3, *, below="images/"):
+  """images/ and split/*.csv, the official DeepEMD layout of miniImageNet and
+  CUB, and FEAT's, whose header has spaces."""
+  root = pathlib.Path(root)
+  for split, labels in ready_files(name, per_class, classes).items():
+    lines = ["filename, label"]
+    for label, files in labels.items():
+      unpack(files, root / below)
+      lines += [f"{file},{label}" for file in files]
+    unpack({f"split/{split}.csv": "\n".join(lines).encode()}, root)
+  return root
+
+
+def easyfsl_tables(root, name, per_class=2, classes=3):
+  """images/<class>/<image> and {split}.csv: class_name,image_name."""
+  root = pathlib.Path(root)
+  for split, labels in ready_files(name, per_class, classes).items():
+    lines = [",class_name,image_name"]
+    for label, files in labels.items():
+      unpack(files, root / "images" / label)
+      lines += [f"{i},{label},{file}" for i, file in enumerate(files)]
+    unpack({f"{split}.csv": "\n".join(lines).encode()}, root)
+  return root
+
+
+def easyfsl_lists(root, name, per_class=2, classes=3):
+  """images/<class>/<image> and {split}.json: class_names, class_roots."""
+  root = pathlib.Path(root)
+  for split, labels in ready_files(name, per_class, classes).items():
+    for label, files in labels.items():
+      unpack(files, root / "images" / label)
+    content = {
+      "class_names": [f"a name of {label}" for label in labels],
+      "class_roots": [f"./data/{name}/images/{label}" for label in labels],
+    }
+    unpack({f"{split}.json": json.dumps(content).encode()}, root)
+  return root

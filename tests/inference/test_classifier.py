@@ -1,0 +1,355 @@
+"""FewShotClassifier: scikit-learn's ways, any image, sums that add up."""
+
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from recipes import tiny_run
+from sklearn import base, model_selection
+from sklearn.utils import validation
+
+from deepemd_jax import FewShotClassifier, emd
+from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.errors import InputError
+from deepemd_jax.inference import (
+  classifier,
+  encodings,
+  explanation,
+  feature_cache,
+)
+from deepemd_jax.models import matching
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return tiny_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+def draw(colour, seed, size=(36, 48)):
+  rng = np.random.default_rng(seed)
+  noise = rng.integers(-30, 30, (*size, 3))
+  return np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def few():
+  """(images, labels): two of each colour."""
+  names = [name for name in COLOURS for _ in range(2)]
+  return [draw(COLOURS[n], i) for i, n in enumerate(names)], names
+
+
+@pytest.fixture(scope="module")
+def fitted(run, few):
+  return FewShotClassifier(run).fit(*few)
+
+
+def test_a_run_is_seen_in_its_own_precision(run, tmp_path, few):
+  """Which is part of what the cache knows encodings by."""
+  model = {"width": 1 / 16, "precision": "bfloat16"}
+  half = tiny_run(tmp_path / "half", model=model)
+  kept = str(tmp_path / "kept")
+  (images, _), found = few, []
+  for workdir in (run, half):  # the same variables
+    loaded = pretrained.load(workdir)
+    look = pretrained.look(loaded.config, None)
+    encoder = encodings.Encoder(loaded, look, feature_cache.Cache(kept))
+    found.append(encoder.all(images).nodes)
+  assert found[0].dtype == found[1].dtype == np.float32
+  assert not np.array_equal(*found)
+  np.testing.assert_allclose(*found, atol=0.1 * found[0].std())
+
+
+def queries(count=5):
+  names = [list(COLOURS)[i % 3] for i in range(count)]
+  return [draw(COLOURS[n], 100 + i) for i, n in enumerate(names)], names
+
+
+def test_colours_are_told_apart(fitted):
+  images, names = queries()
+  assert fitted.classes_.tolist() == ["blue", "green", "red"]
+  assert fitted.predict(images).tolist() == names
+  assert fitted.score(images, names) == 1.0
+  proba = fitted.predict_proba(images)
+  np.testing.assert_allclose(proba.sum(1), 1)
+  np.testing.assert_allclose(
+    np.diff(np.log(proba)), np.diff(fitted.logits(images)), rtol=1e-4
+  )
+
+
+def test_paths_pictures_and_arrays_are_the_same(fitted, tmp_path):
+  images, _ = queries(3)
+  paths = []
+  for i, image in enumerate(images):
+    paths.append(tmp_path / f"{i}.png")
+    Image.fromarray(image).save(paths[-1])
+  expected = fitted.logits(images)
+  for given in (
+    paths,
+    [str(p) for p in paths],
+    np.array(paths, object),
+    [Image.open(p) for p in paths],
+    np.stack(images),
+  ):
+    np.testing.assert_array_equal(fitted.logits(given), expected)
+
+
+def test_scikit_learn_protocol(run):
+  estimator = FewShotClassifier(run, "grid", emd.Sinkhorn(0.1), cache=None)
+  params = estimator.get_params()
+  assert list(params) == ["checkpoint", "variant", "solver", "cache"]
+  assert params["checkpoint"] is run
+  twin = base.clone(estimator)
+  assert twin is not estimator and twin.get_params() == params
+  assert twin.set_params(variant="fcn") is twin and twin.variant == "fcn"
+  with pytest.raises(ValueError, match="no parameter 'varant'"):
+    twin.set_params(varant="fcn")
+  assert base.is_classifier(estimator)
+  assert "variant='grid'" in repr(estimator)
+  with pytest.raises(Exception, match="not fitted"):
+    validation.check_is_fitted(estimator)
+  for call in (estimator.predict, estimator.explain):
+    with pytest.raises(ValueError, match="call fit first"):
+      call([])
+
+
+def test_settings_are_looked_at_in_fit(few):
+  estimator = FewShotClassifier("nowhere", "no variant", "no solver")
+  with pytest.raises(InputError, match="'nowhere' is not the workdir"):
+    estimator.fit(*few)
+
+
+def test_cross_validation(run, tmp_path):
+  images, names = queries(12)
+  estimator = FewShotClassifier(run, cache=tmp_path / "cache")
+  split = model_selection.StratifiedKFold(2)
+  scores = [
+    model_selection.cross_val_score(estimator, x, names, cv=split)
+    for x in (images, np.stack(images))
+  ]
+  np.testing.assert_array_equal(scores[0], scores[1])
+  assert scores[0].mean() == 1.0
+  assert len(list((tmp_path / "cache").rglob("*.npz"))) == 12
+
+
+def test_pickled(fitted):
+  images, _ = queries(3)
+  again = pickle.loads(pickle.dumps(fitted))
+  np.testing.assert_array_equal(again.logits(images), fitted.logits(images))
+  assert again.explain(images[0]).logit == fitted.explain(images[0]).logit
+  validation.check_is_fitted(again)
+
+
+def test_works_without_scikit_learn(run, tmp_path):
+  code = (
+    "import sys; sys.modules['sklearn'] = None\n"
+    "import numpy as np; from deepemd_jax import FewShotClassifier\n"
+    "x = np.zeros((2, 9, 9), np.uint8); x[1] = 255\n"
+    f"c = FewShotClassifier({str(run)!r}).fit(x, ['a', 'b'])\n"
+    "print(c.predict(x), c)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True
+  )
+  assert done.stdout.startswith("['a' 'b']"), done.stderr
+
+
+@pytest.mark.parametrize("way", [1, 2, 30])
+def test_any_number_of_classes(run, way):
+  rng = np.random.default_rng(way)
+  images = rng.integers(0, 256, (way, 20, 20, 3), np.uint8)
+  estimator = FewShotClassifier(run).fit(images, np.arange(way) * 10)
+  assert estimator.predict(images).tolist() == (np.arange(way) * 10).tolist()
+  proba = estimator.predict_proba(images[:1])
+  assert proba.shape == (1, way) and np.isclose(proba.sum(), 1)
+  assert estimator.predict_proba([]).shape == (0, way)
+
+
+def test_one_image_a_class_is_the_plain_match(run, few):
+  images = [few[0][i] for i in (0, 2, 4)]
+  estimator = FewShotClassifier(run).fit(images, ["r", "g", "b"])
+  nodes = estimator.encoder().all(images).nodes
+  expected = jax.jit(matching.logits)(nodes, jnp.asarray(nodes[[2, 1, 0]]))
+  np.testing.assert_allclose(estimator.logits(images), expected, atol=1e-4)
+
+
+def test_unequal_shots(run, few):
+  """Repeating the images of a small class by hand changes nothing."""
+  images, names = few
+  estimator = FewShotClassifier(run).fit(images[:5], names[:5])
+  by_hand = FewShotClassifier(run).fit([*images[:5], images[4]], names)
+  np.testing.assert_array_equal(estimator.class_nodes_, by_hand.class_nodes_)
+  assert estimator.predict(queries()[0]).tolist() == queries()[1]
+  why = estimator.explain(images[4], "blue")
+  assert why.images == 1
+  np.testing.assert_array_equal(why.support.picture, why.query.picture)
+
+
+def test_epochs_end_where_images_are_many(run, few, monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    classifier, "_fit", lambda support, order, **_: seen.append(order.shape)
+  )
+  monkeypatch.setattr(classifier, "_STEPS", 4)
+  FewShotClassifier(run).fit(*few)
+  assert seen == [(2, 6)]
+
+
+@pytest.mark.parametrize("variant", ["fcn", "grid", "sampling"])
+def test_odd_images(run, few, variant):
+  """Grey, tiny, thin, huge, and the same twice, as examples and as queries."""
+  image = few[0][0]
+  odd = [image[..., 0], draw(COLOURS["red"], 9, (1, 1))]
+  odd += [draw(COLOURS["red"], 9, size) for size in ((1, 200), (900, 700))]
+  odd += [image, image]
+  estimator = FewShotClassifier(run, variant).fit(odd, list("aabbcc"))
+  logits = estimator.logits(odd)
+  assert np.isfinite(logits).all()
+  np.testing.assert_array_equal(logits[4], logits[5])
+
+
+@pytest.mark.parametrize("variant", ["fcn", "grid", "sampling"])
+def test_contributions_add_up(run, few, variant):
+  estimator = FewShotClassifier(run, variant).fit(few[0][::2], few[1][::2])
+  query = draw(COLOURS["green"], 7, (70, 50))
+  logits = estimator.logits([query])[0]
+  why = estimator.explain(query)
+  assert why.label == "green" and why.logit == pytest.approx(logits.max(), 1e-5)
+  assert sum(p.contribution for p in why.pairs) == pytest.approx(
+    why.logit, abs=1e-3
+  )
+  parts = [pair.contribution for pair in why.pairs]
+  assert parts == sorted(parts, reverse=True)
+  other = estimator.explain(query, "red")
+  assert other.logit == pytest.approx(logits[2], 1e-5)
+  assert abs(other.remainder) < 1e-3
+  for pair in why.pairs:
+    left, top, right, bottom = pair.query_box
+    assert 0 <= left < right <= 50 and 0 <= top < bottom <= 70
+    left, top, right, bottom = pair.support_box
+    assert 0 <= left < right <= 48 and 0 <= top < bottom <= 36
+  # Boxes on the picture, which is no larger than the image.
+  assert why.query.small_boxes().max() <= max(why.query.picture.shape)
+
+
+def test_mirrored_crops_are_marked(run, few):
+  """Of the query and of the example, as many as were cut."""
+  estimator = FewShotClassifier(run, "sampling").fit(few[0][::2], few[1][::2])
+  look = pretrained.look(pretrained.load(run).config, "sampling")
+  query = draw(COLOURS["green"], 7, (70, 50))
+  why = estimator.explain(query)
+  figure = why.figure()
+  for axis, image in ((2, query), (1, few[0][2])):
+    mirrored = look.cut(Image.fromarray(image))[2]
+    assert len(figure.axes[axis].texts) == mirrored.sum()
+  assert sum(len(axis.texts) for axis in figure.axes) > 0
+  plain = FewShotClassifier(run).fit(few[0][::2], few[1][::2]).explain(query)
+  assert not any(axis.texts for axis in plain.figure().axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothed:
+  """A solver whose value is not the cost of its flow, as Sinkhorn's is not."""
+
+  def __call__(self, cost, a, b):
+    return emd.NetworkSimplex()(cost, a, b)
+
+  def value(self, cost, a, b, plan):
+    return (cost * plan.flow).sum((-2, -1)) - 0.8
+
+
+def test_what_smoothing_adds_is_said(run, few):
+  estimator = FewShotClassifier(run, solver=Smoothed())
+  why = estimator.fit(few[0][::2], few[1][::2]).explain(few[0][1])
+  assert why.remainder == pytest.approx(12.5 / 4 * 0.8, abs=1e-3)
+  total = sum(pair.contribution for pair in why.pairs)
+  assert total + why.remainder == pytest.approx(why.logit)
+
+
+def test_an_explanation_is_drawn(fitted, tmp_path):
+  why = fitted.explain(queries(1)[0][0])
+  why.save(tmp_path / "why.png")
+  Image.open(tmp_path / "why.png").verify()
+  title = why.figure(lines=3).axes[1].get_title(loc="left")
+  assert title == f"red: {why.sum()}"
+  numbers = why.sum().partition("=")[2].partition("(")[0].replace("- ", "+ -")
+  assert sum(map(float, numbers.split("+"))) == pytest.approx(
+    why.logit, abs=0.03
+  )
+
+
+def test_mistakes_are_named(run, few, fitted, tmp_path):
+  images, names = few
+  (tmp_path / "bad.png").write_bytes(b"no picture")
+  with pytest.raises(InputError, match="2 of 3 images cannot be read") as found:
+    fitted.predict([tmp_path / "bad.png", images[0], np.zeros((3, 3, 9))])
+  assert "bad.png' (not an image)" in str(found.value)
+  assert "image 2 (an array is" in str(found.value)
+  cases = [
+    ((images, names[:-1]), "6 images need as many labels"),
+    (([], []), "no images"),
+    ((images[0], names), "one image"),
+    ((images, [names] * 6), "labels"),
+    ((images, np.array([1, "a", 2, 2, 2, None], object)), "of one kind"),
+  ]
+  for arguments, message in cases:
+    with pytest.raises(InputError, match=message):
+      FewShotClassifier(run).fit(*arguments)
+  with pytest.raises(InputError, match="no class 'pink'; there are blue"):
+    fitted.explain(images[0], "pink")
+  with pytest.raises(InputError, match="1 images, but 2 labels"):
+    fitted.score(images[:1], names[:2])
+
+
+def test_encodings_are_made_once(run, tmp_path, monkeypatch):
+  """And do not depend on the batch they were in."""
+  images, _ = queries(20)
+  found = pretrained.load(run)
+  counted = []
+  encode = encodings.encode
+  monkeypatch.setattr(
+    encodings, "encode", lambda *a: counted.append(1) or encode(*a)
+  )
+  for variant in ("fcn", "sampling"):
+    look = pretrained.look(found.config, variant)
+    plain = encodings.Encoder(found, look).all(images)
+    kept = feature_cache.Cache(tmp_path / "cache")
+    first = encodings.Encoder(found, look, kept).all(images[3:8])
+    before = len(counted)
+    again = encodings.Encoder(found, look, kept).all(images[3:8])
+    assert len(counted) == before
+    for ours, other, all_of in zip(
+      first[:3], again[:3], plain[:3], strict=True
+    ):
+      np.testing.assert_array_equal(ours, other)
+      np.testing.assert_allclose(ours, all_of[3:8], 1e-4, 1e-4)
+    alone = encodings.Encoder(found, look).all(images[4:5])
+    np.testing.assert_allclose(alone.nodes, plain.nodes[4:5], 1e-4, 1e-4)
+
+
+def test_cells_stand_where_they_are(run):
+  found = pretrained.load(run)
+  encoded = encodings.Encoder(found, pretrained.look(found.config, None)).all(
+    [draw((9, 9, 9), 0, (40, 60))]
+  )
+  assert encoded.boxes[0].tolist() == [
+    *([0, 0, 30, 20], [30, 0, 60, 20], [0, 20, 30, 40], [30, 20, 60, 40])
+  ]
+  assert encoded.sizes.tolist() == [[40, 60]]
+
+
+@pytest.mark.parametrize(
+  ("size", "shown"),
+  [((60, 40), (60, 40)), ((1, 1), (1, 1)), ((448, 336), (224, 168))]
+  + [((700, 1), (224, 56)), ((3, 40), (10, 40))],
+)
+def test_small_copies_can_be_looked_at(size, shown):
+  picture = explanation.small(Image.new("RGB", size), 224)
+  assert picture.shape == (shown[1], shown[0], 3)

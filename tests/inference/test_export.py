@@ -1,0 +1,316 @@
+"""Exported folders: programs that JAX alone runs, encoders that evaluate."""
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+from jax import export as jax_export
+from paths import ROOT
+from PIL import Image
+from recipes import tiny_run
+
+from configs import folder
+from deepemd_jax import FewShotClassifier, emd, main
+from deepemd_jax.checkpoints import manager, pretrained
+from deepemd_jax.errors import InputError
+from deepemd_jax.inference import export
+from deepemd_jax.models import resnet12
+
+# What a user's program does, who has JAX and NumPy and nothing of ours.
+FRESH = """
+import json, os, sys
+os.chdir(sys.argv[1])
+*load, call = json.load(open("manifest.json"))["load"]
+exec("\\n".join(load))
+given, found = numpy.load(sys.argv[2]), {}
+for key in given["keys"]:
+  support, query = given[f"support {key}"], given[f"query {key}"]
+  exec(call)
+  found[f"logits {key}"] = logits
+file = bytearray(pathlib.Path("encoder.stablehlo").read_bytes())
+encode = jax.jit(export.deserialize(file).call)
+for key in given["keys"]:
+  found[f"nodes {key}"] = encode(given[f"query {key}"])
+assert not [m for m in sys.modules if m.startswith(("deepemd", "flax", "PIL"))]
+numpy.savez(sys.argv[3], **found)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked_shapes():
+  """The check of shapes (see conftest.py) takes symbols for numbers."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run of both stages, whose encoders differ."""
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  tiny_run(workdir, stages=("pretrain",), seed=1)
+  other = tiny_run(workdir.with_name("other"), stages=("metatrain",), seed=0)
+  (other / "metatrain").rename(workdir / "metatrain")
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+  directory = tmp_path_factory.mktemp("exported") / "models" / "mine"
+  export.save(run, directory)
+  return directory
+
+
+def images(count, height, width, seed=0):
+  rng = np.random.default_rng([seed, count, height, width])
+  return rng.integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def test_another_process_with_jax_alone(run, exported, tmp_path):
+  """Any number of classes and queries, of any size, as in this process."""
+  cases = {"few": (1, 1, 32, 32), "many": (3, 70, 90, 33)}
+  given = {"keys": list(cases)}
+  for key, (way, queries, height, width) in cases.items():
+    given[f"support {key}"] = images(way, 36, 48)
+    given[f"query {key}"] = images(queries, height, width)
+  np.savez(tmp_path / "in.npz", **given)
+  arguments = [exported, tmp_path / "in.npz", tmp_path / "out.npz"]
+  done = subprocess.run(
+    [sys.executable, "-c", FRESH, *map(str, arguments)],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+  )
+  assert done.returncode == 0, done.stderr
+  found = np.load(tmp_path / "out.npz")
+  for key in cases:
+    support, query = given[f"support {key}"], given[f"query {key}"]
+    ours = FewShotClassifier(run, solver=emd.InteriorPoint())
+    ours.fit(support, range(len(support)))
+    nodes = ours.encoder().all(list(query)).nodes
+    for name, expected in (("nodes", nodes), ("logits", ours.logits(query))):
+      got = found[f"{name} {key}"]
+      assert got.shape == expected.shape
+      np.testing.assert_allclose(got, expected, 1e-5, 1e-5, err_msg=name)
+
+
+def test_load_gives_the_same(run, exported):
+  programs = export.load(exported)
+  support, query = images(2, 30, 30), images(3, 20, 30)
+  ours = FewShotClassifier(run).fit(support, ["a", "b"])
+  np.testing.assert_allclose(
+    programs.classify(support, query), ours.logits(query), atol=5e-4
+  )
+  nodes = programs.encode(query)
+  assert nodes.shape == (3, 4, 40) and nodes.dtype == np.float32
+  assert programs.manifest["encoder"] == "metatrain, step 7"
+
+
+def test_the_manifest_says_what_is_there(run, exported):
+  manifest = json.loads((exported / "manifest.json").read_text())
+  assert manifest["parameters_sha256"] == pretrained.load(run).fingerprint
+  assert manifest["versions"]["jax"] == jax.__version__
+  assert manifest["in_the_programs"]["solver"].startswith("InteriorPoint")
+  programs = manifest["programs"]
+  classifier = programs["classifier.stablehlo"]
+  assert classifier["inputs"] == [
+    "uint8[way, support_height, support_width, 3]",
+    "uint8[queries, query_height, query_width, 3]",
+  ]
+  assert classifier["outputs"] == ["float32[queries, way]"]
+  for name in programs:
+    content = bytearray((exported / name).read_bytes())
+    found = jax_export.deserialize(content)
+    assert found.platforms == ("cpu", "cuda", "tpu")
+    # Those have no promise of JAX's to be understood by other versions.
+    assert "custom_call" not in found.mlir_module().replace(
+      "custom_call @shape_assertion", ""
+    )
+
+
+def test_the_folder_is_a_run_without_what_training_needs(run, exported):
+  assert sorted(p.name for p in exported.iterdir()) == [
+    *("classifier.stablehlo", "config.json", "encoder.stablehlo"),
+    *("manifest.json", "metatrain", "pretrain"),
+  ]
+  assert [p.name for p in exported.parent.iterdir()] == ["mine"]
+  assert not list(exported.rglob("train"))
+  assert len(list(run.rglob("train"))) == 2
+  ours, again = pretrained.load(run), pretrained.load(exported)
+  assert (ours.fingerprint, ours.config) == (again.fingerprint, again.config)
+  support, query = images(4, 30, 30), images(9, 30, 30)
+  logits = [
+    FewShotClassifier(place).fit(support, [0, 0, 1, 1]).logits(query)
+    for place in (run, exported)
+  ]
+  np.testing.assert_array_equal(*logits)
+
+
+def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
+  """The prototype's encoder, which may be another stage's, is there too."""
+  for split, name, number in itertools.product(
+    ("train", "val", "test"), "ab", range(6)
+  ):
+    path = tmp_path / "images" / split / f"{split}_{name}" / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(images(1, 40, 40, ord(name) + number)[0]).save(path)
+  config = folder.get_config()
+  config.data.folder = str(tmp_path / "images")
+  config.data.directory = str(tmp_path / "data")
+  config.stages = ("evaluate",)
+  config.model.width = 1 / 16
+  config.image.size = 32
+  config.episode.way, config.episode.query = 2, 3
+  config.metatrain.validation_episodes = config.evaluate.episodes = 20
+  config.evaluate.batch_size, config.evaluate.encode_batch_size = 10, 6
+  config.evaluate.pictures = 0
+  export.save(run, tmp_path / "exported")
+  found = []
+  for workdir in (run, tmp_path / "exported"):
+    main.run(config, workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    found.append({k: results[k] for k in ("heads", "paired", "encoders")})
+  assert found[0] == found[1]
+  assert found[0]["encoders"]["deepemd"]["stage"] == "metatrain"
+  capsys.readouterr()
+
+
+@pytest.mark.parametrize("kind", ["grid", "sampling"])
+def test_where_crops_are_nodes(kind, tmp_path):
+  nodes = {"kind": kind, "grid": [2], "patches": 4}
+  run = tiny_run(tmp_path / "run", nodes=nodes)
+  export.save(run, tmp_path / "exported")
+  programs = export.load(tmp_path / "exported")
+  (inputs,) = programs.manifest["programs"]["encoder.stablehlo"]["inputs"]
+  assert inputs == "uint8[images, 4, 32, 32, 3]"
+  found = pretrained.load(run)
+  look = pretrained.look(found.config, None)
+  support, query = (
+    np.stack([look.cut(Image.fromarray(x))[0] for x in images(k, 50, 60)])
+    for k in (2, 3)
+  )
+  ours = FewShotClassifier(run).fit(images(2, 50, 60), [0, 1])
+  np.testing.assert_allclose(
+    programs.classify(support, query), ours.logits(images(3, 50, 60)), atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "regularized_qp"])
+def test_the_runs_own_solver(solver, tmp_path):
+  fields = {"solver": solver, "epsilon": 0.1, "l2_strength": 1.0}
+  run = tiny_run(tmp_path / "run", emd=fields)
+  export.save(run, tmp_path / "exported")
+  programs = export.load(tmp_path / "exported")
+  support, query = images(2, 30, 30), images(3, 20, 30)
+  ours = FewShotClassifier(run).fit(support, ["a", "b"]).logits(query)
+  exact = FewShotClassifier(run, solver="auto").fit(support, [0, 1])
+  assert np.abs(exact.logits(query) - ours).max() > 1e-3
+  np.testing.assert_allclose(programs.classify(support, query), ours, atol=2e-4)
+
+
+def refused(capsys, message, *arguments):
+  assert export.main([str(a) for a in arguments]) == 2
+  out, errors = capsys.readouterr()
+  assert out == "" and errors.startswith("deepemd_jax: error: ")
+  assert errors.count("\n") == 1 and message in errors, errors
+
+
+def test_mistakes(run, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  checkpoint = f"--checkpoint={run}"
+  (tmp_path / "full").mkdir()
+  (tmp_path / "full" / "precious").touch()
+  (tmp_path / "file").touch()
+  refused(capsys, "required: --out", checkpoint)
+  refused(capsys, "full is in use", checkpoint, "--out=full")
+  refused(capsys, "file is in use", checkpoint, "--out=file")
+  refused(capsys, "cannot write /proc/x", checkpoint, "--out=/proc/x")
+  refused(capsys, "'absent' is not", "--checkpoint=absent", "--out=new")
+  refused(capsys, "make quickstart", "--out=new")
+  refused(capsys, "unrecognized arguments: --solver", "--out=new", "--solver")
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
+  (tmp_path / "empty").mkdir()
+  assert export.main([checkpoint, "--out=empty"]) == 0
+  assert "empty is ready" in capsys.readouterr().out
+  assert (tmp_path / "empty" / "manifest.json").is_file()
+
+
+def test_a_full_disk_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+  def full(path, content):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(export.pathlib.Path, "write_text", full)
+  message = "new: No space left on device"
+  refused(capsys, message, f"--checkpoint={run}", f"--out={tmp_path / 'new'}")
+  assert not list(tmp_path.iterdir())
+
+
+def test_damage_and_other_folders_are_told(run, exported, tmp_path):
+  with pytest.raises(
+    InputError, match="not what deepemd_jax.inference.export writes"
+  ):
+    export.load(run)
+  broken = tmp_path / "broken"
+  broken.mkdir()
+  for name in ("manifest.json", "encoder.stablehlo", "classifier.stablehlo"):
+    (broken / name).write_bytes((exported / name).read_bytes())
+  export.load(broken)
+  content = bytearray((exported / "encoder.stablehlo").read_bytes())
+  content[len(content) // 2] ^= 1
+  (broken / "encoder.stablehlo").write_bytes(content)
+  with pytest.raises(InputError, match="encoder.stablehlo' is damaged"):
+    export.load(broken)
+  (broken / "encoder.stablehlo").unlink()
+  with pytest.raises(InputError, match="No such file"):
+    export.load(broken)
+
+
+def test_training_does_not_go_on_from_it(exported):
+  shapes = jax.eval_shape(
+    lambda: resnet12.init(jax.random.key(0), width=1 / 16)
+  )
+  place = exported / "metatrain" / "checkpoints"
+  with manager.Checkpoints(place, read_only=True) as saved:
+    assert saved.best() == 7 and saved.score(7) == 50
+    assert saved.restore(7, model=shapes).meta == {"exported_from": "run"}
+    with pytest.raises(InputError, match="has no part 'train': a converted or"):
+      saved.restore(7, model=shapes, train=shapes)
+
+
+def test_interrupted(run, tmp_path):
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "deepemd_jax.inference.export"),
+      f"--checkpoint={run}",
+      f"--out={tmp_path / 'new'}",
+    ],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  )
+  while process.poll() is None and not list(tmp_path.glob(".new.*/meta*")):
+    time.sleep(0.01)
+  process.send_signal(signal.SIGINT)
+  out, errors = process.communicate()
+  assert (process.returncode, out) == (130, ""), errors
+  assert errors.strip() == "interrupted; nothing was written"
+  assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_told_before_jax_is_loaded():
+  code = (
+    "import sys, deepemd_jax.inference.export as e; print(e.main(['--out']), "
+    "[m for m in ('jax', 'flax', 'orbax') if m in sys.modules])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True
+  )
+  assert done.stdout.strip() == "2 []", done.stdout + done.stderr

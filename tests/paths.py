@@ -1,0 +1,6 @@
+"""Where things lie in the repository."""
+
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"

@@ -1,0 +1,132 @@
+"""The metrics file is the truth, across restarts and torn lines."""
+
+import io
+import json
+import math
+import tempfile
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from tensorboardX.proto import event_pb2
+
+from deepemd_jax.training import metric_log
+
+
+def events(directory):
+  """What the one TensorBoard file in `directory` holds.
+
+  A record is its length in 8 bytes, 4 of checksum, the event, 4 of checksum.
+  """
+  (path,) = directory.glob("events.out.tfevents.*")
+  content = path.read_bytes()
+  while content:
+    end = 12 + int.from_bytes(content[:8], "little")
+    yield event_pb2.Event.FromString(content[12:end])
+    content = content[end + 4 :]
+
+
+def test_rows_and_events(tmp_path):
+  with metric_log.MetricLog(tmp_path / "deep" / "er", total_steps=4) as log:
+    log.write(2, loss=1.5, accuracy=float("nan"))
+    log.write(4, loss=-math.inf)
+  directory = tmp_path / "deep" / "er"
+  assert metric_log.read(directory / "metrics.jsonl") == [
+    {"step": 2, "loss": 1.5, "accuracy": "nan"},
+    {"step": 4, "loss": "-inf"},
+  ]
+  points = {
+    (value.tag, event.step): value.simple_value
+    for event in events(directory)
+    for value in event.summary.value
+  }
+  assert math.isnan(points.pop(("accuracy", 2)))
+  assert points == {("loss", 2): 1.5, ("loss", 4): -math.inf}
+
+
+def test_nothing_there(tmp_path):
+  assert metric_log.read(tmp_path / "metrics.jsonl") == []
+
+
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.given(
+  steps=st.integers(0, 6), start=st.integers(0, 8), lost=st.integers(0, 60)
+)
+def test_a_run_torn_anywhere_and_resumed_has_each_row_once(steps, start, lost):
+  with tempfile.TemporaryDirectory() as directory:
+    path = f"{directory}/metrics.jsonl"
+    rows = [{"step": step, "loss": step / 2} for step in range(1, steps + 1)]
+    whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    torn = whole[: max(len(whole) - lost, 0)]
+    with open(path, "wb") as file:
+      file.write(torn)
+    # What the torn file still holds; a lost line end loses nothing.
+    left = [r for r in rows if json.dumps(r).encode() in torn.split(b"\n")]
+    with metric_log.MetricLog(
+      directory, total_steps=9, start_step=start
+    ) as log:
+      log.write(start + 1, loss=7.0)
+    kept = [row for row in left if row["step"] <= start]
+    assert metric_log.read(path) == [*kept, {"step": start + 1, "loss": 7.0}]
+
+
+def test_tensorboard_is_told_what_will_come_again(tmp_path):
+  with metric_log.MetricLog(tmp_path, total_steps=9, start_step=3) as log:
+    log.write(4, loss=1.0)
+  starts = [e for e in events(tmp_path) if e.HasField("session_log")]
+  assert [event.step for event in starts] == [4]
+  assert starts[0].session_log.status == event_pb2.SessionLog.START
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that stands still until it is moved."""
+  now = [100.0]
+  monkeypatch.setattr(metric_log.time, "monotonic", lambda: now[0])
+  return now
+
+
+def test_a_file_gets_one_plain_line_a_write(tmp_path, clock):
+  stream = io.StringIO()
+  with metric_log.MetricLog(
+    tmp_path, total_steps=40, start_step=10, name="pretrain", stream=stream
+  ) as log:
+    clock[0] += 5
+    log.progress(15, loss=2.0)
+    log.write(20, loss=1.5)
+    clock[0] += 31
+    log.progress(28, loss=1.25)
+    log.progress(29, loss=1.0)
+  # Ten steps of this process in five seconds, so twenty take ten. After half a
+  # minute without a word there is one.
+  assert stream.getvalue() == (
+    "pretrain 20/40 loss 1.5 | 2.00 steps/s, 0:00:10 left\n"
+    "pretrain 28/40 loss 1.25 | 0.50 steps/s, 0:00:24 left\n"
+  )
+
+
+def test_a_terminal_gets_a_bar_that_is_drawn_over(tmp_path, clock, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "50")
+  stream = Terminal()
+  with metric_log.MetricLog(tmp_path, total_steps=40, stream=stream) as log:
+    for step in range(1, 21):
+      clock[0] += 1 / 16
+      log.progress(step, loss=2.0, accuracy=12.3456789)
+    log.write(20, loss=1.5, accuracy=50.0)
+    clock[0] += 1
+    log.progress(30, loss=1.0)
+  shown = stream.getvalue()
+  assert shown.endswith("\n")
+  *bars, written, last = shown.removeprefix("\r\x1b[K").split("\r\x1b[K")
+  assert written == (
+    "train 20/40 loss 1.5 accuracy 50 | 16.00 steps/s, 0:00:01 left\n"
+  )
+  assert len(bars) == 5  # one in four: not more than five a second
+  assert all(len(bar) < 50 and "\n" not in bar for bar in bars)
+  assert bars[-1].startswith("train 20/40 [##########..........] loss 2 acc")
+  assert last.startswith("train 30/40 [###############.....] loss 1 ")
