@@ -172,9 +172,9 @@ def of_pretraining(config, options) -> dict:
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
   optimiser = resolve.optimiser(config.pretrain, 100)
-  state = sharding.put_everywhere(loop.new_state(variables, optimiser, extra))
+  state = sharding.replicate(loop.new_state(variables, optimiser, extra))
   step = loop.make_step(pretrain._loss_function(config), optimiser)
-  batch = sharding.put(make(0))
+  batch = sharding.shard_batch(make(0))
   step, found = program(step, state, batch)
   training = (
     3 * count * estimate.encoder_flops(config.image.size, config.model.width)
@@ -197,9 +197,9 @@ def metatraining(config, options):
   make = metatrain._batches(config, copies(*options.pool))
   variables = pretrain.init(config)
   optimiser = resolve.optimiser(config.metatrain, 100)
-  state = sharding.put_everywhere(loop.new_state(variables, optimiser))
+  state = sharding.replicate(loop.new_state(variables, optimiser))
   step = loop.make_step(metatrain._loss_function(config), optimiser)
-  batch = sharding.put(make(0))
+  batch = sharding.shard_batch(make(0))
   step, found = program(step, state, batch)
   return step, state, batch, found
 
@@ -375,7 +375,7 @@ def of_devices(options) -> dict:
   n, c = estimate.nodes(options.size), estimate.channels(options.width)[-1]
   rng = np.random.default_rng(0)
   nodes = rng.standard_normal((len(images.labels), n, c), np.float32)
-  encoded = sharding.put_everywhere(nodes)
+  encoded = sharding.replicate(nodes)
   drawn = fewshot.sampler(config, images, "test")
   score = fewshot.scorer(config, fewshot._head(config, "deepemd"))
   order = batches.ShuffledBatches(
@@ -385,7 +385,7 @@ def of_devices(options) -> dict:
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
   optimiser = resolve.optimiser(config.pretrain, 100)
-  state = sharding.put_everywhere(loop.new_state(variables, optimiser, extra))
+  state = sharding.replicate(loop.new_state(variables, optimiser, extra))
   step = loop.make_step(pretrain._loss_function(config), optimiser)
   return {
     "evaluate_16_s": seconds(
@@ -393,7 +393,7 @@ def of_devices(options) -> dict:
       options.repeats,
     ),
     "pretrain_s": step_seconds(
-      step, state, sharding.put(make(0)), options.repeats
+      step, state, sharding.shard_batch(make(0)), options.repeats
     ),
   }
 

@@ -112,13 +112,13 @@ def run(
   _compilation_cache(workdir)
   connect()
   runtime.check_same(json.dumps(fields, sort_keys=True))
-  if runtime.first():
+  if runtime.is_main():
     _claim(workdir, fields)
-  runtime.watch(workdir)
+  runtime.start_watchdog(workdir)
   for stage in config.stages:
     importlib.import_module(_STAGES[stage]).run(config, workdir)
     # Process 0 may be drawing yet: the next stage must not find it behind.
-    runtime.together(stage)
+    runtime.barrier(stage)
 
 
 def _check_workdir(workdir: pathlib.Path, fields, training: bool) -> None:
@@ -315,9 +315,9 @@ def _connect() -> None:
   given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   wanted = _DISTRIBUTED.value
   if wanted == "on" or (wanted == "auto" and None not in given):
-    runtime.begin(*given)
+    runtime.initialize(*given)
   elif wanted == "auto" and runtime.is_launched():
-    runtime.begin()
+    runtime.initialize()
 
 
 def _plain(error: Exception) -> str:
@@ -369,7 +369,7 @@ def main(argv: list[str]) -> None:
     sys.stderr.write("interrupted; the same command goes on\n")
     code = 130
   except Interrupted as error:
-    if runtime.first():
+    if runtime.is_main():
       sys.stderr.write(f"{error}\n")
     code = STOPPED
   except OSError as error:
@@ -382,14 +382,14 @@ def main(argv: list[str]) -> None:
     code = MISTAKE
   except Exception as error:
     _fail(error)
-  if runtime.several():
-    runtime.finish(code)
+  if runtime.is_distributed():
+    runtime.shutdown(code)
   sys.exit(code)
 
 
 def _fail(error: Exception) -> NoReturn:
-  if runtime.several():
-    runtime.leave(error)
+  if runtime.is_distributed():
+    runtime.abort(error)
   raise error
 
 

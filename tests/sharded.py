@@ -46,10 +46,10 @@ def config_for(images, data):
 def steps_of(stage, config, batch, state, optimiser):
   """Losses [STEPS], gradients of the first step, and all variables after."""
   step = train.make_step(stage._loss_function(config), optimiser)
-  state = sharding.put_everywhere(state)
+  state = sharding.replicate(state)
   found: dict = {"losses": []}
   for i in range(STEPS):
-    state, measured = step(state, sharding.put(batch(i)))
+    state, measured = step(state, sharding.shard_batch(batch(i)))
     found["losses"].append(float(measured["loss"]))
     if i == 0:
       found["gradients"] = flat(state.opt_state[0])
@@ -104,7 +104,7 @@ def main(out, images, data):
       *(metatrain, other, metatrain._batches(other, images)),
       *(train.new_state(variables, optimiser), optimiser),
     )
-  variables = sharding.put_everywhere(variables)
+  variables = sharding.replicate(variables)
   variants = [
     ("fcn", {}),
     ("file", {"evaluate.memory": 0.0, "evaluate.heads": ("prototype",)}),
@@ -143,15 +143,15 @@ def main(out, images, data):
       scored["nodes"] = np.asarray(encoded)
     found[name] = scored
   rows = {f"{a}.{b}": x for a, row in found.items() for b, x in row.items()}
-  if runtime.first():
+  if runtime.is_main():
     np.savez(out, devices=jax.device_count(), **rows)
 
 
 if __name__ == "__main__":
   paths, connection = sys.argv[1:4], sys.argv[4:]
   if connection:
-    runtime.begin(connection[0], *map(int, connection[1:]))
+    runtime.initialize(connection[0], *map(int, connection[1:]))
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
   main(*paths)
-  if runtime.several():
-    runtime.finish(0)
+  if runtime.is_distributed():
+    runtime.shutdown(0)

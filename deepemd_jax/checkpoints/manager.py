@@ -121,7 +121,9 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for what was saved, then ends orbax's threads."""
     # After a failure one of several processes would wait for the others.
-    if self._manager is not None and not (self._failed and runtime.several()):
+    if self._manager is not None and not (
+      self._failed and runtime.is_distributed()
+    ):
       self.wait()
       self._manager.close()
 
@@ -131,7 +133,9 @@ class Checkpoints:
       with self._refusing():
         # A process that fails in the background then waits, inside orbax, for
         # the others, which wait for what it was to write.
-        while runtime.several() and self._manager.is_saving_in_progress():
+        while (
+          runtime.is_distributed() and self._manager.is_saving_in_progress()
+        ):
           if self._manager.failure:
             raise self._manager.failure
           time.sleep(_TICK)
@@ -440,18 +444,18 @@ def _not_as_saved(restored, asked: dict) -> list[str]:
 
 def _set_aside(directory: pathlib.Path, steps: list[int]) -> None:
   """Renames steps that are damaged; all processes together."""
-  runtime.together("damage seen")
-  if runtime.first():
+  runtime.barrier("damage seen")
+  if runtime.is_main():
     for step in steps:
       place = directory / f"damaged.{step}"
       shutil.rmtree(place, ignore_errors=True)
       os.rename(directory / str(step), place)
     _say(f"going on from the one before; kept as {place}")
-  runtime.together("damage set aside")
+  runtime.barrier("damage set aside")
 
 
 def _say(message: str) -> None:
-  if runtime.first():
+  if runtime.is_main():
     sys.stderr.write(f"deepemd_jax: {message}\n")
     sys.stderr.flush()
 

@@ -32,12 +32,12 @@ _watch: Watch | None = None
 _turns = 0
 
 
-def first() -> bool:
+def is_main() -> bool:
   """Whether this is process 0, which alone writes logs, results and figures."""
   return _index == 0
 
 
-def several() -> bool:
+def is_distributed() -> bool:
   """Whether the run has more than one process."""
   return _count > 1
 
@@ -51,7 +51,7 @@ def is_launched(environment=os.environ) -> bool:
   return "," in hosts or any(c.isdecimal() and int(c) > 1 for c in counts)
 
 
-def begin(
+def initialize(
   coordinator: str | None = None,
   count: int | None = None,
   index: int | None = None,
@@ -123,7 +123,7 @@ def check_same(text: str) -> None:
   Raises:
     InputError: in all of them; it names those that differ from process 0.
   """
-  if not several():
+  if not is_distributed():
     return
   import numpy as np
   from jax.experimental import multihost_utils
@@ -138,33 +138,33 @@ def check_same(text: str) -> None:
     )
 
 
-def watch(workdir: pathlib.Path) -> None:
+def start_watchdog(workdir: pathlib.Path) -> None:
   """Begins to give, and to look for, signs of life; all processes together."""
   global _watch
-  if not several():
+  if not is_distributed():
     return
   import numpy as np
   from jax.experimental import multihost_utils
 
   token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time() % 1e9)))
   folder = workdir / ".processes"
-  if first():
+  if is_main():
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
   place = folder / str(token)
   place.mkdir(parents=True, exist_ok=True)
   _watch = Watch(place, _index, _count, end)
-  together("watch")
+  barrier("watch")
 
 
-def together(name: str) -> None:
+def barrier(name: str) -> None:
   """Returns when all processes are here."""
-  if several():
+  if is_distributed():
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(name)
 
 
-def ready() -> None:
+def mark_progress() -> None:
   """To be called by all processes when they have what they need for the next
   computation of all, which may wait for those that have not yet: one that does
   not come as far for long is stuck."""
@@ -172,30 +172,30 @@ def ready() -> None:
     _watch.turns += 1
 
 
-def turn() -> bool:
+def should_stop() -> bool:
   """To be called by all processes at the same points of their work, once a
   step. Whether a signal to any of them asks all to stop here."""
   global _turns
-  if not several():
+  if not is_distributed():
     return False
   from jax.experimental import multihost_utils
 
-  ready()
+  mark_progress()
   _turns += 1
   return bool(multihost_utils.reached_preemption_sync_point(_turns))
 
 
-def turn_or_stop(name: str) -> None:
-  """`turn`, for work that has nothing to save.
+def raise_if_stopping(name: str) -> None:
+  """`should_stop`, for work that has nothing to save.
 
   Raises:
     Interrupted: a signal asked to stop.
   """
-  if turn():
+  if should_stop():
     raise Interrupted(f"{name} stopped; the same command goes on")
 
 
-def leave(error: BaseException) -> NoReturn:
+def abort(error: BaseException) -> NoReturn:
   """Ends this process, of several, because of an error that nothing handles.
 
   If it comes from a peer's end it is that one that is named. JAX's own way out
@@ -223,14 +223,14 @@ def leave(error: BaseException) -> NoReturn:
   end(1, line)
 
 
-def finish(code: int) -> NoReturn:
+def shutdown(code: int) -> NoReturn:
   """Ends this process, of several, with the others: after the same work, or for
   a mistake that all have found alike."""
   import jax
 
   if code in (0, STOPPED):
     jax.distributed.shutdown()  # waits for all
-  elif first() and not _watch:
+  elif is_main() and not _watch:
     time.sleep(EVERY)  # nothing says yet when the others have ended; see `end`
   end(code)
 
@@ -240,7 +240,7 @@ def end(code: int, why: str = "") -> NoReturn:
   lets them end first: without it JAX ends them in its own way, by a signal."""
   if _watch:
     _watch.stop(code, why)
-    if first() and code not in (0, STOPPED):
+    if is_main() and code not in (0, STOPPED):
       _watch.outlast()
   sys.stdout.flush()
   sys.stderr.flush()

@@ -21,7 +21,7 @@ AXIS = "data"
 
 
 @functools.cache
-def devices() -> jax.sharding.Mesh:
+def mesh() -> jax.sharding.Mesh:
   """The mesh: one axis, "data", process by process."""
   # In this order the part of a process is one piece; ids need not be.
   row = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
@@ -30,22 +30,22 @@ def devices() -> jax.sharding.Mesh:
   return jax.sharding.Mesh(np.array(row), (AXIS,), axis_types=auto)
 
 
-def everywhere() -> NamedSharding:
+def replicated() -> NamedSharding:
   """The sharding of what every device has whole."""
-  return NamedSharding(devices(), P())
+  return NamedSharding(mesh(), P())
 
 
-def split() -> NamedSharding:
+def batch_sharding() -> NamedSharding:
   """The sharding of what is split along its leading axis."""
-  return NamedSharding(devices(), P(AXIS))
+  return NamedSharding(mesh(), P(AXIS))
 
 
-def rounded_up(count: int) -> int:
+def pad_to_devices(count: int) -> int:
   """`count`, filled up so that all devices get the same number."""
   return -(-count // jax.device_count()) * jax.device_count()
 
 
-def described() -> str:
+def describe_devices() -> str:
   """Such as "8 x TPU v5e, 2 processes"."""
   text = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
   if jax.process_count() > 1:
@@ -53,12 +53,12 @@ def described() -> str:
   return text
 
 
-def share(count: int) -> np.ndarray:
+def local_indices(count: int) -> np.ndarray:
   """Which of 0..count-1 this process makes: int [n], the same n in each.
 
   All processes' together are 0..count-1, then repeats of the last one.
   """
-  size = rounded_up(count) // jax.process_count()
+  size = pad_to_devices(count) // jax.process_count()
   start = jax.process_index() * size
   return np.minimum(np.arange(start, start + size), count - 1)
 
@@ -75,43 +75,46 @@ def check_even(count: int, field: str) -> None:
     below = f"{count // n * n} or " * (count > n)
     raise InputError(
       f"config.{field} is {count}, which {n} devices cannot share evenly; use "
-      f"{below}{rounded_up(count)}"
+      f"{below}{pad_to_devices(count)}"
     )
 
 
-def put(tree):
+def shard_batch(tree):
   """This process's share of a batch as part of the whole batch.
 
   Args:
-    tree: arrays [n, ...], n as `share` says.
+    tree: arrays [n, ...], n as `local_indices` says.
 
   Returns:
     Arrays [count, ...], count rounded up, split over all devices.
   """
-  runtime.ready()  # all of them call this, next to what they compute together
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(split(), np.asarray(x)),
-    tree,
-  )
-
-
-def own(array: jax.Array) -> np.ndarray:
-  """This process's share of an array that is split: the opposite of `put`."""
-  shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
-  return np.concatenate([np.asarray(shard.data) for shard in shards])
-
-
-def put_everywhere(tree):
-  """Arrays that every process has, the same in each, on every device."""
+  # All processes call this right before they compute together.
+  runtime.mark_progress()
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(
-      everywhere(), np.asarray(x), np.shape(x)
+      batch_sharding(), np.asarray(x)
     ),
     tree,
   )
 
 
-def each(function: Callable, whole: int = 0) -> Callable:
+def local_rows(array: jax.Array) -> np.ndarray:
+  """This process's rows of a sharded array: the opposite of `shard_batch`."""
+  shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+  return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def replicate(tree):
+  """Arrays that every process has, the same in each, on every device."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(
+      replicated(), np.asarray(x), np.shape(x)
+    ),
+    tree,
+  )
+
+
+def shard_map_batch(function: Callable, whole: int = 0) -> Callable:
   """Lets every device run `function` on its part of a batch.
 
   No device waits for another inside it: loops end, and host callbacks are made,
@@ -129,7 +132,7 @@ def each(function: Callable, whole: int = 0) -> Callable:
     specs = [P()] * whole + [P(AXIS)] * (len(arguments) - whole)
     return jax.shard_map(
       function,
-      mesh=devices(),
+      mesh=mesh(),
       in_specs=tuple(specs),
       out_specs=P(AXIS),
       check_vma=False,  # loops of other people's solvers do not pass it

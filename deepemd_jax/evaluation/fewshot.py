@@ -120,35 +120,35 @@ def encoder(config) -> Callable:
     maps = resnet12.encode(variables, crops, precision)
     return nodes.from_crops(maps.reshape(*flip.shape, *maps.shape[1:]))
 
-  encode = sharding.each(whole_images if whole else crops_of_images, whole=1)
-  to_all = jax.jit(encode, out_shardings=sharding.everywhere())
-  to_each = jax.jit(encode, out_shardings=sharding.split())
+  encode = sharding.shard_map_batch(
+    whole_images if whole else crops_of_images, whole=1
+  )
+  to_all = jax.jit(encode, out_shardings=sharding.replicated())
+  to_each = jax.jit(encode, out_shardings=sharding.batch_sharding())
 
   def encode_all(variables, images, heed=lambda: None):
     draw = None if whole else resolve.evaluation_crops(config, images)
     count = len(images.labels)
     size = batch if whole else max(1, batch // draw(np.arange(1))[1].shape[1])
-    size = sharding.rounded_up(size)
+    size = sharding.pad_to_devices(size)
     kept = None
     shown = Progress()
     for start in range(0, count, size):
       heed()
       shown("images encoded", start, count)
       # The last batch repeats an image, so that one shape compiles once.
-      rows = np.minimum(start + sharding.share(size), count - 1)
+      rows = np.minimum(start + sharding.local_indices(size), count - 1)
       if whole:
         seen = (images.whole(rows, side),)
       else:
         boxes, flip = draw(rows)
         seen = (*images.cut(rows, boxes, config.image.size), flip)
-      encoded = np.asarray(to_all(variables, *sharding.put(seen)))
+      encoded = np.asarray(to_all(variables, *sharding.shard_batch(seen)))
       if kept is None:
         kept = room((count, *encoded.shape[1:]), limit)
       kept[start : start + size] = encoded[: count - start]
     shown.close()
-    return (
-      kept if isinstance(kept, np.memmap) else sharding.put_everywhere(kept)
-    )
+    return kept if isinstance(kept, np.memmap) else sharding.replicate(kept)
 
   def encode_anew(variables, images, heed=lambda: None):
     draw = resolve.evaluation_crops(config, images)
@@ -159,14 +159,16 @@ def encoder(config) -> Callable:
       boxes, flip = (np.concatenate(x) for x in zip(*drawn, strict=True))
       # All of these are this process's own: every one has as many.
       count = len(boxes)
-      size = len(sharding.share(max(1, batch // flip.shape[1])))
+      size = len(sharding.local_indices(max(1, batch // flip.shape[1])))
       parts = []
       for start in range(0, count, size):
         heed()
         at = np.minimum(np.arange(start, start + size), count - 1)
         cut_out = images.cut(each.ravel()[at], boxes[at], config.image.size)
-        encoded = to_each(variables, *sharding.put((*cut_out, flip[at])))
-        parts.append(sharding.own(encoded))
+        encoded = to_each(
+          variables, *sharding.shard_batch((*cut_out, flip[at]))
+        )
+        parts.append(sharding.local_rows(encoded))
       nodes_of = np.concatenate(parts)[:count]
       return nodes_of.reshape(*rows.shape, *nodes_of.shape[1:])
 
@@ -189,7 +191,7 @@ def scorer(config, head: Head) -> Callable:
   accuracies are everybody's. What is random follows the episodes' numbers.
   """
 
-  whole = sharding.everywhere()
+  whole = sharding.replicated()
 
   def episode(query_nodes, support_nodes, number):
     way, n_query = query_nodes.shape[:2]
@@ -202,18 +204,22 @@ def scorer(config, head: Head) -> Callable:
   def of_device(encoded, query, support, numbers):
     return jax.vmap(episode)(encoded[query], encoded[support], numbers)
 
-  on_host = jax.jit(sharding.each(jax.vmap(episode)), out_shardings=whole)
-  on_device = jax.jit(sharding.each(of_device, whole=1), out_shardings=whole)
+  on_host = jax.jit(
+    sharding.shard_map_batch(jax.vmap(episode)), out_shardings=whole
+  )
+  on_device = jax.jit(
+    sharding.shard_map_batch(of_device, whole=1), out_shardings=whole
+  )
 
   def of_rows(encoded, drawn, numbers):
     rows = drawn.query, drawn.support
     if isinstance(encoded, jax.Array):
-      return on_device(encoded, *sharding.put((*rows, numbers)))
+      return on_device(encoded, *sharding.shard_batch((*rows, numbers)))
     if callable(encoded):
       seen = [encoded(each, numbers) for each in rows]
     else:
       seen = [encoded[each] for each in rows]
-    return on_host(*sharding.put((*seen, numbers)))
+    return on_host(*sharding.shard_batch((*seen, numbers)))
 
   return of_rows
 
@@ -248,11 +254,13 @@ def accuracies(
   is called with the number of episodes done. All devices share the work.
   """
   results = []
-  batch_size = sharding.rounded_up(batch_size)
+  batch_size = sharding.pad_to_devices(batch_size)
   for start in range(0, count, batch_size):
     progress(start)
     # The last batch repeats early episodes, so that one shape compiles once.
-    indices = ((start + sharding.share(batch_size)) % count).astype(np.int32)
+    indices = ((start + sharding.local_indices(batch_size)) % count).astype(
+      np.int32
+    )
     drawn = episodes.batch(draw, map(int, indices))
     results.append(np.asarray(score(encoded, drawn, indices)))
   return np.concatenate(results)[:count]
@@ -319,7 +327,7 @@ def run(config, workdir: pathlib.Path) -> None:
     for stage, found in encoders.items()
   }
   results |= results.protocol(config, workdir)
-  if not runtime.first():
+  if not runtime.is_main():
     return
   results["timing"]["seconds"] = round(time.monotonic() - began, 1)
   results.save(config, workdir, results)
@@ -367,7 +375,7 @@ def _encoders(config, workdir, val) -> dict[str, dict]:
 
 
 def _heed() -> None:
-  runtime.turn_or_stop("evaluate")
+  runtime.raise_if_stopping("evaluate")
 
 
 class _Encode:

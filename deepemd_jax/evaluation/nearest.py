@@ -63,14 +63,14 @@ def top(
   block = min(block, len(gallery))
   blocks = _Blocks(gallery, block)
   # Neither so many that most of a batch is filling, nor of different shapes.
-  batch_size = sharding.rounded_up(min(batch_size, len(rows)))
+  batch_size = sharding.pad_to_devices(min(batch_size, len(rows)))
   found = []
   for at in _batches(len(rows), batch_size):
     progress(int(at[0]))
     own = np.asarray(rows[at], np.int32)
     none = np.full((len(at), k), -np.inf, np.float32)
-    queries = sharding.put((np.asarray(gallery[own]), own))
-    best = sharding.put((none, np.zeros((len(at), k), np.int32)))
+    queries = sharding.shard_batch((np.asarray(gallery[own]), own))
+    best = sharding.shard_batch((none, np.zeros((len(at), k), np.int32)))
     for start, part in blocks:
       best = _step()(part, start, np.int32(len(gallery)), best, *queries)
     found.append(_fetched(best))
@@ -80,7 +80,7 @@ def top(
 
 @functools.cache
 def _step() -> Callable:
-  return jax.jit(sharding.each(_merged, whole=3))
+  return jax.jit(sharding.shard_map_batch(_merged, whole=3))
 
 
 def _merged(part, start, count, best, queries, own):
@@ -115,7 +115,7 @@ class _Blocks:
       part = np.asarray(self._gallery[start : start + self._size])
       missing = self._size - len(part)
       part = np.pad(part, ((0, missing), (0, 0)))  # one shape compiles once
-      yield np.int32(start), sharding.put_everywhere(part)
+      yield np.int32(start), sharding.replicate(part)
 
 
 def reranker(solver=None) -> Callable:
@@ -142,20 +142,22 @@ def reranker(solver=None) -> Callable:
   def gather(nodes, rows, candidates):
     return compare(nodes[rows], nodes[candidates])
 
-  on_nodes = jax.jit(sharding.each(compare))
-  on_rows = jax.jit(sharding.each(gather, whole=1))
+  on_nodes = jax.jit(sharding.shard_map_batch(compare))
+  on_rows = jax.jit(sharding.shard_map_batch(gather, whole=1))
 
   def rerank(nodes, rows, candidates, batch_size=16, progress=None):
-    batch_size = sharding.rounded_up(min(batch_size, len(rows)))
+    batch_size = sharding.pad_to_devices(min(batch_size, len(rows)))
     found = []
     for at in _batches(len(rows), batch_size):
       if progress:
         progress(int(at[0]))
       chosen = rows[at], candidates[at]
       if isinstance(nodes, np.ndarray):
-        scores = on_nodes(*sharding.put(tuple(nodes[x] for x in chosen)))
+        scores = on_nodes(
+          *sharding.shard_batch(tuple(nodes[x] for x in chosen))
+        )
       else:
-        scores = on_rows(nodes, *sharding.put(chosen))
+        scores = on_rows(nodes, *sharding.shard_batch(chosen))
       found.append(_fetched(scores))
     return np.concatenate(found)[: len(rows)]
 
@@ -165,7 +167,7 @@ def reranker(solver=None) -> Callable:
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
   """This process's part of every batch; the last one repeats the last."""
   for start in range(0, count, size):
-    yield np.minimum(start + sharding.share(size), count - 1)
+    yield np.minimum(start + sharding.local_indices(size), count - 1)
 
 
 def _fetched(tree):

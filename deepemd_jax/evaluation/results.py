@@ -40,7 +40,7 @@ def protocol(config, workdir: pathlib.Path) -> dict:
       "flax": flax.__version__,
       "numpy": np.__version__,
     },
-    "device": sharding.described(),
+    "device": sharding.describe_devices(),
   }
 
 

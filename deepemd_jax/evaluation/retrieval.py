@@ -89,7 +89,7 @@ def run(config, workdir: pathlib.Path) -> None:
   results |= results.protocol(config, workdir)
   del results["episode"]
   results["timing"]["seconds"] = round(time.monotonic() - began, 1)
-  if not runtime.first():
+  if not runtime.is_main():
     return
   results.write(workdir / "retrieve.json", results)
   print(table(results), flush=True)
@@ -110,7 +110,7 @@ class _Search:
     spec = self._config.retrieve
     queries = drawn(images.labels, spec.queries, self._config.seed)
     clock = _Clock()
-    heed = functools.partial(runtime.turn_or_stop, "retrieve")
+    heed = functools.partial(runtime.raise_if_stopping, "retrieve")
     nodes = jax.block_until_ready(self._encode(variables, images, heed))
     clock("encoding")
     shape = len(nodes), nodes.shape[-1]

@@ -79,7 +79,7 @@ def make_step(loss_function: Callable, optimiser) -> Callable:
     state = TrainState(state.step + 1, params, extra, stats, opt_state)
     return state, {"loss": value, **measured}
 
-  return jax.jit(step, donate_argnums=0, out_shardings=sharding.everywhere())
+  return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated())
 
 
 class _StopOnSignal:
@@ -92,7 +92,7 @@ class _StopOnSignal:
 
   def __enter__(self):
     numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in () if runtime.several() else numbers:
+    for number in () if runtime.is_distributed() else numbers:
       self._before[number] = signal.signal(number, self._note)
     return self
 
@@ -141,7 +141,7 @@ def fit(
     InputError: the loss is not finite.
     Interrupted: SIGTERM or SIGINT; the same call goes on from here.
   """
-  state = sharding.put_everywhere(state)
+  state = sharding.replicate(state)
   with (
     manager.Checkpoints(directory / "checkpoints") as saved,
     _StopOnSignal() as stop,
@@ -151,9 +151,11 @@ def fit(
     if restored is not None:
       state = _state(restored)
     start = int(state.step)
-    note(f"{name}: step {start} of {total_steps}, on {sharding.described()}")
+    note(
+      f"{name}: step {start} of {total_steps}, on {sharding.describe_devices()}"
+    )
     with metric_log.MetricLog(
-      directory if runtime.first() else None,
+      directory if runtime.is_main() else None,
       total_steps=total_steps,
       start_step=start,
       name=name,
@@ -172,7 +174,7 @@ def fit(
         )
 
       def heed():
-        if runtime.turn() or stop.number:
+        if runtime.should_stop() or stop.number:
           raise Interrupted(f"{name} stopped")
 
       def save_and_log(state, losses):
@@ -192,7 +194,7 @@ def fit(
       ahead = loader.prefetch(batch, start, total_steps, workers=workers)
       opened.enter_context(contextlib.closing(ahead))  # ends its processes
       for index, data in enumerate(ahead, start):
-        state, measured = step(state, sharding.put(data))
+        state, measured = step(state, sharding.shard_batch(data))
         # Reading the step before keeps the device busy with this one.
         _check_finite(losses, index)
         losses.append(measured)
@@ -205,7 +207,7 @@ def fit(
         if index == start:
           # Until all processes have compiled it: then none is far ahead.
           jax.block_until_ready(measured)
-        if runtime.turn() or stop.number:
+        if runtime.should_stop() or stop.number:
           if losses:
             save_and_stop(state)
           saved.wait()
@@ -279,7 +281,7 @@ def best_variables(
     step = saved.best()
     if step is None:
       raise nothing_trained(directory)
-    model = sharding.put_everywhere(saved.restore(step, model=abstract).model)
+    model = sharding.replicate(saved.restore(step, model=abstract).model)
     return model, step, saved.score(step)
 
 
@@ -293,5 +295,5 @@ def nothing_trained(directory: pathlib.Path) -> InputError:
 
 def note(message: str) -> None:
   """One line for the person at the terminal."""
-  if runtime.first():
+  if runtime.is_main():
     print(message, file=sys.stderr, flush=True)

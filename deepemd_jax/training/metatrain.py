@@ -32,12 +32,12 @@ def run(config, workdir: pathlib.Path) -> None:
   total_steps = stage.epochs * stage.steps
   if loop.is_finished(workdir / "metatrain", total_steps):
     return
-  idle = sharding.rounded_up(stage.batch_size) - stage.batch_size
+  idle = sharding.pad_to_devices(stage.batch_size) - stage.batch_size
   if idle:
     loop.note(
-      f"metatrain: {idle} of {sharding.devices().size} devices have no episode "
+      f"metatrain: {idle} of {sharding.mesh().size} devices have no episode "
       f"in the last round of a step; config.metatrain.batch_size="
-      f"{sharding.rounded_up(stage.batch_size)} uses them all"
+      f"{sharding.pad_to_devices(stage.batch_size)} uses them all"
     )
   source = resolve.source(config)
   images = source.load("train")
@@ -79,7 +79,7 @@ def _batches(config, images):
   )
   draw = resolve.episode_views(config, images)
   size = config.metatrain.batch_size
-  share = sharding.share(size)
+  share = sharding.local_indices(size)
   return functools.partial(_batch, draw, sampler, size, config.seed, share)
 
 
@@ -125,7 +125,7 @@ def _loss_function(config):
 
   def loss(params, extra, batch_stats, batch):
     del extra
-    found = sharding.each(of_episodes, whole=2)(
+    found = sharding.shard_map_batch(of_episodes, whole=2)(
       params, batch_stats, batch["support"], batch["query"]
     )
     # Without those that fill up the devices.

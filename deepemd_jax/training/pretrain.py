@@ -77,7 +77,7 @@ def _batches(config, images, order):
   """Step number -> views of its images and their labels: a pure function, which
   worker processes can have."""
   draw = resolve.random_views(config, images, _size(config))
-  share = sharding.share(config.pretrain.batch_size)
+  share = sharding.local_indices(config.pretrain.batch_size)
   return functools.partial(
     _batch, draw, order, images.labels, config.seed, share
   )
@@ -94,7 +94,7 @@ def _size(config) -> int:
 
 
 def _loss_function(config):
-  crop = sharding.each(resolve.crop(config, _size(config)))
+  crop = sharding.shard_map_batch(resolve.crop(config, _size(config)))
 
   def loss(params, extra, batch_stats, batch):
     maps, batch_stats = resnet12.apply(

@@ -23,7 +23,7 @@ class Progress:
     self._drawn = False
 
   def __call__(self, what: str, done: int, total: int) -> None:
-    if not runtime.first():
+    if not runtime.is_main():
       return
     now = self._clock()
     if what != self._what:
