@@ -16,7 +16,7 @@ quickstart: $(VENV)/.run
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not soak"
 
-# With XLA's optimisations, which the short tests do without: see conftest.py.
+# With XLA's optimizations, which the short tests do without: see conftest.py.
 soak: $(VENV)/.test
 	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

@@ -171,9 +171,9 @@ def of_pretraining(config, options) -> dict:
   make = pretrain._batches(config, images, order)
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
-  optimiser = resolve.optimiser(config.pretrain, 100)
-  state = sharding.replicate(loop.new_state(variables, optimiser, extra))
-  step = loop.make_step(pretrain._loss_function(config), optimiser)
+  optimizer = resolve.optimizer(config.pretrain, 100)
+  state = sharding.replicate(loop.new_state(variables, optimizer, extra))
+  step = loop.make_step(pretrain._loss_function(config), optimizer)
   batch = sharding.shard_batch(make(0))
   step, found = program(step, state, batch)
   training = (
@@ -196,9 +196,9 @@ def metatraining(config, options):
   """A step of `metatrain`: (step, state, batch, the compiler's numbers)."""
   make = metatrain._batches(config, copies(*options.pool))
   variables = pretrain.init(config)
-  optimiser = resolve.optimiser(config.metatrain, 100)
-  state = sharding.replicate(loop.new_state(variables, optimiser))
-  step = loop.make_step(metatrain._loss_function(config), optimiser)
+  optimizer = resolve.optimizer(config.metatrain, 100)
+  state = sharding.replicate(loop.new_state(variables, optimizer))
+  step = loop.make_step(metatrain._loss_function(config), optimizer)
   batch = sharding.shard_batch(make(0))
   step, found = program(step, state, batch)
   return step, state, batch, found
@@ -384,9 +384,9 @@ def of_devices(options) -> dict:
   make = pretrain._batches(config, images, order)
   variables = pretrain.init(config)
   extra = {"classifier": pretrain._init_classifier(config, variables, 64)}
-  optimiser = resolve.optimiser(config.pretrain, 100)
-  state = sharding.replicate(loop.new_state(variables, optimiser, extra))
-  step = loop.make_step(pretrain._loss_function(config), optimiser)
+  optimizer = resolve.optimizer(config.pretrain, 100)
+  state = sharding.replicate(loop.new_state(variables, optimizer, extra))
+  step = loop.make_step(pretrain._loss_function(config), optimizer)
   return {
     "evaluate_16_s": seconds(
       lambda: fewshot.accuracies(score, encoded, drawn, 16, 16),

@@ -8,7 +8,7 @@ resized crop each, in turns in one run; medians. A core is a second of CPU time,
 whoever spends it. `PIL on the host` is what a PyTorch loader does with the same
 copies in the same memory map: crop, resize to 84, flip; nothing is decoded.
 
-Copies: the mean difference, in grey levels, between random crops of squashed
+Copies: the mean difference, in gray levels, between random crops of squashed
 copies and the same crops of the originals. Photographs are those of installed
 wheels (matplotlib's, scikit-learn's) or of `--photos`, at most 500 pixels long,
 as those of ImageNet and CUB are.
@@ -63,7 +63,7 @@ def photographs(folder: str | None) -> dict[str, Image.Image]:
 
 
 def differences(images: dict, sides, crops: int) -> dict[int, dict]:
-  """{side: {photograph: mean grey levels}} of crops of copies."""
+  """{side: {photograph: mean gray levels}} of crops of copies."""
   rows: dict = {side: {} for side in sides}
   for name, image in images.items():
     size = np.array([[image.height, image.width]]).repeat(crops, 0)
@@ -235,7 +235,7 @@ def main() -> None:
   images = photographs(options.photos)
   levels = differences(images, (84, 128, 160, 256), options.crops)
   print(
-    f"mean difference in grey levels, {options.crops} random crops each of\n"
+    f"mean difference in gray levels, {options.crops} random crops each of\n"
     f"{', '.join(images)}\n"
   )
   print(f"{'copies of':<12}{'mean':>8}{'worst photograph':>20}")
@@ -255,7 +255,7 @@ def main() -> None:
   spent = ", ".join(f"{when} {gb:.2f}" for when, gb in memory.items())
   print(f"\npeak memory in GB, with the pages of the map: {spent}")
   if options.json:
-    found = {"reading": rows, "grey levels": levels, "peak GB": memory}
+    found = {"reading": rows, "gray levels": levels, "peak GB": memory}
     with open(options.json, "w") as file:
       json.dump(found, file, indent=2)
 

@@ -65,7 +65,7 @@ MATRIX_SHARE = 0.3
 OTHER_SHARE = 0.5
 EXACT_PASSES = 6  # of bfloat16 for a float32 product (`Precision.HIGHEST`)
 # Times that an activation passes through memory: forward it is written,
-# summed up, and normalised; backward is twice forward.
+# summed up, and normalized; backward is twice forward.
 PASSES_FORWARD, PASSES_TRAINING = 4, 12
 IP_STEPS = 16  # until the last of a batch is done; 14 counted, 8 to 20 usual
 # Of the kernel, measured on an H200, which has the H100's multiprocessors, with

@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
   """The paper's schedule; see the module's docstring."""
   config = defaults.get_config()
   config.data.name = "cifar_fs"
-  # Grey levels of CIFAR-100, as the official code has them.
+  # Gray levels of CIFAR-100, as the official code has them.
   config.image.mean = (129.3, 124.1, 112.4)
   config.image.std = (51.2, 50.6, 51.6)
   return variants.apply(config, arg)

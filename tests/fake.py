@@ -55,7 +55,7 @@ def all_names(name, classes=3):
 
 @functools.cache
 def picture(seed, height=24, width=32, kind="JPEG", mode="RGB", **options):
-  """The bytes of an image: smooth random colours, another for each seed."""
+  """The bytes of an image: smooth random colors, another for each seed."""
   rng = np.random.default_rng(abs(hash_of(seed)))
   pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
   image = Image.fromarray(pixels).resize((width, height)).convert(mode)

@@ -43,9 +43,9 @@ def config_for(images, data):
   return config
 
 
-def steps_of(stage, config, batch, state, optimiser):
+def steps_of(stage, config, batch, state, optimizer):
   """Losses [STEPS], gradients of the first step, and all variables after."""
-  step = train.make_step(stage._loss_function(config), optimiser)
+  step = train.make_step(stage._loss_function(config), optimizer)
   state = sharding.replicate(state)
   found: dict = {"losses": []}
   for i in range(STEPS):
@@ -64,13 +64,13 @@ def flat(tree):
   return np.concatenate(leaves)
 
 
-def recording(optimiser):
-  """An optimiser that keeps the last gradients in its state, first."""
+def recording(optimizer):
+  """An optimizer that keeps the last gradients in its state, first."""
   kept = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda gradients, before, params=None: (gradients, gradients),
   )
-  return optax.chain(kept, optimiser)
+  return optax.chain(kept, optimizer)
 
 
 def main(out, images, data):
@@ -79,8 +79,8 @@ def main(out, images, data):
   source = resolve.source(config)
   images, test = source.load("train"), source.load("test")
   order = batches.ShuffledBatches(len(images.labels), 16, config.seed)
-  optimiser = recording(
-    resolve.optimiser(config.pretrain, order.steps_per_epoch)
+  optimizer = recording(
+    resolve.optimizer(config.pretrain, order.steps_per_epoch)
   )
   variables = pretrain.init(config)
   classifier = pretrain._init_classifier(
@@ -89,11 +89,11 @@ def main(out, images, data):
   found = {
     "pretrain": steps_of(
       *(pretrain, config, pretrain._batches(config, images, order)),
-      train.new_state(variables, optimiser, {"classifier": classifier}),
-      optimiser,
+      train.new_state(variables, optimizer, {"classifier": classifier}),
+      optimizer,
     )
   }
-  optimiser = recording(resolve.optimiser(config.metatrain, 10))
+  optimizer = recording(resolve.optimizer(config.metatrain, 10))
   solvers = ["interior_point"]
   if jax.local_device_count() == 1:
     solvers += ["network_simplex"]
@@ -102,7 +102,7 @@ def main(out, images, data):
     other.emd.solver = solver
     found[f"metatrain, {solver}"] = steps_of(
       *(metatrain, other, metatrain._batches(other, images)),
-      *(train.new_state(variables, optimiser), optimiser),
+      *(train.new_state(variables, optimizer), optimizer),
     )
   variables = sharding.replicate(variables)
   variants = [

@@ -72,9 +72,9 @@ def images(tmp_path_factory):
     for i in range(8):
       noise = rng.integers(0, 90, (48, 64, 3), dtype=np.uint8)
       image = Image.fromarray(noise)
-      centre = rng.integers(20, 30, 2).tolist()
+      center = rng.integers(20, 30, 2).tolist()
       ImageDraw.Draw(image).regular_polygon(
-        (*centre, 14), corners, rotation=int(rng.integers(360)), fill="white"
+        (*center, 14), corners, rotation=int(rng.integers(360)), fill="white"
       )
       image.save(folder / f"{i}.png")
   return root

@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # glyph_clutter (made on the spot), folder (your images) or published: cub,
   # cub_full, miniimagenet, tieredimagenet, fc100, cifar_fs. Images are decoded
   # once, to squares whose side, in pixels, is part of the name: cub is cub:160
-  # (random crops within 2 grey levels of crops of the originals); cub:84 are
+  # (random crops within 2 gray levels of crops of the originals); cub:84 are
   # the small ones of many papers, another protocol; cub:original decodes
   # whenever an image is read.
   data.name = "glyph_clutter"
@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # at the size they are tested at (Touvron et al., "Fixing the train-test
   # resolution discrepancy", NeurIPS 2019).
   image.pretrain_size = 0
-  # Evaluation view: "center" resizes to size * 92 / 84 and crops the centre
+  # Evaluation view: "center" resizes to size * 92 / 84 and crops the center
   # (official), "whole" keeps everything.
   image.crop = "center"
   # Pre-training view: area share and aspect ratio of the random resized crop
@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
   image.crop_ratio = (0.75, 4 / 3)
   # Mirror half of the pre-training images. Not for letters.
   image.flip = True
-  # Grey levels (0..255) subtracted and divided by, red, green, blue (official).
+  # Gray levels (0..255) subtracted and divided by, red, green, blue (official).
   image.mean = (125.3, 123.0, 113.9)
   image.std = (63.0, 62.1, 66.7)
 
@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
   model.width = 1.0
   # float32, or bfloat16: convolutions and activations in bfloat16; parameters,
-  # optimiser, batch norm's statistics, weights, costs and EMD stay float32
+  # optimizer, batch norm's statistics, weights, costs and EMD stay float32
   # (official: float32). For accelerators; a CPU is slower with it.
   model.precision = "float32"
 

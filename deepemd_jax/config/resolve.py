@@ -64,7 +64,7 @@ def source(config, variant: str = "default", split: str = ""):
 def _folder_side(name: str, size: int) -> int:
   """Side of the square copies of a user's images, 0 for none.
 
-  Random crops of copies of 160 are within 2 grey levels, on average, of crops
+  Random crops of copies of 160 are within 2 gray levels, on average, of crops
   of the originals where they are 84 wide (`benchmarks/data.py`).
   """
   suffix = name.partition(":")[2]
@@ -151,8 +151,8 @@ def schedule(stage, steps_per_epoch: int):
   return optax.join_schedules([rise, after], [warmup])
 
 
-def optimiser(stage, steps_per_epoch: int):
-  """A stage's optimiser. "sgd" has Nesterov momentum 0.9 and L2 decay on
+def optimizer(stage, steps_per_epoch: int):
+  """A stage's optimizer. "sgd" has Nesterov momentum 0.9 and L2 decay on
   everything, batch norm included, as the official code; "adamw" is optax's."""
   import optax
 
@@ -165,8 +165,8 @@ def optimiser(stage, steps_per_epoch: int):
   )
 
 
-def normalise(config):
-  """Grey levels [..., 3] to network input; works on NumPy and JAX arrays."""
+def normalize(config):
+  """Gray levels [..., 3] to network input; works on NumPy and JAX arrays."""
   import numpy as np
 
   mean = np.array(config.image.mean, np.float32)
@@ -286,7 +286,7 @@ def crop(config, size: int):
 
   from deepemd_jax.data import views
 
-  scale = normalise(config)
+  scale = normalize(config)
 
   def cut(drawn):
     images, boxes, flip = drawn["images"], drawn["boxes"], drawn["flip"]
@@ -319,7 +319,7 @@ def evaluation_view(config):
 
   from deepemd_jax.data import views
 
-  scale = normalise(config)
+  scale = normalize(config)
   size = config.image.size
 
   def view(images):

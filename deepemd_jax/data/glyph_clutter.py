@@ -1,21 +1,21 @@
 """`glyph_clutter`: a few-shot data set that needs no download.
 
 Class = character, drawing = that character in one typeface, image = a 64x64
-scene: the glyph in a random colour, place, size and tilt, over a crop of a
+scene: the glyph in a random color, place, size and tilt, over a crop of a
 relief map, among distractor symbols that say nothing about the class. 94
 classes of Latin letters, digits, Greek and Cyrillic without twins across
 scripts, split 47/16/31. These are composed scenes, not photographs.
 
 Everything comes out of files in the matplotlib wheel: the fonts DejaVu
-(Bitstream Vera licence), STIX (SIL Open Font License) and the BaKoMa Computer
+(Bitstream Vera license), STIX (SIL Open Font License) and the BaKoMa Computer
 Modern fonts (free to use and distribute), and two relief maps of its sample
 data (`jacksboro_fault_dem.npz`, `topobathy.npz`; public US elevation data).
 matplotlib itself is not imported.
 
 Besides `default` there are variants for testing robustness to clutter, named
-d{0..3}_{plain,relief,busy}: exactly so many distractors, over one colour, over
+d{0..3}_{plain,relief,busy}: exactly so many distractors, over one color, over
 the relief of `default`, or over a relief of twice its contrast. The glyph of a
-scene, its colour and its place are the same in all of them: glyph, background
+scene, its color and its place are the same in all of them: glyph, background
 and each distractor are drawn from random streams of their own.
 
 The recipe was frozen as version 1.0.0 by looking at pictures, before any test
@@ -116,23 +116,23 @@ def _stream(key: str, part: str) -> np.random.Generator:
 
 
 def _background(key: str, kind: str) -> tuple[Image.Image, float]:
-  """A relief crop in random colours, and the scene's level: the grey that the
+  """A relief crop in random colors, and the scene's level: the gray that the
   symbols stand out from. `kind` sets the contrast and leaves the level."""
   rng = _stream(key, "background")
   relief = _reliefs()[rng.integers(2)]
   limit = min(relief.shape[:2])
   side = int(rng.integers(SIDE, limit + 1))
   top, left = (int(rng.integers(n - side + 1)) for n in relief.shape[:2])
-  colours = rng.dirichlet(np.ones(3), 3)
+  colors = rng.dirichlet(np.ones(3), 3)
   contrast, level = rng.uniform(0.3, 0.65), rng.uniform(80, 175)
-  crop = relief[top : top + side, left : left + side] @ colours.T
+  crop = relief[top : top + side, left : left + side] @ colors.T
   crop = Image.fromarray(np.clip(crop, 0, 255).astype(np.uint8))
   pixels = np.asarray(
     crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32
   )
   middle = pixels.mean()
-  colour = np.float32(level) + (pixels.mean((0, 1)) - middle)
-  plain = np.clip(colour, 0, 255).astype(np.uint8)
+  color = np.float32(level) + (pixels.mean((0, 1)) - middle)
+  plain = np.clip(color, 0, 255).astype(np.uint8)
   if kind == "plain":
     image = np.broadcast_to(plain, (SIDE, SIDE, 3))
   else:
@@ -142,15 +142,15 @@ def _background(key: str, kind: str) -> tuple[Image.Image, float]:
 
 
 def _paste(scene, mask, rng, *, size: int, place, tilt: float, level: float):
-  """Puts a glyph into the scene, in a colour brighter or darker than `level`:
+  """Puts a glyph into the scene, in a color brighter or darker than `level`:
   the first of 20 that is so by 80, or the last."""
   angle = float(rng.uniform(-tilt, tilt))
   turned = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
   turned = turned.resize((size, size), Image.Resampling.LANCZOS)
-  colours = rng.integers(0, 256, (20, 3)).tolist()
-  apart = (c for c in colours if abs(sum(c) / 3 - level) > 80)
-  colour = next(apart, colours[-1])
-  solid = Image.new("RGB", (size, size), tuple(colour))
+  colors = rng.integers(0, 256, (20, 3)).tolist()
+  apart = (c for c in colors if abs(sum(c) / 3 - level) > 80)
+  color = next(apart, colors[-1])
+  solid = Image.new("RGB", (size, size), tuple(color))
   scene.paste(solid, tuple(place), turned)
 
 

@@ -1,6 +1,6 @@
 """Pictures as people see them: any readable file becomes upright 8-bit RGB.
 
-Turned by their EXIF tag, alpha on white, 16-bit grey scaled to 8, CMYK and
+Turned by their EXIF tag, alpha on white, 16-bit gray scaled to 8, CMYK and
 palettes resolved; of an animation the first frame, as a thumbnail shows it.
 Whatever is not such a picture (unreadable, cut off, without pixels, too large
 to be honest) is reported in a few words.
@@ -55,7 +55,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-  """Grey of more than 8 bit. Its white is 65535 in 16 bit; 32 bit does not say,
+  """Gray of more than 8 bit. Its white is 65535 in 16 bit; 32 bit does not say,
   so there it is the smallest of the usual ones, 1, 255 and 65535, that fits."""
   values = np.nan_to_num(np.asarray(image, np.float64))
   white = 65535.0
@@ -119,7 +119,7 @@ def as_rgb_file(
   if box is not None:
     rgb = _crop(rgb, box)
   file = io.BytesIO()
-  # Without the colour profile and comments: decoders differ in what they do.
+  # Without the color profile and comments: decoders differ in what they do.
   Image.fromarray(np.asarray(rgb)).save(file, "PNG")
   return file.getvalue(), rgb.height, rgb.width
 

@@ -19,7 +19,7 @@ from PIL import Image
 from deepemd_jax.data import image_io
 
 # How copies are made. Crops of bicubic ones are nearer to crops of the original
-# (1.6 grey levels on average at 160 pixels) than of bilinear ones (2.1), which
+# (1.6 gray levels on average at 160 pixels) than of bilinear ones (2.1), which
 # have lost more of the detail; `benchmarks/data.py` measures it.
 COPIED = Image.Resampling.BICUBIC
 _SEEN = Image.Resampling.BILINEAR  # torchvision's, in every view

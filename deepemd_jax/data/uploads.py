@@ -25,7 +25,7 @@ def several(images) -> list:
   """
   single = isinstance(images, str | bytes | os.PathLike | Image.Image)
   if getattr(getattr(images, "dtype", None), "kind", "O") in "buif":
-    # [H, W, 3] would pass for H grey images of W x 3 pixels.
+    # [H, W, 3] would pass for H gray images of W x 3 pixels.
     single = images.ndim < 3 or (images.ndim == 3 and images.shape[2] < 5)
   if single:
     raise InputError("that is one image; give a list of images, [image], say")

@@ -3,10 +3,10 @@
 Every view is a box and a flip: the host draws them, `crop_resize` cuts them on
 the device. It equals PIL's `crop().resize(BILINEAR)`, which the original and
 all published numbers use; `jax.image.scale_and_translate` differs by up to 67
-grey levels, because it looks outside the crop. PIL resizes in one direction,
+gray levels, because it looks outside the crop. PIL resizes in one direction,
 rounds to 8 bit, and resizes in the other. Across comes first, but since Pillow
 13 not where height shrinks by more than twice as many pixels as width (its pull
-request 9549); older ones differ there by a grey level in some pixels.
+request 9549); older ones differ there by a gray level in some pixels.
 """
 
 import functools
@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# The official evaluation resizes to 92 for a centre crop of 84.
+# The official evaluation resizes to 92 for a center crop of 84.
 _MARGIN = 92 / 84
 
 
 def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
   """[2, size, side] weights of PIL's antialiased bilinear filter on a crop.
 
-  A triangle as wide as the scale, centred on each output pixel, cut off at the
-  crop's border, renormalised and rounded to multiples of 2^-22, which many sums
-  turn on (enlarging by 3/2 gives nothing but sixths, and halves of grey levels)
+  A triangle as wide as the scale, centered on each output pixel, cut off at the
+  crop's border, renormalized and rounded to multiples of 2^-22, which many sums
+  turn on (enlarging by 3/2 gives nothing but sixths, and halves of gray levels)
   and float32 has not the bits for: multiples of 2^-11, and what is left.
   """
   # In units of half a pixel over size, in which whole boxes have whole numbers.
@@ -34,9 +34,9 @@ def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
   radius = 2 * jnp.maximum(length, size)
   pixel = jnp.arange(side)
   place = (2 * (pixel - start) + 1) * size
-  centre = (2 * jnp.arange(size) + 1) * length
-  distance = jnp.abs(place - centre[:, None])
-  # A pixel belongs to a fractional crop when its centre does; the one in the
+  center = (2 * jnp.arange(size) + 1) * length
+  distance = jnp.abs(place - center[:, None])
+  # A pixel belongs to a fractional crop when its center does; the one in the
   # middle always does, or a crop below one pixel would be empty.
   inside = (pixel + 0.5 > start) & (pixel + 0.5 < stop)
   inside |= pixel == jnp.clip(jnp.floor((start + stop) / 2), 0, side - 1)
@@ -65,12 +65,12 @@ def crop_resize(
     images: uint8 [N, H, W, 3].
     boxes: [N, 4] left, top, right, bottom in pixels, inside the image. They may
       be fractional, as those on squashed copies are: the filter is placed
-      exactly, and sees the pixels whose centres lie in the box.
+      exactly, and sees the pixels whose centers lie in the box.
     flip: bool [N], mirror left to right after cropping.
     size: side of the result.
 
   Returns:
-    float32 grey levels 0..255, whole numbers, [N, size, size, 3]; PIL's own for
+    float32 gray levels 0..255, whole numbers, [N, size, size, 3]; PIL's own for
     whole boxes.
   """
   height, width = images.shape[1:3]
@@ -100,19 +100,19 @@ def crop_resize(
 
 
 def large_side(size: int) -> int:
-  """What `evaluation_images` resizes to before it cuts the centre."""
+  """What `evaluation_images` resizes to before it cuts the center."""
   return round(size * _MARGIN)
 
 
 def evaluation_images(images: jax.Array, size: int = 84) -> jax.Array:
-  """The official evaluation view: resize to size * 92 / 84, cut the centre.
+  """The official evaluation view: resize to size * 92 / 84, cut the center.
 
   Args:
     images: uint8 [N, H, W, 3]; the aspect ratio is not kept.
     size: side of the result.
 
   Returns:
-    float32 grey levels [N, size, size, 3].
+    float32 gray levels [N, size, size, 3].
   """
   count, height, width = images.shape[:3]
   large = large_side(size)
@@ -200,9 +200,9 @@ def _spans(length: np.ndarray, count: int, ratio: np.ndarray):
   """Where `count` enlarged cells begin and end, each [N, count]."""
   cell = np.floor(length / count)
   reach = np.floor(length / count * ratio) // 2
-  centre = (cell // 2)[:, None] + np.arange(count) * cell[:, None]
-  low = np.maximum(centre - reach[:, None], 0)
-  return low, np.minimum(centre + reach[:, None], length[:, None])
+  center = (cell // 2)[:, None] + np.arange(count) * cell[:, None]
+  low = np.maximum(center - reach[:, None], 0)
+  return low, np.minimum(center + reach[:, None], length[:, None])
 
 
 def to_stored(boxes: np.ndarray, sizes: np.ndarray, side: int) -> np.ndarray:

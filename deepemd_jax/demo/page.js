@@ -254,7 +254,7 @@ async function classify() {
     answer.truth = truth;
     showAnswer();
   } catch (error) {
-    if (error.name === "AbortError") $("status").textContent = "Cancelled.";
+    if (error.name === "AbortError") $("status").textContent = "Canceled.";
     else showError(error, asked);
   }
   busy(null);
@@ -326,7 +326,7 @@ function showAnswer() {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const number = (value) => value.toFixed(2).replace("-", "−");
 
-function colour(cosine) {
+function color(cosine) {
   const place = Math.min(Math.max((cosine + 0.2) / 1.2, 0), 1) * 4;
   const low = Math.min(Math.floor(place), 3);
   const mixed = VIRIDIS[low].map((value, i) =>
@@ -368,13 +368,13 @@ function picture(href, { width, height, scale, x, y }) {
 }
 
 function line(pair, place, largest) {
-  const centre = ([left, top, right, bottom], { scale, x, y }) =>
+  const center = ([left, top, right, bottom], { scale, x, y }) =>
     `${x + scale * (left + right) / 2} ${y + scale * (top + bottom) / 2}`;
-  const d = `M${centre(pair.support_box, place.below[0])} ` +
-    `L${centre(pair.query_box, place.below[1])}`;
+  const d = `M${center(pair.support_box, place.below[0])} ` +
+    `L${center(pair.query_box, place.below[1])}`;
   const width = 2 + 7 * pair.flow / largest;
   return draw("g", {},
-    ...[["#fff", width + 3], [colour(pair.similarity), width]].map(
+    ...[["#fff", width + 3], [color(pair.similarity), width]].map(
       ([stroke, width]) => draw("path",
         { d, class: "flow", stroke, "stroke-width": width })));
 }

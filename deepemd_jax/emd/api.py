@@ -49,7 +49,7 @@ def solve(
   Nodes of mass 0 are allowed (padding, for one): they move nothing. Totals that
   differ by more than 1e-5 of the larger mean partial transport: the smaller
   total is moved. A problem without meaning (NaN, infinity, negative mass, zero
-  total) comes out as NaN and does not touch its neighbours in the batch.
+  total) comes out as NaN and does not touch its neighbors in the batch.
 
   A plan is a constant: no gradient flows through it. `distance` has the
   gradient of the value; where the optimum is unique, that of the flow with

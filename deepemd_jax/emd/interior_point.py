@@ -60,7 +60,7 @@ class InteriorPoint:
 
   The choice on GPUs and TPUs. A problem stops when its duality gap, relative to
   the moved mass times the range of its costs, is below `tolerance`, or when
-  rounding stops its progress; its neighbours in the batch go on. The best flow
+  rounding stops its progress; its neighbors in the batch go on. The best flow
   met is rounded to exact marginals and the potentials are completed to feasible
   ones, so that `Plan.gap` bounds the value's error however it ended, and
   `Plan.converged` says if that is small (not: if `tolerance` was reached).
@@ -157,7 +157,7 @@ def _merging(solve):
 
 def _in_blocks(cost, a, b, rules):
   """The plan of cost [B, n, m], a [B, n], b [B, m], problems side by side."""
-  standard = problem.standardise(*problem.batch_last(cost, a, b))
+  standard = problem.standardize(*problem.batch_last(cost, a, b))
   flow, f, g, steps = _solve(*standard[:4], rules)
   flow = problem.rounded(flow, standard.a, standard.b)
   plan = problem.finish(standard, flow, f, g, steps, dtype=cost.dtype)

@@ -54,7 +54,7 @@ class NetworkSimplex:
     """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
     _check_devices()
     batch, dtype = cost.shape[:-2], cost.dtype
-    standard = problem.standardise(*problem.batch_last(cost, a, b))
+    standard = problem.standardize(*problem.batch_last(cost, a, b))
     balanced = [jnp.moveaxis(x, -1, 0) for x in standard[:3]]
     found = jax.pure_callback(
       functools.partial(_solve_batch, threads=self.threads or _cores()),

@@ -7,7 +7,7 @@ If the totals of a and b differ, the smaller total is moved and the heavier side
 keeps the rest where it likes (its row or column sums are <=, and its potentials
 <= 0). A dummy node without cost on the lighter side makes that balanced again.
 
-Exact solvers share what comes before, `standardise`, and after, `finish`, both
+Exact solvers share what comes before, `standardize`, and after, `finish`, both
 with the batch LAST: each operation then runs over long contiguous rows. What
 they are made of, `standard_within`, `rounded` and `certified`, also takes one
 problem without a batch, and makes do with what a GPU kernel has: no slices and
@@ -23,7 +23,7 @@ from jax import lax
 from deepemd_jax.emd import resistor_network
 
 # Totals this close, relative to the larger, are taken as equal, and b is scaled
-# to a's total: float32 sums of weights that were normalised differ that much.
+# to a's total: float32 sums of weights that were normalized differ that much.
 BALANCED = 1e-5
 
 # A plan has converged if its gap, relative to the moved mass times the largest
@@ -125,7 +125,7 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
   )
 
 
-def standardise(cost, a, b) -> Standard:
+def standardize(cost, a, b) -> Standard:
   """Balances and scales cost [n, m, B], a [n, B], b [m, B].
 
   Which side needs a dummy depends on values that may be traced, so both always
@@ -140,7 +140,7 @@ def standardise(cost, a, b) -> Standard:
 
 
 def standard_within(cost, a, b, n: int, m: int) -> Standard:
-  """`standardise` of arrays that have the room already.
+  """`standardize` of arrays that have the room already.
 
   Args:
     cost: [N, M, ...], of which the first n rows and m columns count; the next

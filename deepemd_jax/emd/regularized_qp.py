@@ -86,7 +86,7 @@ class RegularizedQP:
     from jaxopt import implicit_diff
 
     batch, dtype = cost.shape[:-2], cost.dtype
-    standard = problem.standardise(*problem.batch_last(cost, a, b))
+    standard = problem.standardize(*problem.batch_last(cost, a, b))
     swap = resistor_network.heaviest_last(standard.b)
     program = self._program(standard)._replace(
       cost=swap(standard.cost), b=swap(standard.b)

@@ -3,7 +3,7 @@
 The normal equations of an interior point step on the transport polytope are the
 Laplacian of a bipartite network: nodes are rows and columns, D_ij conducts. Its
 nodes are eliminated, rows in closed form, columns in turn, by star-mesh
-transforms, which ADD a conductance between any two neighbours of a node that
+transforms, which ADD a conductance between any two neighbors of a node that
 goes. Degrees are summed up from conductances, never updated: nothing is
 subtracted, so nothing cancels, and float32 suffices where a Cholesky
 factorisation breaks down.
@@ -53,7 +53,7 @@ class Network(NamedTuple):
     spread: [m, m, B], below the diagonal: how much of a current into column c
       arrives at column j > c when c is eliminated.
     total: [m, B], degree of a column when its turn came; infinite for the
-      ground, and for who else has no neighbour left.
+      ground, and for who else has no neighbor left.
   """
 
   degree: jax.Array
@@ -157,7 +157,7 @@ def summed(x, axis):
 def _fold(operation, x, axis):
   """Reduces an axis that is not the last.
 
-  Written out, XLA for CPUs makes one vectorised pass of it, several times
+  Written out, XLA for CPUs makes one vectorized pass of it, several times
   faster than of its own reductions. It grows the program, hence the limit.
   """
   if x.shape[axis] > _UNROLLED:

@@ -71,7 +71,7 @@ class Sinkhorn:
       blur included; `converged` tells if ott met its threshold.
     """
     batch, dtype = cost.shape[:-2], cost.dtype
-    standard = problem.standardise(*problem.batch_last(cost, a, b))
+    standard = problem.standardize(*problem.batch_last(cost, a, b))
     mass = standard.a.sum(0)
 
     if start is None:

@@ -178,7 +178,7 @@ def encoder(config) -> Callable:
 
 
 def room(shape: tuple[int, ...], limit: float) -> np.ndarray:
-  """Uninitialised float32: in memory, or in a nameless file if too large."""
+  """Uninitialized float32: in memory, or in a nameless file if too large."""
   if 4 * np.prod(shape) <= limit:
     return np.empty(shape, np.float32)
   return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)

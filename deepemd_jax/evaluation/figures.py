@@ -188,14 +188,14 @@ def _looked_at(config, images, rows, variables) -> _Looked:
   grids.append(maps.shape[1:3])
   boxes = np.concatenate([nodes.cell_boxes(*g, side) for g in grids])
   return _Looked(
-    _to_grey_levels(config, pixels),
+    _to_gray_levels(config, pixels),
     nodes.pyramid(maps, tuple(config.nodes.pyramid)),
     np.broadcast_to(boxes, (len(rows), *boxes.shape)),
     np.zeros((len(rows), len(boxes)), bool),
   )
 
 
-def _to_grey_levels(config, pixels):
+def _to_gray_levels(config, pixels):
   levels = pixels * np.array(config.image.std) + np.array(config.image.mean)
   return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from deepemd_jax.distributed import sharding
 from deepemd_jax.models import matching
 
-_HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would swap neighbours in rank
+_HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would swap neighbors in rank
 
 
 def describe(nodes, out: np.ndarray, block: int = 4096) -> np.ndarray:

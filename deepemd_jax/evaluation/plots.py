@@ -7,10 +7,10 @@ import pathlib
 
 import numpy as np
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+# Okabe and Ito's colors, which color-blind readers can tell apart.
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _MARKERS = "os^Dv*"  # for readers without any
-_SIMILARITIES = (-0.2, 1.0)  # the colours' ends; lower ones look alike
+_SIMILARITIES = (-0.2, 1.0)  # the colors' ends; lower ones look alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +87,17 @@ def learning_curves(stages: dict[str, list[dict]]):
   figure = _figure(4.2 * len(stages), 5.2)
   axes = figure.subplots(2, len(stages), sharex="col", squeeze=False)
   lines = {
-    "accuracy": ("training", _COLOURS[3]),
-    "val_accuracy": ("validation, DeepEMD", _COLOURS[0]),
-    "val_prototype": ("validation, prototype", _COLOURS[1]),
+    "accuracy": ("training", _COLORS[3]),
+    "val_accuracy": ("validation, DeepEMD", _COLORS[0]),
+    "val_prototype": ("validation, prototype", _COLORS[1]),
   }
   for column, (name, rows) in enumerate(stages.items()):
     above, below = axes[:, column]
     above.set_title(name)
     below.set_xlabel("step")
-    _line(above, rows, "loss", "training", _COLOURS[3])
-    for key, (label, colour) in lines.items():
-      _line(below, rows, key, label, colour)
+    _line(above, rows, "loss", "training", _COLORS[3])
+    for key, (label, color) in lines.items():
+      _line(below, rows, key, label, color)
     if below.lines:
       below.legend(frameon=False, fontsize=8)
   axes[0, 0].set_ylabel("loss")
@@ -108,14 +108,14 @@ def learning_curves(stages: dict[str, list[dict]]):
   return figure
 
 
-def _line(axis, rows, key, label, colour):
+def _line(axis, rows, key, label, color):
   points = [
     (row["step"], row[key])
     for row in rows
     if isinstance(row.get(key), int | float)
   ]
   if points:
-    axis.plot(*zip(*points, strict=True), ".-", label=label, color=colour)
+    axis.plot(*zip(*points, strict=True), ".-", label=label, color=color)
 
 
 def matched_regions(pairs: list[MatchedPair], lines: int = 8):
@@ -123,7 +123,7 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
 
   Left and right are the images alone; between them the same images under their
   weights (dark: no mass), joined by the `lines` strongest flows, as thick as
-  the mass moved and coloured by similarity. Where contributions are known, the
+  the mass moved and colored by similarity. Where contributions are known, the
   lines are the largest of those. Crops that were mirrored say so.
   """
   figure = _figure(8.4, 2.45 * len(pairs))
@@ -131,7 +131,7 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
   for row, pair in zip(axes, pairs, strict=True):
     for axis in row:
       axis.set_axis_off()
-      axis.set_anchor("N")  # or a title lies over a taller neighbour
+      axis.set_anchor("N")  # or a title lies over a taller neighbor
     _pixels(row[0], pair.support)
     _pixels(row[3], pair.query)
     _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)
@@ -204,7 +204,7 @@ def _mirrored(axis, boxes, mirrored):
   for left, top, right, bottom in np.asarray(boxes)[mirrored]:
     place, size = (left, top), (right - left, bottom - top)
     axis.add_patch(
-      Rectangle(place, *size, fill=False, ls="--", lw=0.9, ec=_COLOURS[1])
+      Rectangle(place, *size, fill=False, ls="--", lw=0.9, ec=_COLORS[1])
     )
     axis.text(
       (left + right) / 2,
@@ -213,7 +213,7 @@ def _mirrored(axis, boxes, mirrored):
       fontsize=5,
       ha="center",
       va="top",
-      bbox={"facecolor": _COLOURS[1], "edgecolor": "none", "pad": 0.6},
+      bbox={"facecolor": _COLORS[1], "edgecolor": "none", "pad": 0.6},
     )
 
 
@@ -221,7 +221,7 @@ def _flows(figure, left_axis, right_axis, pair, lines):
   from matplotlib.patches import ConnectionPatch
   from matplotlib.patheffects import withStroke
 
-  colours = _similarity_colours()
+  colors = _similarity_colors()
   order = pair.flow if pair.contributions is None else pair.contributions
   strongest = np.argsort(order, axis=None)[::-1][:lines]
   largest = max(float(pair.flow.max()), 1e-12)
@@ -233,27 +233,27 @@ def _flows(figure, left_axis, right_axis, pair, lines):
     width = 0.8 + 3 * share
     figure.add_artist(
       ConnectionPatch(
-        _centre(pair.support_boxes[j]),
-        _centre(pair.query_boxes[i]),
+        _center(pair.support_boxes[j]),
+        _center(pair.query_boxes[i]),
         "data",
         "data",
         axesA=left_axis,
         axesB=right_axis,
-        color=colours.to_rgba(pair.similarity[i, j]),
+        color=colors.to_rgba(pair.similarity[i, j]),
         linewidth=width,
         capstyle="round",
-        # Dark colours on a dark image need an edge.
+        # Dark colors on a dark image need an edge.
         path_effects=[withStroke(linewidth=width + 1.2, foreground="white")],
       )
     )
 
 
-def _centre(box):
+def _center(box):
   left, top, right, bottom = box
   return ((left + right) / 2, (top + bottom) / 2)
 
 
-def _similarity_colours():
+def _similarity_colors():
   from matplotlib import cm, colors
 
   return cm.ScalarMappable(colors.Normalize(*_SIMILARITIES), "viridis")
@@ -261,7 +261,7 @@ def _similarity_colours():
 
 def _similarity_bar(figure, axes):
   bar = figure.colorbar(
-    _similarity_colours(), ax=axes[:, 3], fraction=0.05, pad=0.04, panchor=False
+    _similarity_colors(), ax=axes[:, 3], fraction=0.05, pad=0.04, panchor=False
   )
   bar.set_label("cosine of matched regions", fontsize=8)
   bar.ax.tick_params(labelsize=7)
@@ -282,19 +282,19 @@ def reliability(
     2, 1, sharex=True, gridspec_kw={"height_ratios": (4, 1)}
   )
   there = counts > 0
-  above.plot([0, 1], [0, 1], ":", color="grey", label="perfect")
+  above.plot([0, 1], [0, 1], ":", color="gray", label="perfect")
   above.plot(
     confidence[there],
     accuracy[there],
     "o-",
-    color=_COLOURS[0],
+    color=_COLORS[0],
     label="predictions",
   )
   above.set_ylim(-0.03, 1.03)
   above.set_ylabel("share that is right")
   above.legend(frameon=False, fontsize=8)
   edges = np.linspace(0, 1, len(counts) + 1)
-  below.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_COLOURS[5])
+  below.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_COLORS[5])
   below.set_ylabel("images")
   below.set_xlabel("probability of the predicted class")
   for axis in (above, below):
@@ -313,9 +313,9 @@ def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
   figure = _figure(3.2 * len(panels) + 0.6, 3.4)
   axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-    looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    looks = itertools.cycle(zip(_COLORS, _MARKERS, strict=True))
     for head, points in curves.items():
-      colour, marker = next(looks)
+      color, marker = next(looks)
       x, accuracy, ci95 = (np.array(v) for v in zip(*points, strict=True))
       axis.errorbar(
         x,
@@ -324,7 +324,7 @@ def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
         marker=marker,
         markersize=5,
         capsize=3,
-        color=colour,
+        color=color,
         label=head,
       )
     axis.set_title(title)
@@ -347,19 +347,19 @@ def retrieval_curves(panels: dict[str, dict[str, list]], times: list[tuple]):
   figure = _figure(3.2 * (len(panels) + 1) + 0.6, 3.4)
   *above, last = figure.subplots(1, len(panels) + 1)
   for axis, (metric, curves) in zip(above, panels.items(), strict=True):
-    looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    looks = itertools.cycle(zip(_COLORS, _MARKERS, strict=True))
     for method, points in curves.items():
-      colour, marker = next(looks)
+      color, marker = next(looks)
       axis.plot(
         *zip(*points, strict=True),
-        color=colour,
+        color=color,
         marker=marker,
         markersize=5,
         label=method,
       )
     axis.set_ylabel(f"{metric}, %")
   above[0].legend(frameon=False, fontsize=8)
-  last.plot(*zip(*times, strict=True), "o-", color=_COLOURS[4])
+  last.plot(*zip(*times, strict=True), "o-", color=_COLORS[4])
   last.set_ylabel("re-ranking, ms a query")
   last.set_ylim(bottom=0)
   for axis in (*above, last):
@@ -388,7 +388,7 @@ def retrieved(rows: list[Retrieved]):
     line[0].set_ylabel(name, fontsize=9)
     for axis, image, right in zip(line[1:], *row.found[name], strict=False):
       _pixels(axis, image)
-      colour = _COLOURS[2] if right else _COLOURS[4]
-      axis.spines[:].set(visible=True, color=colour, linewidth=2.5)
-      axis.set_title("right" if right else "wrong", fontsize=7, color=colour)
+      color = _COLORS[2] if right else _COLORS[4]
+      axis.spines[:].set(visible=True, color=color, linewidth=2.5)
+      axis.set_title("right" if right else "wrong", fontsize=7, color=color)
   return figure

@@ -71,7 +71,7 @@ class Encoder:
       cache: of encodings; None remembers nothing.
     """
     self._variables = jax.device_put(trained.variables)
-    self._normalise = resolve.normalise(trained.config)
+    self._normalize = resolve.normalize(trained.config)
     self._look = look
     self._pyramid = tuple(trained.config.nodes.pyramid)
     self._precision = trained.config.model.precision
@@ -179,7 +179,7 @@ class Encoder:
     whole = self._look.kind == "fcn"
     encoded = encode(
       self._variables,
-      self._normalise(filled.astype(np.float32)).astype(np.float32),
+      self._normalize(filled.astype(np.float32)).astype(np.float32),
       whole,
       self._pyramid,
       self._precision,
@@ -211,7 +211,7 @@ def encode(
 
   Args:
     variables: of the ResNet-12.
-    pixels: normalised.
+    pixels: normalized.
     whole: the only crop is the image, and its map's cells are the nodes, under
       a `pyramid`; if not, crops are the nodes.
     pyramid: as `nodes.pyramid`.

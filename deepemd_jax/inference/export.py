@@ -13,7 +13,7 @@ makes DIR, a folder with
 
 The programs are StableHLO by `jax.export`, for CPU, CUDA and TPU at once. They
 hold the parameters and all that is done to an image: resizing, cropping,
-normalising. Numbers of images, and their sizes, are symbols: any will do.
+normalizing. Numbers of images, and their sizes, are symbols: any will do.
 
 A program cannot call back to the host, so `NetworkSimplex`, the choice on a
 CPU, is exported as `InteriorPoint`: as exact, and at home on every device.
@@ -157,7 +157,7 @@ def _programs(found) -> dict:
     if whole:
       pixels = resolve.evaluation_view(found.config)(images)[:, None]
     else:
-      pixels = resolve.normalise(found.config)(images.astype(np.float32))
+      pixels = resolve.normalize(found.config)(images.astype(np.float32))
     pyramid = tuple(found.config.nodes.pyramid)
     precision = found.config.model.precision
     return encodings.encode(found.variables, pixels, whole, pyramid, precision)

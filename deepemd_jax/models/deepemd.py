@@ -74,7 +74,7 @@ class DeepEMD(nnx.Module):
     """One episode.
 
     Args:
-      support: [way, shot, H, W, 3] normalised images, whose nodes are the cells
+      support: [way, shot, H, W, 3] normalized images, whose nodes are the cells
         of their maps (FCN), or [way, shot, crops, H, W, 3], where each crop is
         a node (Grid, Sampling).
       query: [way, n_query, ...] of the same kind. The leading axis is the true

@@ -4,7 +4,7 @@ Two images are compared by the cheapest way to move one's node weights onto the
 other's nodes. With nodes u_i of the query and v_j of the class,
 
     weight    s_i = relu(u_i . mean_j v_j) + 1e-3, scaled to sum to n
-    cost      c_ij = 1 - cos(u_i, v_j), each node first centred over channels
+    cost      c_ij = 1 - cos(u_i, v_j), each node first centered over channels
     logit     T / n sum_ij (1 - c_ij) x_ij, x the optimal flow, n query nodes
 
 Since the moved mass M = min(n, m) is fixed by the scaling, the logit is
@@ -34,7 +34,7 @@ class Match(NamedTuple):
   """The transport problems between every query and every class.
 
   Attributes:
-    similarity: [q, way, n, m], cosine of the centred nodes, or 1 - their
+    similarity: [q, way, n, m], cosine of the centered nodes, or 1 - their
       squared distance; cost = 1 - it.
     query_weights: [q, way, n], each sums to n.
     class_weights: [q, way, m], each sums to m.
@@ -50,7 +50,7 @@ def cross_reference_weights(
 ) -> Float[Array, " n"]:
   """How much each node speaks of what the other image shows.
 
-  relu(u_i . mean_j v_j) + 1e-3 on uncentred nodes: a node that looks like the
+  relu(u_i . mean_j v_j) + 1e-3 on uncenterd nodes: a node that looks like the
   other image's average gets mass, background clutter gets nearly none.
 
   Returns:
@@ -63,7 +63,7 @@ def cross_reference_weights(
   return jax.nn.relu(jnp.matmul(nodes, mean, precision=_HIGHEST)) + _FLOOR
 
 
-def centred(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b n c"]:
+def centered(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b n c"]:
   """Each node minus its mean over channels, scaled to unit length.
 
   A node that is constant over channels stays zero.
@@ -82,7 +82,7 @@ def _scaled(weights: jax.Array) -> jax.Array:
 def _similarity(query_nodes, class_nodes, metric: str) -> jax.Array:
   """[q, way, n, m]."""
   if metric == "cosine":
-    pair = centred(query_nodes), centred(class_nodes)
+    pair = centered(query_nodes), centered(class_nodes)
   elif metric == "l2":
     pair = tuple(
       x - x.mean(-1, keepdims=True) for x in (query_nodes, class_nodes)
@@ -114,8 +114,8 @@ def match(
     query_nodes: [q, n, c].
     class_nodes: [way, m, c].
     weights: "cross_reference", or "equal" (each node 1: the paper's ablation).
-    metric: "cosine", or "l2", whose cost is the squared distance of the centred
-      nodes, not scaled (the official `-metric l2`).
+    metric: "cosine", or "l2", whose cost is the squared distance of the
+      centered nodes, not scaled (the official `-metric l2`).
   """
   similarity = _similarity(query_nodes, class_nodes, metric)
   if weights == "equal":

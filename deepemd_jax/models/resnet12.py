@@ -61,7 +61,7 @@ def _conv(channels_in: int, channels_out: int, size: int, precision, rngs):
 
 
 class BatchNorm(nnx.Module):
-  """Batch normalisation with PyTorch's running statistics.
+  """Batch normalization with PyTorch's running statistics.
 
   Flax's own layer keeps the biased variance; PyTorch, and so every published
   ResNet-12 checkpoint, the unbiased one. Of [..., N, H, W, C] each [N, H, W, C]
@@ -229,8 +229,8 @@ def apply(
 
   Args:
     variables: {"params", "batch_stats"} from `init` or a checkpoint.
-    images: [..., N, H, W, 3], normalised, float32.
-    train: normalise by the batch's statistics and update the running ones.
+    images: [..., N, H, W, 3], normalized, float32.
+    train: normalize by the batch's statistics and update the running ones.
     precision: as `ResNet12`.
 
   Returns:

@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
-def new_state(variables, optimiser, extra=None) -> TrainState:
+def new_state(variables, optimizer, extra=None) -> TrainState:
   """The state before the first step."""
   extra = extra or {}
   trained = (variables["params"], extra)
@@ -48,7 +48,7 @@ def new_state(variables, optimiser, extra=None) -> TrainState:
     extra=extra,
     batch_stats=variables["batch_stats"],
     # One program, not one for each array's shape.
-    opt_state=jax.jit(optimiser.init)(trained),
+    opt_state=jax.jit(optimizer.init)(trained),
   )
 
 
@@ -57,13 +57,13 @@ def variables_of(state: TrainState) -> dict:
   return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def make_step(loss_function: Callable, optimiser) -> Callable:
+def make_step(loss_function: Callable, optimizer) -> Callable:
   """A jitted `(state, batch) -> (state, metrics)`.
 
   Args:
     loss_function: `(params, extra, batch_stats, batch) -> (loss, (batch_stats,
       metrics))`.
-    optimiser: an optax transformation of (params, extra).
+    optimizer: an optax transformation of (params, extra).
   """
 
   def step(state: TrainState, batch):
@@ -74,7 +74,7 @@ def make_step(loss_function: Callable, optimiser) -> Callable:
     (value, (stats, measured)), gradients = jax.value_and_grad(
       loss, has_aux=True
     )(trained)
-    updates, opt_state = optimiser.update(gradients, state.opt_state, trained)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     params, extra = optax.apply_updates(trained, updates)
     state = TrainState(state.step + 1, params, extra, stats, opt_state)
     return state, {"loss": value, **measured}

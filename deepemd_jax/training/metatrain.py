@@ -41,11 +41,11 @@ def run(config, workdir: pathlib.Path) -> None:
     )
   source = resolve.source(config)
   images = source.load("train")
-  optimiser = resolve.optimiser(stage, stage.steps)
+  optimizer = resolve.optimizer(stage, stage.steps)
   loop.fit(
     workdir / "metatrain",
-    loop.new_state(_start(config, workdir), optimiser),
-    step=loop.make_step(_loss_function(config), optimiser),
+    loop.new_state(_start(config, workdir), optimizer),
+    step=loop.make_step(_loss_function(config), optimizer),
     batch=_batches(config, images),
     total_steps=total_steps,
     validate_every=stage.validate_every * stage.steps,

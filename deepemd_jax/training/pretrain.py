@@ -44,13 +44,13 @@ def run(config, workdir: pathlib.Path) -> None:
   if loop.is_finished(workdir / "pretrain", total_steps):
     return
   images = source.load("train")
-  optimiser = resolve.optimiser(stage, per_epoch)
+  optimizer = resolve.optimizer(stage, per_epoch)
   variables = init(config)
   classifier = _init_classifier(config, variables, len(images.class_names))
   loop.fit(
     workdir / "pretrain",
-    loop.new_state(variables, optimiser, {"classifier": classifier}),
-    step=loop.make_step(_loss_function(config), optimiser),
+    loop.new_state(variables, optimizer, {"classifier": classifier}),
+    step=loop.make_step(_loss_function(config), optimizer),
     batch=_batches(config, images, order),
     total_steps=total_steps,
     validate_every=stage.validate_every * per_epoch,

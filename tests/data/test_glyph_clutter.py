@@ -61,29 +61,29 @@ def test_prepared_images_are_the_scenes(glyphs):
 
 
 def glyph_pixels(row):
-  """Where the glyph is solid (the same on black and on white), its colour."""
+  """Where the glyph is solid (the same on black and on white), its color."""
   real = glyph_clutter._background
 
-  def on(colour):
+  def on(color):
     def background(key, kind):
-      return Image.new("RGB", (64, 64), colour), real(key, kind)[1]
+      return Image.new("RGB", (64, 64), color), real(key, kind)[1]
 
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(glyph_clutter, "_background", background)
       return pixels(row, "d0_plain")
 
   where = (on("black") == on("white")).all(-1)
-  colours = np.unique(pixels(row, "d0_plain")[where], axis=0)
-  assert len(colours) == 1
-  return where, colours[0]
+  colors = np.unique(pixels(row, "d0_plain")[where], axis=0)
+  assert len(colors) == 1
+  return where, colors[0]
 
 
 def test_all_variants_show_the_same_glyph_in_the_same_place():
   for row in SCENES[::6]:
-    where, colour = glyph_pixels(row)
+    where, color = glyph_pixels(row)
     assert where.sum() > 20
     for variant in glyph_clutter.VARIANTS:
-      assert (pixels(row, variant)[where] == colour).all(), (row, variant)
+      assert (pixels(row, variant)[where] == color).all(), (row, variant)
 
 
 def test_default_is_the_relief_with_one_to_three_distractors():

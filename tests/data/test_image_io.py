@@ -19,37 +19,37 @@ def stored(image, kind, **options):
   return Image.open(file)
 
 
-def grey(value, dtype):
+def gray(value, dtype):
   return Image.fromarray(np.full((4, 6), value, dtype))
 
 
-def clear(mode, colour):
-  return Image.new(mode, (6, 4), colour)
+def clear(mode, color):
+  return Image.new(mode, (6, 4), color)
 
 
 RED = Image.new("P", (6, 4), 1)
 RED.putpalette([0, 0, 0, 255, 0, 0])
 # What is stored, how, and the RGB that a person sees.
 KINDS = {
-  "grey": (clear("L", 77), "PNG", {}, (77, 77, 77)),
+  "gray": (clear("L", 77), "PNG", {}, (77, 77, 77)),
   "black and white": (clear("1", 1), "PNG", {}, (255, 255, 255)),
   "palette": (RED, "PNG", {}, (255, 0, 0)),
   "gif": (RED, "GIF", {}, (255, 0, 0)),
   "palette, clear": (RED, "PNG", {"transparency": 1}, (255, 255, 255)),
   "clear": (clear("RGBA", (9, 9, 9, 0)), "PNG", {}, (255, 255, 255)),
   "half clear": (clear("RGBA", (0, 0, 0, 128)), "PNG", {}, (127, 127, 127)),
-  "grey, clear": (clear("LA", (9, 0)), "PNG", {}, (255, 255, 255)),
-  "key colour": (
+  "gray, clear": (clear("LA", (9, 0)), "PNG", {}, (255, 255, 255)),
+  "key color": (
     *(clear("RGB", (9, 8, 7)), "PNG"),
     *({"transparency": (9, 8, 7)}, (255, 255, 255)),
   ),
   "webp": (clear("RGBA", (0, 0, 0, 0)), "WEBP", {}, (255, 255, 255)),
   "cmyk": (clear("CMYK", (0, 255, 255, 0)), "JPEG", {}, (255, 0, 0)),
-  "16 bit": (grey(0x8000, np.uint16), "PNG", {}, (128, 128, 128)),
-  "dark 16 bit": (grey(514, np.uint16), "PNG", {}, (2, 2, 2)),
-  "16 bit tiff": (grey(0xFFFF, np.uint16), "TIFF", {}, (255, 255, 255)),
-  "32 bit": (grey(0x8000, np.int32), "TIFF", {}, (128, 128, 128)),
-  "float": (grey(0.5, np.float32), "TIFF", {}, (128, 128, 128)),
+  "16 bit": (gray(0x8000, np.uint16), "PNG", {}, (128, 128, 128)),
+  "dark 16 bit": (gray(514, np.uint16), "PNG", {}, (2, 2, 2)),
+  "16 bit tiff": (gray(0xFFFF, np.uint16), "TIFF", {}, (255, 255, 255)),
+  "32 bit": (gray(0x8000, np.int32), "TIFF", {}, (128, 128, 128)),
+  "float": (gray(0.5, np.float32), "TIFF", {}, (128, 128, 128)),
 }
 
 
@@ -134,7 +134,7 @@ def test_a_photo_turned_by_its_tag_is_stored_upright():
   assert image_io.as_rgb_file(upright)[0] == upright
 
 
-def test_sixteen_bit_colour_is_stored_in_eight():
+def test_sixteen_bit_color_is_stored_in_eight():
   import struct
   import zlib
 

@@ -98,7 +98,7 @@ def test_several_crops_of_an_original(kind):
       np.testing.assert_array_equal(pixels[i, j], alone)
       seen = alone[:, ::-1] if flip[i, j] else alone
       np.testing.assert_allclose(
-        cut[i, j], resolve.normalise(config)(seen), 1e-5
+        cut[i, j], resolve.normalize(config)(seen), 1e-5
       )
 
 

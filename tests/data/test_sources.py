@@ -146,7 +146,7 @@ def test_the_directory_is_the_one_of_tensorflow_datasets(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path):
-  """Six classes of 1 to 6 images, each of its own size and colour."""
+  """Six classes of 1 to 6 images, each of its own size and color."""
   root = tmp_path / "photos"
   for c in range(6):
     (root / f"class{c}").mkdir(parents=True)

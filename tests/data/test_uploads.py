@@ -35,12 +35,12 @@ def test_a_path_a_picture_and_arrays_show_the_same(pixels, tmp_path):
     np.testing.assert_array_equal(decoded(source), pixels)
 
 
-def test_grey_arrays(pixels):
-  grey = pixels[..., 0]
-  expected = np.repeat(grey[..., None], 3, 2)
-  np.testing.assert_array_equal(decoded(grey), expected)
-  np.testing.assert_array_equal(decoded(grey[..., None]), expected)
-  np.testing.assert_array_equal(decoded(grey > 99), 255 * (expected > 99))
+def test_gray_arrays(pixels):
+  gray = pixels[..., 0]
+  expected = np.repeat(gray[..., None], 3, 2)
+  np.testing.assert_array_equal(decoded(gray), expected)
+  np.testing.assert_array_equal(decoded(gray[..., None]), expected)
+  np.testing.assert_array_equal(decoded(gray > 99), 255 * (expected > 99))
 
 
 @pytest.mark.parametrize(

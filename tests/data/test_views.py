@@ -14,7 +14,7 @@ GOLDEN_VIEWS = np.load(GOLDEN / "transforms.npz")
 
 
 def pictures(rng, count, height, width):
-  """Noise on smooth colour, hard for a resizing filter."""
+  """Noise on smooth color, hard for a resizing filter."""
   coarse = rng.integers(0, 256, (count, 5, 5, 3), np.uint8)
   smooth = np.stack(
     [
@@ -74,8 +74,8 @@ BOX = st.tuples(*[st.floats(0, 59)] * 2, *[st.floats(0.001, 60)] * 2).map(
 @settings(deadline=None)
 @given(box=BOX, flip=st.booleans())
 def test_any_fractional_box_sees_what_lies_in_it(box, flip):
-  """On a ramp of grey, each result lies where the box says, to a pixel; on one
-  colour it is that colour, however small the box."""
+  """On a ramp of gray, each result lies where the box says, to a pixel; on one
+  color it is that color, however small the box."""
   ramp = np.broadcast_to(4 * np.arange(60)[None, :, None], (60, 60, 3))
   images = np.stack([ramp, np.full((60, 60, 3), 77)]).astype(np.uint8)
   found = np.asarray(
@@ -85,9 +85,9 @@ def test_any_fractional_box_sees_what_lies_in_it(box, flip):
   )
   assert (found[1] == 77).all()
   left, _, right, _ = box
-  centres = left + (np.arange(16) + 0.5) * (right - left) / 16
-  centres = centres[::-1] if flip else centres
-  assert np.abs(found[0][:, :, 0] / 4 - (centres - 0.5)).max() <= max(
+  centers = left + (np.arange(16) + 0.5) * (right - left) / 16
+  centers = centers[::-1] if flip else centers
+  assert np.abs(found[0][:, :, 0] / 4 - (centers - 0.5)).max() <= max(
     1.0, (right - left) / 16
   )
 

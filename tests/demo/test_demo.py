@@ -43,9 +43,9 @@ RED, BLUE = (200, 40, 40), (40, 40, 200)
 TRICK = "<script>alert(1)</script>"
 
 
-def png(colour, seed=0, size=(24, 30)) -> bytes:
+def png(color, seed=0, size=(24, 30)) -> bytes:
   rng = np.random.default_rng(seed)
-  pixels = np.array(colour) + rng.integers(-30, 30, (*size, 3))
+  pixels = np.array(color) + rng.integers(-30, 30, (*size, 3))
   file = io.BytesIO()
   Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "PNG")
   return file.getvalue()
@@ -576,7 +576,7 @@ def text(page, selector):
   return page.evaluate(f"document.querySelector('{selector}').textContent")
 
 
-def colours(file) -> int:
+def colors(file) -> int:
   with Image.open(file) as image:
     return len(set(image.convert("RGB").get_flattened_data()))
 
@@ -637,8 +637,8 @@ def test_click_through(page, tmp_path):
   assert sum(parts) == pytest.approx(changed, abs=0.06) and changed != total
 
   page.screenshot(tmp_path / "after.png")
-  assert colours(tmp_path / "after.png") > 2000
-  assert colours(tmp_path / "after.png") > 4 * colours(tmp_path / "before.png")
+  assert colors(tmp_path / "after.png") > 2000
+  assert colors(tmp_path / "after.png") > 4 * colors(tmp_path / "before.png")
   page.size(390, 844, phone=True)
   assert page.evaluate("document.documentElement.scrollWidth") <= 390
   page.screenshot(tmp_path / "phone.png")
@@ -723,7 +723,7 @@ def test_keys_alone(page):
   assert page.evaluate(all_of(".lit rect") + ".length") == 4
 
 
-def test_cancelled(page, demo):
+def test_canceled(page, demo):
   page.click(all_of("#examples button") + "[0]")
   page.wait(all_of("#classes .card") + ".length === 5")
   page.click(all_of("#classes .card .name .remove") + "[4]")
@@ -732,7 +732,7 @@ def test_cancelled(page, demo):
     page.wait(f"!{by_id('working')}.hidden")
     assert page.evaluate(by_id("classify") + ".disabled")
     page.click(by_id("cancel"))
-    page.wait("document.getElementById('status').textContent === 'Cancelled.'")
+    page.wait("document.getElementById('status').textContent === 'Canceled.'")
   assert page.evaluate(by_id("result") + ".hidden")
   page.click(by_id("classify"))
   page.wait(RESULT)

@@ -486,7 +486,7 @@ def test_another_config_in_one_of_them_ends_both(
     ({"TPU_WORKER_HOSTNAMES": "a-0.b,a-1.b"}, True),
   ],
 )
-def test_launchers_are_recognised(environment, launched):  # noqa: F811
+def test_launchers_are_recognized(environment, launched):  # noqa: F811
   assert runtime.is_launched(environment) == launched
 
 

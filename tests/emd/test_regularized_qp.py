@@ -31,7 +31,7 @@ def recorded(size, dtype=np.float64):
   ]
 
 
-def normalised(weights):
+def normalized(weights):
   return weights * (weights.shape[-1] / weights.sum(-1, keepdims=True))
 
 
@@ -65,7 +65,7 @@ def test_flows_of_qpth(x64, size, tag):
   solver = QPS[tag]
   cost, w1, w2, _ = recorded(size)
   plan = jax.tree.map(
-    np.asarray, solve(cost, normalised(w1), normalised(w2), solver)
+    np.asarray, solve(cost, normalized(w1), normalized(w2), solver)
   )
   mass = min(cost.shape[1:])
   assert plan.converged.all()
@@ -99,7 +99,7 @@ def test_gradients_of_qpth(size, tag, dtype):
     cost, w1, w2, factors = recorded(size, dtype)
 
     def asked(cost, w1, w2):
-      arguments = cost, normalised(w1), normalised(w2)
+      arguments = cost, normalized(w1), normalized(w2)
       flow = emd.solve(*arguments, QPS[tag]).flow
       return (flow * (1 - cost) * factors).sum()
 

@@ -112,7 +112,7 @@ def _ratio(a, b):
   ids=lambda x: {False: "32", True: "64"}.get(x) or name_of(x),
 )
 @pytest.mark.parametrize("size", ["9x9", "25x25"])
-def test_recorded_gradients_through_the_weight_normalisation(solver, size, x64):
+def test_recorded_gradients_through_the_weight_normalization(solver, size, x64):
   """d logit / d raw weights at stable, non-degenerate vertices."""
   get = lambda k: GOLDEN[f"grad_{size}_{k}"]  # noqa: E731
   dtype = jnp.float64 if x64 else jnp.float32
@@ -276,8 +276,8 @@ def test_gradients_against_finite_differences(solver):
     cost, a, b = (x.astype(np.float64) for x in problems(1, 4, 5, 2))
 
     def value(cost, a, b):
-      normalised = [w / w.sum(-1, keepdims=True) for w in (a, b)]
-      return distance(cost, *normalised, solver=solver).sum()
+      normalized = [w / w.sum(-1, keepdims=True) for w in (a, b)]
+      return distance(cost, *normalized, solver=solver).sum()
 
     ours = jax.grad(value, (0, 1, 2))(cost, a, b)
     step = 1e-5

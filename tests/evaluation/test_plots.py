@@ -41,13 +41,13 @@ def test_a_flow_is_a_line_between_the_two_boxes(pair):
   assert len(lines) == 10
   strongest = np.argsort(pair.flow, axis=None)[::-1][0]
   i, j = np.unravel_index(strongest, pair.flow.shape)
-  centre = lambda box: ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)  # noqa: E731
-  assert lines[0].xy1 == centre(pair.support_boxes[j])
-  assert lines[0].xy2 == centre(pair.query_boxes[i])
+  center = lambda box: ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)  # noqa: E731
+  assert lines[0].xy1 == center(pair.support_boxes[j])
+  assert lines[0].xy2 == center(pair.query_boxes[i])
   assert pixels(figure).std() > 10
 
 
-def test_lines_are_as_thick_as_the_flow_and_coloured_by_similarity(pair):
+def test_lines_are_as_thick_as_the_flow_and_colored_by_similarity(pair):
   rng = np.random.default_rng(1)
   flow = rng.dirichlet(np.ones(256)).reshape(16, 16)
   flow[3, 5] = 0.9 * flow.max()
@@ -59,11 +59,11 @@ def test_lines_are_as_thick_as_the_flow_and_coloured_by_similarity(pair):
   # Widths tell the flows up to one scale.
   slope = np.diff(widths) / np.diff(flow.ravel()[strongest])
   np.testing.assert_allclose(slope, slope[0])
-  colours = colormaps["viridis"](
+  colors = colormaps["viridis"](
     (pair.similarity.ravel()[strongest] + 0.2) / 1.2
   )
   shown = [line.get_edgecolor() for line in figure.artists]
-  np.testing.assert_allclose(shown, colours, atol=1 / 255)
+  np.testing.assert_allclose(shown, colors, atol=1 / 255)
 
 
 def test_overlapping_boxes_of_any_layout(pair):
@@ -110,10 +110,10 @@ def test_known_contributions_choose_the_lines(pair):
     pair, flow=np.full((16, 16), 0.1), contributions=contributions
   )
   figure = plots.matched_regions([pair], lines=2)
-  centre = lambda box: ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)  # noqa: E731
+  center = lambda box: ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)  # noqa: E731
   assert [line.xy2 for line in figure.artists] == [
-    centre(pair.query_boxes[4]),
-    centre(pair.query_boxes[2]),
+    center(pair.query_boxes[4]),
+    center(pair.query_boxes[2]),
   ]
 
 

@@ -30,9 +30,9 @@ def images(tmp_path_factory):
     for i in range(1 if corners == 12 else 2 + corners % 5):
       noise = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
       image = Image.fromarray(noise)
-      centre = rng.integers(12, 20, 2).tolist()
+      center = rng.integers(12, 20, 2).tolist()
       ImageDraw.Draw(image).regular_polygon(
-        (*centre, 10), corners, rotation=int(rng.integers(360)), fill="white"
+        (*center, 10), corners, rotation=int(rng.integers(360)), fill="white"
       )
       image.save(place / f"{i}.png")
   lines = ["label,split"]

@@ -25,7 +25,7 @@ from deepemd_jax.inference import (
 )
 from deepemd_jax.models import matching
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,17 @@ def run(tmp_path_factory):
   return tiny_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-def draw(colour, seed, size=(36, 48)):
+def draw(color, seed, size=(36, 48)):
   rng = np.random.default_rng(seed)
   noise = rng.integers(-30, 30, (*size, 3))
-  return np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+  return np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def few():
-  """(images, labels): two of each colour."""
-  names = [name for name in COLOURS for _ in range(2)]
-  return [draw(COLOURS[n], i) for i, n in enumerate(names)], names
+  """(images, labels): two of each color."""
+  names = [name for name in COLORS for _ in range(2)]
+  return [draw(COLORS[n], i) for i, n in enumerate(names)], names
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def test_a_run_is_seen_in_its_own_precision(run, tmp_path, few):
 
 
 def queries(count=5):
-  names = [list(COLOURS)[i % 3] for i in range(count)]
-  return [draw(COLOURS[n], 100 + i) for i, n in enumerate(names)], names
+  names = [list(COLORS)[i % 3] for i in range(count)]
+  return [draw(COLORS[n], 100 + i) for i, n in enumerate(names)], names
 
 
-def test_colours_are_told_apart(fitted):
+def test_colors_are_told_apart(fitted):
   images, names = queries()
   assert fitted.classes_.tolist() == ["blue", "green", "red"]
   assert fitted.predict(images).tolist() == names
@@ -204,10 +204,10 @@ def test_epochs_end_where_images_are_many(run, few, monkeypatch):
 
 @pytest.mark.parametrize("variant", ["fcn", "grid", "sampling"])
 def test_odd_images(run, few, variant):
-  """Grey, tiny, thin, huge, and the same twice, as examples and as queries."""
+  """Gray, tiny, thin, huge, and the same twice, as examples and as queries."""
   image = few[0][0]
-  odd = [image[..., 0], draw(COLOURS["red"], 9, (1, 1))]
-  odd += [draw(COLOURS["red"], 9, size) for size in ((1, 200), (900, 700))]
+  odd = [image[..., 0], draw(COLORS["red"], 9, (1, 1))]
+  odd += [draw(COLORS["red"], 9, size) for size in ((1, 200), (900, 700))]
   odd += [image, image]
   estimator = FewShotClassifier(run, variant).fit(odd, list("aabbcc"))
   logits = estimator.logits(odd)
@@ -218,7 +218,7 @@ def test_odd_images(run, few, variant):
 @pytest.mark.parametrize("variant", ["fcn", "grid", "sampling"])
 def test_contributions_add_up(run, few, variant):
   estimator = FewShotClassifier(run, variant).fit(few[0][::2], few[1][::2])
-  query = draw(COLOURS["green"], 7, (70, 50))
+  query = draw(COLORS["green"], 7, (70, 50))
   logits = estimator.logits([query])[0]
   why = estimator.explain(query)
   assert why.label == "green" and why.logit == pytest.approx(logits.max(), 1e-5)
@@ -243,7 +243,7 @@ def test_mirrored_crops_are_marked(run, few):
   """Of the query and of the example, as many as were cut."""
   estimator = FewShotClassifier(run, "sampling").fit(few[0][::2], few[1][::2])
   look = pretrained.look(pretrained.load(run).config, "sampling")
-  query = draw(COLOURS["green"], 7, (70, 50))
+  query = draw(COLORS["green"], 7, (70, 50))
   why = estimator.explain(query)
   figure = why.figure()
   for axis, image in ((2, query), (1, few[0][2])):

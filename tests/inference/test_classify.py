@@ -19,12 +19,12 @@ from recipes import tiny_run
 
 from deepemd_jax.inference import classify, encodings, search
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
-def paint(path, colour, seed, size=(24, 30)):
+def paint(path, color, seed, size=(24, 30)):
   rng = np.random.default_rng(seed)
-  pixels = np.array(colour) + rng.integers(-30, 30, (*size, 3))
+  pixels = np.array(color) + rng.integers(-30, 30, (*size, 3))
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
 
@@ -36,11 +36,11 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Two examples and two queries of each colour."""
-  for k, (name, colour) in enumerate(COLOURS.items()):
+  """Two examples and two queries of each color."""
+  for k, (name, color) in enumerate(COLORS.items()):
     for i in range(2):
-      paint(tmp_path / "support" / name / f"{i}.png", colour, 10 * k + i)
-      paint(tmp_path / "query" / name / f"{i}.png", colour, 100 + 10 * k + i)
+      paint(tmp_path / "support" / name / f"{i}.png", color, 10 * k + i)
+      paint(tmp_path / "query" / name / f"{i}.png", color, 100 + 10 * k + i)
   return tmp_path
 
 
@@ -80,7 +80,7 @@ def test_known_truth(call, monkeypatch):
   assert [r["file"] for r in found] == sorted(r["file"] for r in found)
   for row in found:
     assert row["prediction"] == row["label"] == row["file"].split("/")[1]
-    p = [float(row[f"p {name}"]) for name in COLOURS]
+    p = [float(row[f"p {name}"]) for name in COLORS]
     assert sum(p) == pytest.approx(1, abs=1e-5)
     assert float(row["probability"]) == max(p)
   page = pathlib.Path("report.html").read_text()
@@ -156,7 +156,7 @@ def test_names_that_trick(call, folder):
   (folder / "support" / "red").rename(folder / "support" / trick)
   (folder / "query" / "red").rename(folder / "query" / trick)
   for k, name in enumerate(("=cmd.png", "$x^$ & y.png", "a\nb\x1b[2J.png")):
-    paint(folder / "query" / trick / name, COLOURS["red"], k)
+    paint(folder / "query" / trick / name, COLORS["red"], k)
   os.rename(
     folder / "query" / "blue" / "0.png",
     os.fsencode(folder / "query" / "blue") + b"/\xff.png",
@@ -356,14 +356,14 @@ def test_ten_thousand_queries(run, tmp_path):
   queries, the table is whole and in order, and after Ctrl-C in the middle the
   same command goes on from the cache to the same result."""
   rng = np.random.default_rng(0)
-  colours = {f"class {k}": rng.integers(30, 226, 3) for k in range(10)}
-  for k, (name, colour) in enumerate(colours.items()):
+  colors = {f"class {k}": rng.integers(30, 226, 3) for k in range(10)}
+  for k, (name, color) in enumerate(colors.items()):
     for i in range(5):
-      paint(tmp_path / "support" / name / f"{i}.png", colour, [k, i])
+      paint(tmp_path / "support" / name / f"{i}.png", color, [k, i])
     for i in range(1000):
       file = f"{name}/{i:03}.png"
-      paint(tmp_path / "query" / file, colour, [k, i, 1], (12, 15))
-  for name in list(colours)[:2]:
+      paint(tmp_path / "query" / file, color, [k, i, 1], (12, 15))
+  for name in list(colors)[:2]:
     for i in range(50):
       file = tmp_path / "few" / name / f"{i:03}.png"
       file.parent.mkdir(parents=True, exist_ok=True)
@@ -412,7 +412,7 @@ def test_ten_thousand_queries(run, tmp_path):
   for one, other in zip(table, rows(tmp_path / "b.csv"), strict=True):
     assert (one["file"], one["label"]) == (other["file"], other["label"])
     p, q = (
-      np.array([float(row[f"p {name}"]) for name in colours])
+      np.array([float(row[f"p {name}"]) for name in colors])
       for row in (one, other)
     )
     np.testing.assert_allclose(p, q, atol=2e-5)

@@ -145,7 +145,7 @@ def test_chamfer_takes_the_most_alike(episode):
     np.testing.assert_allclose(ours, expected, rtol=1e-4)
 
 
-def test_l2_is_the_squared_distance_of_centred_nodes(episode):
+def test_l2_is_the_squared_distance_of_centered_nodes(episode):
   query, support = (np.asarray(x, np.float64) for x in episode)
   query, support = (x - x.mean(-1, keepdims=True) for x in (query[:2], support))
   squares = ((query[:, None, :, None] - support[None, :, None]) ** 2).sum(-1)

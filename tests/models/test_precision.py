@@ -55,8 +55,8 @@ def views(images):
   }
 
 
-def normalised(images):
-  return resolve.normalise(defaults.get_config())(images.astype(np.float32))
+def normalized(images):
+  return resolve.normalize(defaults.get_config())(images.astype(np.float32))
 
 
 def cosine(a, b):
@@ -74,7 +74,7 @@ def dtypes(tree):
 
 @pytest.mark.parametrize("train", [False, True])
 def test_maps_and_statistics(variables, train):
-  images = normalised(pictures(4, 2)).reshape(-1, SIDE, SIDE, 3)
+  images = normalized(pictures(4, 2)).reshape(-1, SIDE, SIDE, 3)
   found = {
     precision: resnet12.apply(
       variables, images, train=train, precision=precision
@@ -147,10 +147,10 @@ def test_training(stage, variables):
   gradients, curves, states = [], [], []
   for precision in resnet12.PRECISIONS:
     loss, extra, batch = losses(precision, variables)[stage]
-    optimiser = resolve.optimiser(small(precision)[stage], 1000)
-    state = loop.new_state(variables, optimiser, extra)
+    optimizer = resolve.optimizer(small(precision)[stage], 1000)
+    state = loop.new_state(variables, optimizer, extra)
     state = jax.tree.map(jnp.array, state)  # `step` donates it
-    step = loop.make_step(loss, optimiser)
+    step = loop.make_step(loss, optimizer)
     curve = []
     for _ in range(6):
       state, measured = step(state, batch)
@@ -161,7 +161,7 @@ def test_training(stage, variables):
     curves.append(curve)
     states.append(state)
   assert dtypes(gradients) == dtypes(states) == {"float32"}
-  # Low, for a random network that few pixels normalise; of the quickstart's it
+  # Low, for a random network that few pixels normalize; of the quickstart's it
   # is above 0.996 (README).
   assert cosine(*gradients) > 0.9
   assert curves[0][-1] < 0.9 * curves[0][0]
@@ -178,7 +178,7 @@ def test_the_head_gets_float32(variables, monkeypatch):
     return distance(cost, a, b, **options)
 
   monkeypatch.setattr(matching.emd, "distance", spy)
-  support, query = (normalised(pictures(3, n, seed=n)) for n in (1, 2))
+  support, query = (normalized(pictures(3, n, seed=n)) for n in (1, 2))
   scores = []
   for precision in resnet12.PRECISIONS:
     model = models.DeepEMD(resnet12.to_module(variables, precision))

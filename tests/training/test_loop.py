@@ -29,15 +29,15 @@ def fit(directory, during=lambda: None):
     heed()
     return {"accuracy": float(variables["params"]["w"])}
 
-  optimiser = optax.adam(0.1)
+  optimizer = optax.adam(0.1)
   variables = {
     "params": {"w": jnp.zeros(())},
     "batch_stats": {"unused": jnp.zeros(())},
   }
   loop.fit(
     directory,
-    loop.new_state(variables, optimiser),
-    step=loop.make_step(loss, optimiser),
+    loop.new_state(variables, optimizer),
+    step=loop.make_step(loss, optimizer),
     batch=lambda number: np.full(1, number, np.float32),
     total_steps=TOTAL,
     validate_every=EVERY,

@@ -116,7 +116,7 @@ ODD = {
   "cmyk": fake.picture("odd", mode="CMYK"),
   "palette": fake.picture("odd", kind="PNG", mode="P"),
   "alpha": fake.picture("odd", kind="PNG", mode="RGBA"),
-  "grey": fake.picture("odd", mode="L"),
+  "gray": fake.picture("odd", mode="L"),
 }
 BAD = {
   "empty": b"",
