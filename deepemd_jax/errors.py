@@ -27,6 +27,6 @@ class MissingData(InputError):
     self.lines = lines
 
 
-class Interrupted(Exception):
+class StopRequested(Exception):
   """A signal asked the run to stop; what it had is saved. Its message says how
   to go on. `main` prints it and exits with code 143."""

@@ -28,8 +28,8 @@ from deepemd_jax.errors import (
   MISTAKE,
   STOPPED,
   InputError,
-  Interrupted,
   MissingData,
+  StopRequested,
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -368,7 +368,7 @@ def main(argv: list[str]) -> None:
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command goes on\n")
     code = 130
-  except Interrupted as error:
+  except StopRequested as error:
     if runtime.is_main():
       sys.stderr.write(f"{error}\n")
     code = STOPPED

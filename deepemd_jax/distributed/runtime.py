@@ -21,7 +21,7 @@ import zlib
 from typing import NoReturn
 
 from deepemd_jax.distributed.watchdog import EVERY, FAREWELL, Watch
-from deepemd_jax.errors import LOST, STOPPED, InputError, Interrupted
+from deepemd_jax.errors import LOST, STOPPED, InputError, StopRequested
 
 _WAITING = 20.0  # seconds without all processes, and a person hears of it
 _MEETING = 290.0  # seconds in all; JAX gives up after 300, by an abort
@@ -189,10 +189,10 @@ def raise_if_stopping(name: str) -> None:
   """`should_stop`, for work that has nothing to save.
 
   Raises:
-    Interrupted: a signal asked to stop.
+    StopRequested: a signal asked to stop.
   """
   if should_stop():
-    raise Interrupted(f"{name} stopped; the same command goes on")
+    raise StopRequested(f"{name} stopped; the same command goes on")
 
 
 def abort(error: BaseException) -> NoReturn:

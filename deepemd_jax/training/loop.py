@@ -16,7 +16,7 @@ import optax
 from deepemd_jax.checkpoints import manager
 from deepemd_jax.data import loader
 from deepemd_jax.distributed import runtime, sharding
-from deepemd_jax.errors import InputError, Interrupted
+from deepemd_jax.errors import InputError, StopRequested
 from deepemd_jax.training import metric_log
 
 
@@ -139,7 +139,7 @@ def fit(
 
   Raises:
     InputError: the loss is not finite.
-    Interrupted: SIGTERM or SIGINT; the same call goes on from here.
+    StopRequested: SIGTERM or SIGINT; the same call goes on from here.
   """
   state = sharding.replicate(state)
   with (
@@ -168,19 +168,19 @@ def fit(
         raise stopped(done)
 
       def stopped(done):
-        return Interrupted(
+        return StopRequested(
           f"{name} stopped at step {done} of {total_steps} and saved; "
           "the same command goes on from there"
         )
 
       def heed():
         if runtime.should_stop() or stop.number:
-          raise Interrupted(f"{name} stopped")
+          raise StopRequested(f"{name} stopped")
 
       def save_and_log(state, losses):
         try:
           values = validate(variables_of(state), heed)
-        except Interrupted:
+        except StopRequested:
           save_and_stop(state)  # to be validated when it goes on
         done = int(state.step)
         saved.save(done, **_items(state), meta={}, score=values["accuracy"])

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from deepemd_jax.errors import Interrupted
+from deepemd_jax.errors import StopRequested
 from deepemd_jax.training import loop
 
 TOTAL, EVERY = 6, 2
@@ -80,7 +80,7 @@ def test_a_signal_while_validating_stops_at_once_and_loses_nothing(tmp_path):
       if len(calls) == wanted:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match=f"at step {step} of {TOTAL} and"):
+    with pytest.raises(StopRequested, match=f"at step {step} of {TOTAL} and"):
       fit(directory, stop)
     assert not loop.is_finished(directory, TOTAL)
   fit(directory)

@@ -1,0 +1,42 @@
+"""A file is there whole, or not at all."""
+
+import os
+
+import pytest
+
+from deepemd_jax.utils import files
+
+
+def test_a_written_file_has_its_content_and_nothing_else_is_there(tmp_path):
+  files.write(tmp_path / "a.txt", "ä")
+  files.write(tmp_path / "a.txt", b"second")
+  assert (tmp_path / "a.txt").read_bytes() == b"second"
+  assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_failure_leaves_the_old_content_and_no_scratch(tmp_path):
+  files.write(tmp_path / "a.txt", "old")
+  with pytest.raises(OSError, match="full"):
+    with files.replacing(tmp_path / "a.txt") as scratch:
+      scratch.write_text("half")
+      raise OSError(28, "full")
+  assert (tmp_path / "a.txt").read_text() == "old"
+  assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_of_several_files_none_is_replaced_before_all_are_written(tmp_path):
+  files.write(tmp_path / "a", "old")
+  bad = str(tmp_path / "missing" / "b")
+  with pytest.raises(OSError) as error:
+    files.write_together({str(tmp_path / "a"): "new", bad: "new"})
+  assert error.value.filename == bad
+  assert (tmp_path / "a").read_text() == "old"
+  assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+  (tmp_path / "real").write_text("old")
+  (tmp_path / "link").symlink_to(tmp_path / "real")
+  files.write(tmp_path / "link", "new")
+  assert (tmp_path / "link").is_symlink()
+  assert (tmp_path / "real").read_text() == "new"
