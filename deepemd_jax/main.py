@@ -4,6 +4,7 @@ Only absl and ml_collections are imported here, so that `--help` and every
 mistake in a flag or a config field answer at once: one line, exit code 2.
 """
 
+import dataclasses
 import difflib
 import errno
 import gc
@@ -22,7 +23,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from deepemd_jax.config import resolve
+from deepemd_jax.config import validate
 from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import (
   MISTAKE,
@@ -70,7 +71,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FREE = ("stages", "evaluate", "sfc", "data.test_name", "data.workers")
 _FREE += ("episode", "variant", "retrieve")
 # What a config.json that does not have the field yet was trained with.
-_BEFORE = {"model": {"precision": "float32"}}
+_BEFORE = {"model": {"precision": "float32", "backbone": "resnet12"}}
 _STAGES = {
   "pretrain": "deepemd_jax.training.pretrain",
   "metatrain": "deepemd_jax.training.metatrain",
@@ -95,10 +96,13 @@ def run(
   Raises:
     InputError: the config, the data or the workdir do not fit.
   """
-  resolve.check(config)
+  validate.validate(config)
+  from deepemd_jax.config import feasible, resolve
+
+  settings = resolve.resolve(config)
   # Stated, so that test episodes may change in a workdir, and these may not.
-  config.metatrain.update(resolve.training_episode(config))
-  resolve.check_feasible(config)
+  config.metatrain.update(dataclasses.asdict(settings.training_episode))
+  feasible.check_feasible(settings)
   if set(config.stages) <= _LOOKING and not workdir.exists():
     raise InputError(
       f"no checkpoint in {workdir}: there is no such folder; give the "
@@ -114,9 +118,10 @@ def run(
   runtime.check_same(json.dumps(fields, sort_keys=True))
   if runtime.is_main():
     _claim(workdir, fields)
+  resolve.check_devices(settings)
   runtime.start_watchdog(workdir)
   for stage in config.stages:
-    importlib.import_module(_STAGES[stage]).run(config, workdir)
+    importlib.import_module(_STAGES[stage]).run(settings, workdir)
     # Process 0 may be drawing yet: the next stage must not find it behind.
     runtime.barrier(stage)
 

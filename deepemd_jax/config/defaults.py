@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
   data.fractions = (0.64, 0.16, 0.2)
 
   image = config.image = ConfigDict()
-  # Side in pixels of what the network sees.
+  # Side in pixels of what the network sees; 0 is what the backbone is made for.
   image.size = 84
   # The same in pre-training; 0 is image.size. Random crops show things larger
   # than whole images do, so a smaller side there, which is cheaper, meets them
@@ -66,11 +66,14 @@ def get_config(arg: str = "") -> ConfigDict:
   image.crop_ratio = (0.75, 4 / 3)
   # Mirror half of the pre-training images. Not for letters.
   image.flip = True
-  # Gray levels (0..255) subtracted and divided by, red, green, blue (official).
+  # Gray levels (0..255) subtracted and divided by, red, green, blue (official);
+  # () is what the backbone was made for.
   image.mean = (125.3, 123.0, 113.9)
   image.std = (63.0, 62.1, 66.7)
 
   model = config.model = ConfigDict()
+  # From images to feature maps; see `deepemd_jax/models/backbone.py`.
+  model.backbone = "resnet12"
   # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
   model.width = 1.0
   # float32, or bfloat16: convolutions and activations in bfloat16; parameters,

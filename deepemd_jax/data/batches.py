@@ -1,45 +1,115 @@
-"""Shuffled minibatches of one epoch after the other."""
+"""Where training batches are made: step number -> arrays of one step.
 
+Batches are pure functions of the step, so that a resumed run, another number of
+processes, or a worker process sees the same data. All are picklable.
+"""
+
+import dataclasses
 import functools
 
 import numpy as np
 
+from deepemd_jax.data import episodes
+from deepemd_jax.data.views import TrainingViews
 from deepemd_jax.errors import InputError
 
 
-class ShuffledBatches:
-  """`batches(step) -> int32 [batch_size]` rows: a pure function of the step.
+@dataclasses.dataclass(frozen=True)
+class ShuffledRows:
+  """`rows(step)`: int32 [batch_size], shuffled anew in every epoch.
 
-  Each epoch is its own permutation; the rows that do not fill a batch are left
-  out of that epoch.
+  The rows that do not fill a batch are left out of that epoch.
 
   Attributes:
-    steps_per_epoch: batches in an epoch.
+    count: rows there are.
+    batch_size: rows a step.
+    seed: of the shuffles.
+
+  Raises:
+    InputError: there are fewer rows than a batch needs.
   """
 
-  def __init__(self, n: int, batch_size: int, seed: int) -> None:
-    """Shuffles `n` rows.
+  count: int
+  batch_size: int
+  seed: int
 
-    Raises:
-      InputError: there are fewer rows than a batch needs.
-    """
-    if n < batch_size:
+  def __post_init__(self):
+    if self.count < self.batch_size:
       raise InputError(
-        f"a batch takes {batch_size} images, but there are {n}; lower "
-        f"config.pretrain.batch_size to {n} or less"
+        f"a batch takes {self.batch_size} images, but there are {self.count}; "
+        f"lower config.pretrain.batch_size to {self.count} or less"
       )
-    self.steps_per_epoch = n // batch_size
-    self._size, self._n, self._seed = batch_size, n, seed
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Batches in an epoch."""
+    return self.count // self.batch_size
 
   def __call__(self, step: int) -> np.ndarray:
     """The rows of step `step`, counted from 0 over all epochs."""
     epoch, index = divmod(step, self.steps_per_epoch)
-    start = index * self._size
-    rows = _permutation(self._n, self._seed, epoch)[start : start + self._size]
-    return rows.astype(np.int32)
+    start = index * self.batch_size
+    order = _permutation(self.count, self.seed, epoch)
+    return order[start : start + self.batch_size].astype(np.int32)
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
   """Of one epoch; this and the next are asked for again and again."""
-  return np.random.default_rng([seed, epoch]).permutation(n)
+  return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageBatches:
+  """Pre-training batches: views of images, and their labels.
+
+  Attributes:
+    rows: which images a step has.
+    views: of the images.
+    seed: of the crops.
+    local: int [n], which of a batch this process makes.
+  """
+
+  rows: ShuffledRows
+  views: TrainingViews
+  seed: int
+  local: np.ndarray
+
+  def __call__(self, step: int) -> dict:
+    """{"views": see `TrainingViews`, "labels": int [n]} of a step."""
+    rows = self.rows(step)
+    rng = np.random.default_rng([self.seed, 2, step])
+    return {
+      "views": self.views(rng, rows, self.local),
+      "labels": self.views.images.labels[rows[self.local]],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeBatches:
+  """Meta-training batches: views of the images of one or more episodes.
+
+  Attributes:
+    sampler: of the episodes.
+    views: of the images.
+    batch_size: episodes a step.
+    seed: of the crops.
+    local: int [e], which of a step's episodes this process makes.
+  """
+
+  sampler: episodes.EpisodeSampler
+  views: TrainingViews
+  batch_size: int
+  seed: int
+  local: np.ndarray
+
+  def __call__(self, step: int) -> dict:
+    """{"support": views [e, way, shot, ...], "query": views [e, way, n_query,
+    ...]} of a step."""
+    first = step * self.batch_size
+    batch = episodes.batch(self.sampler, range(first, first + self.batch_size))
+    rng = np.random.default_rng([self.seed, 3, step])
+    return {
+      "support": self.views(rng, batch.support, self.local),
+      "query": self.views(rng, batch.query, self.local),
+    }

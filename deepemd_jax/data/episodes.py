@@ -30,31 +30,45 @@ class Episode:
   classes: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class EpisodeShape:
+  """How many of what an episode has.
+
+  Attributes:
+    way: classes.
+    shot: support images a class.
+    query: query images a class.
+  """
+
+  way: int = 5
+  shot: int = 1
+  query: int = 15
+
+
 def check_feasible(
-  counts: Mapping[str, int], *, way: int, shot: int, query: int, split: str
+  counts: Mapping[str, int], shape: EpisodeShape, *, split: str
 ) -> None:
   """Refuses episodes that the classes cannot fill.
 
   Args:
     counts: images by class name.
-    way: classes an episode.
-    shot: support images a class.
-    query: query images a class.
+    shape: of the episodes.
     split: for the message.
 
   Raises:
     InputError: it names what there is and what is needed.
   """
-  if len(counts) < way:
+  if len(counts) < shape.way:
     raise InputError(
-      f"{way}-way episodes need {way} classes, but split {split!r} has "
-      f"{len(counts)}; lower config.episode.way, or add classes"
+      f"{shape.way}-way episodes need {shape.way} classes, but split {split!r} "
+      f"has {len(counts)}; lower config.episode.way, or add classes"
     )
   name = min(counts, key=counts.__getitem__)
-  if counts[name] < shot + query:
+  if counts[name] < shape.shot + shape.query:
     raise InputError(
       f"class {name!r} of split {split!r} has {counts[name]} images, but an "
-      f"episode needs {shot + query} ({shot} support and {query} query); lower "
+      f"episode needs {shape.shot + shape.query} ({shape.shot} support and "
+      f"{shape.query} query); lower "
       f"config.episode.shot or config.episode.query, or add images"
     )
 
@@ -65,11 +79,9 @@ class EpisodeSampler:
   def __init__(
     self,
     labels: np.ndarray,
+    shape: EpisodeShape,
     *,
     class_names: Sequence[str],
-    way: int,
-    shot: int,
-    query: int,
     seed: int,
     split: str,
   ) -> None:
@@ -77,10 +89,8 @@ class EpisodeSampler:
 
     Args:
       labels: int [N], the class of each row, indexing `class_names`.
+      shape: of the episodes.
       class_names: for messages.
-      way: classes an episode.
-      shot: support images a class.
-      query: query images a class.
       seed: of all episodes.
       split: part of what an episode is a function of.
 
@@ -89,38 +99,29 @@ class EpisodeSampler:
     """
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=len(class_names))
-    check_feasible(
-      dict(zip(class_names, counts.tolist(), strict=True)),
-      way=way,
-      shot=shot,
-      query=query,
-      split=split,
-    )
+    named = dict(zip(class_names, counts.tolist(), strict=True))
+    check_feasible(named, shape, split=split)
     self._rows = np.split(order.astype(np.int32), np.cumsum(counts)[:-1])
-    self._way, self._shot, self._query = way, shot, query
+    self._shape = shape
     self._key = [seed, zlib.crc32(split.encode())]
 
   def __call__(self, index: int) -> Episode:
     """Episode `index` >= 0."""
+    way, shot, query = dataclasses.astuple(self._shape)
     rng = np.random.default_rng([*self._key, index])
-    classes = rng.choice(len(self._rows), self._way, replace=False)
-    drawn = np.stack(
-      [
-        rng.choice(self._rows[c], self._shot + self._query, replace=False)
-        for c in classes
-      ]
+    classes = rng.choice(len(self._rows), way, replace=False)
+    rows = np.stack(
+      [rng.choice(self._rows[c], shot + query, replace=False) for c in classes]
     )
-    return Episode(
-      drawn[:, : self._shot], drawn[:, self._shot :], classes.astype(np.int32)
-    )
+    return Episode(rows[:, :shot], rows[:, shot:], classes.astype(np.int32))
 
 
 def batch(sampler: EpisodeSampler, indices: Iterable[int]) -> Episode:
   """Several episodes, stacked: [e, way, shot] and so on."""
-  drawn = [sampler(i) for i in indices]
+  sampled = [sampler(i) for i in indices]
   return Episode(
     *(
-      np.stack([getattr(episode, field.name) for episode in drawn])
+      np.stack([getattr(episode, field.name) for episode in sampled])
       for field in dataclasses.fields(Episode)
     )
   )

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from deepemd_jax.data import boxes as box_geometry
 from deepemd_jax.data import image_io
 
 # How copies are made. Crops of bicubic ones are nearer to crops of the original
@@ -88,12 +89,11 @@ class Copies(ImageSet):
   def cut(self, rows, boxes, size):
     """See `ImageSet`: the copies as they are."""
     del size
-    # JAX, which nobody needs who only counts images.
-    from deepemd_jax.data import views
-
     crops = boxes.size // (4 * max(rows.size, 1))
     sizes = self.sizes[rows.ravel()].repeat(crops, 0)
-    mapped = views.to_stored(boxes.reshape(-1, 4), sizes, self.images.shape[1])
+    mapped = box_geometry.to_stored(
+      boxes.reshape(-1, 4), sizes, self.images.shape[1]
+    )
     return self.images[rows], mapped.reshape(boxes.shape).astype(np.float32)
 
   def whole(self, rows, size):

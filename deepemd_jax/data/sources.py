@@ -379,3 +379,47 @@ class Paths:
   def read(self, rows: Sequence[int]) -> list[str]:
     """The path of each row."""
     return [self.paths[row] for row in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """(to be replaced at the merge)"""
+
+  name: str
+  test_name: str = ""
+  directory: str = ""
+  folder: str = ""
+  csv: str = ""
+  fractions: tuple[float, float, float] = (0.64, 0.16, 0.2)
+  image_size: int = 84
+  seed: int = 0
+  workers: int = 0
+
+
+def open_source(spec: DataSpec, *, variant: str = "default", split: str = ""):
+  """(to be replaced at the merge)"""
+  from deepemd_jax.data.registry import _folder_side
+
+  name = spec.name
+  if split == "test" and spec.test_name:
+    name = spec.test_name
+  directory = os.path.abspath(
+    os.path.expanduser(spec.directory or default_directory())
+  )
+  if name == "glyph_clutter":
+    return GlyphClutterSource(directory, variant=variant)
+  if variant != "default":
+    raise InputError(
+      f"data set {name!r} has no variant {variant!r}; set "
+      "config.evaluate.variants to ()"
+    )
+  if name.partition(":")[0] != "folder":
+    return BenchmarkSource(name, directory)
+  return FolderSource(
+    spec.folder,
+    directory,
+    side=_folder_side(name, spec.image_size),
+    fractions=spec.fractions,
+    csv=spec.csv or None,
+    seed=spec.seed,
+  )

@@ -1,217 +1,244 @@
-"""Views: which part of an image the network sees, and cutting it out.
+"""Views: what the network sees of an image, in training and in evaluation.
 
-Every view is a box and a flip: the host draws them, `crop_resize` cuts them on
-the device. It equals PIL's `crop().resize(BILINEAR)`, which the original and
-all published numbers use; `jax.image.scale_and_translate` differs by up to 67
-gray levels, because it looks outside the crop. PIL resizes in one direction,
-rounds to 8 bit, and resizes in the other. Across comes first, but since Pillow
-13 not where height shrinks by more than twice as many pixels as width (its pull
-request 9549); older ones differ there by a gray level in some pixels.
+A `View` says it in numbers. The host draws boxes and flips from it; the device
+cuts them out of squashed copies and normalizes them. `crops` does the same on
+the host for single images of any size.
 """
 
-import functools
-from collections.abc import Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_HIGHEST = jax.lax.Precision.HIGHEST
-# The official evaluation resizes to 92 for a center crop of 84.
-_MARGIN = 92 / 84
+from deepemd_jax.data import boxes
+from deepemd_jax.data.crop_resize import (
+  crop_resize,
+  evaluation_images,
+  large_side,
+)
+from deepemd_jax.data.image_set import ImageSet
+
+__all__ = [
+  "TrainingViews",
+  "View",
+  "crop_on_device",
+  "crop_resize",
+  "evaluation_boxes",
+  "evaluation_side",
+  "evaluation_view",
+]
+
+KINDS = ("fcn", "grid", "sampling")
 
 
-def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
-  """[2, size, side] weights of PIL's antialiased bilinear filter on a crop.
+@dataclasses.dataclass(frozen=True)
+class View:
+  """How images are looked at.
 
-  A triangle as wide as the scale, centered on each output pixel, cut off at the
-  crop's border, renormalized and rounded to multiples of 2^-22, which many sums
-  turn on (enlarging by 3/2 gives nothing but sixths, and halves of gray levels)
-  and float32 has not the bits for: multiples of 2^-11, and what is left.
+  Attributes:
+    kind: "fcn", whose nodes are the cells of the whole image's feature map;
+      "grid" or "sampling", whose nodes are crops in rows and columns or at
+      random places.
+    size: side in pixels of what the network sees.
+    crop: the whole image at test time: "center" or "whole".
+    scale: smallest and largest share of the area of a random crop.
+    aspect: smallest and largest width / height of a random crop.
+    flip: mirror half of the random crops.
+    mean: gray levels (0 to 255) that are subtracted, red, green, blue.
+    std: gray levels that are divided by.
+    grid: cells of "grid" along a side, one number per level.
+    ratio: side of a crop of "grid" over side of its cell at test time.
+    train_ratio: the range that it is drawn from in training.
+    patches: crops of "sampling" in training.
+    test_patches: the same at test time.
+    redraw: "sampling" draws other crops for every test episode.
+    seed: of test-time crops.
   """
-  # In units of half a pixel over size, in which whole boxes have whole numbers.
-  length = stop - start
-  radius = 2 * jnp.maximum(length, size)
-  pixel = jnp.arange(side)
-  place = (2 * (pixel - start) + 1) * size
-  center = (2 * jnp.arange(size) + 1) * length
-  distance = jnp.abs(place - center[:, None])
-  # A pixel belongs to a fractional crop when its center does; the one in the
-  # middle always does, or a crop below one pixel would be empty.
-  inside = (pixel + 0.5 > start) & (pixel + 0.5 < stop)
-  inside |= pixel == jnp.clip(jnp.floor((start + stop) / 2), 0, side - 1)
-  weights = jnp.where(inside, jnp.maximum(radius - distance, 0.0), 0.0)
-  total = weights.sum(1, keepdims=True)
-  weights = weights * 2.0**11
-  high = jnp.floor(weights / total)
-  low = jnp.floor((weights - high * total) * 2.0**11 / total + 0.5)
-  return jnp.stack([high * 2.0**-11, low * 2.0**-22])
+
+  kind: str = "fcn"
+  size: int = 84
+  crop: str = "center"
+  scale: tuple[float, float] = (0.08, 1.0)
+  aspect: tuple[float, float] = (0.75, 4 / 3)
+  flip: bool = True
+  mean: tuple[float, float, float] = (125.3, 123.0, 113.9)
+  std: tuple[float, float, float] = (63.0, 62.1, 66.7)
+  grid: tuple[int, ...] = (2, 3)
+  ratio: float = 2.0
+  train_ratio: tuple[float, float] = (1.0, 3.0)
+  patches: int = 9
+  test_patches: int = 9
+  redraw: bool = False
+  seed: int = 0
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether the network sees whole images, not crops, at test time."""
+    return self.kind == "fcn"
+
+  @property
+  def crops(self) -> int:
+    """Crops of an image at test time; 1 for whole images."""
+    if self.kind == "grid":
+      return sum(cells * cells for cells in self.grid)
+    return self.test_patches if self.kind == "sampling" else 1
+
+  @property
+  def flip_probability(self) -> float:
+    """Of a random crop."""
+    return 0.5 if self.flip else 0.0
+
+  def normalize(self, images):
+    """Gray levels [..., 3] to network input; of NumPy and JAX arrays."""
+    mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+    return (images - mean) / std
+
+  def to_gray_levels(self, pixels: np.ndarray) -> np.ndarray:
+    """The opposite of `normalize`: uint8."""
+    levels = pixels * np.array(self.std) + np.array(self.mean)
+    return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
 
-def _resized(weights: jax.Array, image: jax.Array) -> jax.Array:
-  """Whole numbers [h, side, 3] -> whole numbers [h, size, 3]."""
-  coarse, fine = jnp.einsum("kpw,hwc->khpc", weights, image, precision=_HIGHEST)
-  whole = jnp.floor(coarse)
-  return whole + jnp.floor((coarse - whole) + 0.5 + fine)
+@dataclasses.dataclass(frozen=True)
+class TrainingViews:
+  """Random views of an image set, drawn on the host; picklable.
+
+  Attributes:
+    images: of the training split.
+    view: how they are looked at.
+    size: side in pixels of what the network sees.
+    of_episodes: crops of the kind that `view` matches, for meta-training; if
+      not, one random crop an image, for pre-training. Grid and sampling have
+      one more axis, the crops, behind the rows.
+  """
+
+  images: ImageSet
+  view: View
+  size: int
+  of_episodes: bool = False
+
+  def __call__(
+    self, rng: np.random.Generator, rows: np.ndarray, local=slice(None)
+  ) -> dict[str, np.ndarray]:
+    """Draws views of `rows`, and reads the images of those that are local.
+
+    Args:
+      rng: draws for all rows, so that the draws do not depend on `local`.
+      rows: int [...], of the image set.
+      local: which of them, along the first axis, this process makes.
+
+    Returns:
+      {"images", "boxes", "flip"} for `crop_on_device`; the shape of
+      `rows[local]` stands in front of each.
+    """
+    boxes_of_rows = self._boxes(rng, self.images.sizes[rows.ravel()])
+    boxes_of_rows = boxes_of_rows.reshape(*rows.shape, *boxes_of_rows.shape[1:])
+    flip = rng.random(boxes_of_rows.shape[:-1]) < self.view.flip_probability
+    pixels, on_pixels = self.images.cut(
+      rows[local], boxes_of_rows[local], self.size
+    )
+    return {"images": pixels, "boxes": on_pixels, "flip": flip[local]}
+
+  def _boxes(self, rng, sizes):
+    """[N, 4], or [N, crops, 4], of images with the sizes [N, 2]."""
+    view = self.view
+    if not self.of_episodes or view.kind == "fcn":
+      return boxes.random_resized_crop(
+        rng, sizes, scale=view.scale, ratio=view.aspect
+      )
+    if view.kind == "grid":
+      ratios = rng.uniform(*view.train_ratio, (len(sizes), len(view.grid)))
+      return boxes.grid_boxes(sizes, view.grid, ratios)
+    return random_crops(rng, sizes, view.patches, view)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def crop_resize(
-  images: jax.Array, boxes: jax.Array, flip: jax.Array, size: int = 84
-) -> jax.Array:
-  """Cuts one box out of each image and resizes it.
+def random_crops(
+  rng: np.random.Generator, sizes: np.ndarray, crops: int, view: View
+) -> np.ndarray:
+  """Several random boxes an image: sizes [N, 2] -> [N, crops, 4]."""
+  drawn = boxes.random_resized_crop(
+    rng, sizes.repeat(crops, 0), scale=view.scale, ratio=view.aspect
+  )
+  return drawn.reshape(len(sizes), crops, 4)
+
+
+def evaluation_boxes(
+  view: View, images: ImageSet, rows: np.ndarray, episode: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Crops of grid and sampling at test time.
+
+  Those of an image are a function of (seed, row), so it is encoded once. With
+  an episode's number, sampling draws others for each episode.
 
   Args:
+    view: of kind "grid" or "sampling".
+    images: the image set.
+    rows: int [N].
+    episode: its number, or None.
+
+  Returns:
+    Boxes [N, crops, 4] in pixels of the originals, and bool [N, crops], which
+    crops are mirrored.
+  """
+  sizes = images.sizes[rows]
+  if view.kind == "grid":
+    ratios = np.full((len(sizes), len(view.grid)), view.ratio)
+    grid = boxes.grid_boxes(sizes, view.grid, ratios)
+    return grid, np.zeros(grid.shape[:2], bool)
+  crops, flips = [], []
+  for row, size in zip(rows, sizes, strict=True):
+    again = [] if episode is None else [episode]
+    rng = np.random.default_rng([view.seed, 4, row, *again])
+    crops.append(random_crops(rng, size[None], view.test_patches, view))
+    flips.append(rng.random(crops[-1].shape[1]) < view.flip_probability)
+  return np.concatenate(crops), np.stack(flips)
+
+
+def crop_on_device(view: View, size: int, drawn: dict) -> jax.Array:
+  """Cuts and normalizes what `TrainingViews` has drawn.
+
+  Args:
+    view: says how to normalize.
+    size: side of the result.
+    drawn: "images" uint8 [..., S, S, 3], "boxes" [..., 4], "flip" bool [...];
+      boxes and flips may have one more axis than images: several crops of one.
+
+  Returns:
+    Network input [..., size, size, 3].
+  """
+  images, crop_boxes, flip = drawn["images"], drawn["boxes"], drawn["flip"]
+  if flip.ndim > images.ndim - 3:
+    images = jnp.broadcast_to(
+      images[..., None, :, :, :], (*flip.shape, *images.shape[-3:])
+    )
+  pixels = crop_resize(
+    images.reshape(-1, *images.shape[-3:]),
+    crop_boxes.reshape(-1, 4),
+    flip.reshape(-1),
+    size=size,
+  )
+  return view.normalize(pixels.reshape(*flip.shape, size, size, 3))
+
+
+def evaluation_side(view: View) -> int:
+  """Side of whole images that `evaluation_view` does not resize."""
+  return view.size if view.crop == "whole" else large_side(view.size)
+
+
+def evaluation_view(view: View, images: jax.Array) -> jax.Array:
+  """Whole images at test time, without randomness.
+
+  Args:
+    view: how to look at them.
     images: uint8 [N, H, W, 3].
-    boxes: [N, 4] left, top, right, bottom in pixels, inside the image. They may
-      be fractional, as those on squashed copies are: the filter is placed
-      exactly, and sees the pixels whose centers lie in the box.
-    flip: bool [N], mirror left to right after cropping.
-    size: side of the result.
 
   Returns:
-    float32 gray levels 0..255, whole numbers, [N, size, size, 3]; PIL's own for
-    whole boxes.
+    Network input [N, size, size, 3].
   """
-  height, width = images.shape[1:3]
-  side = jax.core.max_dim(height, width)  # they may be symbols; see `export`
-  images = jnp.pad(
-    images, ((0, 0), (0, side - height), (0, side - width), (0, 0))
-  )
-
-  def one(image, box, mirrored):
-    across = _weights(side, size, box[0], box[2])
-    across = jnp.where(mirrored, across[:, ::-1], across)
-    down = _weights(side, size, box[1], box[3])
-    # Down first is across first on the image's transpose.
-    shrunk_across, shrunk_down = box[2] - box[0] - size, box[3] - box[1] - size
-    turned = (shrunk_down > 0) & (shrunk_down > 2 * shrunk_across)
-    first, second = (
-      jnp.where(turned, down, across),
-      jnp.where(turned, across, down),
-    )
-    image = jnp.where(turned, image.swapaxes(0, 1), image)
-    image = _resized(first, image.astype(jnp.float32))
-    image = _resized(second, image.swapaxes(0, 1))
-    image = jnp.where(turned, image, image.swapaxes(0, 1))
-    return jnp.clip(image, 0, 255)
-
-  return jax.vmap(one)(images, boxes.astype(jnp.float32), flip)
-
-
-def large_side(size: int) -> int:
-  """What `evaluation_images` resizes to before it cuts the center."""
-  return round(size * _MARGIN)
-
-
-def evaluation_images(images: jax.Array, size: int = 84) -> jax.Array:
-  """The official evaluation view: resize to size * 92 / 84, cut the center.
-
-  Args:
-    images: uint8 [N, H, W, 3]; the aspect ratio is not kept.
-    size: side of the result.
-
-  Returns:
-    float32 gray levels [N, size, size, 3].
-  """
+  if view.crop == "center":
+    return view.normalize(evaluation_images(images, view.size))
   count, height, width = images.shape[:3]
-  large = large_side(size)
-  box = jnp.array([0.0, 0.0, width, height])
-  resized = crop_resize(
-    images, jnp.tile(box, (count, 1)), jnp.zeros(count, bool), size=large
-  )
-  edge = (large - size) // 2
-  return resized[:, edge : edge + size, edge : edge + size]
-
-
-def random_resized_crop(
-  rng: np.random.Generator,
-  sizes: np.ndarray,
-  *,
-  scale: tuple[float, float] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-  """Boxes of torchvision's RandomResizedCrop, one an image.
-
-  Ten tries at an area share uniform in `scale` and an aspect ratio log-uniform
-  in `ratio`; if none fits, the largest central box with an allowed ratio.
-
-  Args:
-    rng: draws all.
-    sizes: int [N, 2], height and width of each image.
-    scale: smallest and largest share of the area.
-    ratio: smallest and largest width / height.
-
-  Returns:
-    float64 [N, 4] left, top, right, bottom: whole numbers.
-  """
-  height, width = np.asarray(sizes).T[:, :, None].astype(np.float64)
-  tries = (len(height), 10)
-  area = height * width * rng.uniform(*scale, tries)
-  aspect = np.exp(rng.uniform(*np.log(ratio), tries))
-  w = np.round(np.sqrt(area * aspect))
-  h = np.round(np.sqrt(area / aspect))
-  fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
-  first = fits.argmax(1)[:, None]
-  w, h = (np.take_along_axis(x, first, 1) for x in (w, h))
-  place = rng.random((2, len(height), 1))
-  left = np.floor(place[0] * (width - w + 1))
-  top = np.floor(place[1] * (height - h + 1))
-  # The fallback: the whole image, cut to an allowed ratio.
-  whole_w = np.clip(np.minimum(width, np.round(height * ratio[1])), 1, None)
-  whole_h = np.clip(np.minimum(height, np.round(width / ratio[0])), 1, None)
-  failed = ~fits.any(1, keepdims=True)
-  w, h = np.where(failed, whole_w, w), np.where(failed, whole_h, h)
-  left = np.where(failed, (width - w) // 2, left)
-  top = np.where(failed, (height - h) // 2, top)
-  return np.concatenate([left, top, left + w, top + h], 1)
-
-
-def grid_boxes(
-  sizes: np.ndarray, cells: Sequence[int], ratios: np.ndarray
-) -> np.ndarray:
-  """Boxes of Grid: the cells of an image pyramid, each with some context.
-
-  As official `get_grid_location`: lengths are truncated to whole pixels, and at
-  the border a box is cut off, not shifted.
-
-  Args:
-    sizes: int [N, 2], height and width of each image.
-    cells: along a side, one number per level; (2, 3) gives 4 + 9 boxes.
-    ratios: [N, levels], side of a box over side of its cell.
-
-  Returns:
-    float64 [N, sum of cells^2, 4] left, top, right, bottom: whole numbers, the
-    levels in the order given, each row by row.
-  """
-  levels = []
-  for count, ratio in zip(cells, np.asarray(ratios).T, strict=True):
-    (top, bottom), (left, right) = (
-      _spans(np.asarray(size), count, ratio) for size in np.asarray(sizes).T
-    )
-    shape = (len(left), count, count)
-    sides = [left[:, None], top[..., None], right[:, None], bottom[..., None]]
-    level = np.stack([np.broadcast_to(x, shape) for x in sides], -1)
-    levels.append(level.reshape(len(left), count * count, 4))
-  return np.concatenate(levels, 1)
-
-
-def _spans(length: np.ndarray, count: int, ratio: np.ndarray):
-  """Where `count` enlarged cells begin and end, each [N, count]."""
-  cell = np.floor(length / count)
-  reach = np.floor(length / count * ratio) // 2
-  center = (cell // 2)[:, None] + np.arange(count) * cell[:, None]
-  low = np.maximum(center - reach[:, None], 0)
-  return low, np.minimum(center + reach[:, None], length[:, None])
-
-
-def to_stored(boxes: np.ndarray, sizes: np.ndarray, side: int) -> np.ndarray:
-  """Boxes on the originals as boxes on their squashed side x side copies.
-
-  Args:
-    boxes: [N, 4] left, top, right, bottom in pixels of the original.
-    sizes: [N, 2], height and width of the originals.
-    side: of the stored copies.
-  """
-  width_height = np.asarray(sizes)[:, ::-1]
-  return boxes * (side / np.tile(width_height, (1, 2)))
+  whole = jnp.tile(jnp.array([0.0, 0.0, width, height]), (count, 1))
+  upright = jnp.zeros(count, bool)
+  return view.normalize(crop_resize(images, whole, upright, size=view.size))

@@ -8,6 +8,7 @@ JAX is imported where it is used: whether this process is the first is asked by
 commands that do without it.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -30,6 +31,7 @@ _VERDICT = 45.0  # seconds to find out who is to blame for an error
 _index, _count = 0, 1
 _watch: Watch | None = None
 _turns = 0
+_signal = 0
 
 
 def is_main() -> bool:
@@ -177,7 +179,7 @@ def should_stop() -> bool:
   step. Whether a signal to any of them asks all to stop here."""
   global _turns
   if not is_distributed():
-    return False
+    return bool(_signal)
   from jax.experimental import multihost_utils
 
   mark_progress()
@@ -245,3 +247,25 @@ def end(code: int, why: str = "") -> NoReturn:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
+
+
+@contextlib.contextmanager
+def stop_on_signal():
+  """(to be replaced at the merge)"""
+  global _signal
+  _signal, before = 0, {}
+
+  def note(number, frame):
+    global _signal
+    _signal = number
+    signal.signal(number, before[number])
+
+  if not is_distributed():
+    for number in (signal.SIGTERM, signal.SIGINT):
+      before[number] = signal.signal(number, note)
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    _signal = 0

@@ -7,130 +7,172 @@ import jax
 import numpy as np
 
 from deepemd_jax import emd
-from deepemd_jax.config import resolve
-from deepemd_jax.data import views
-from deepemd_jax.evaluation import plots
-from deepemd_jax.models import matching, nodes, resnet12
-from deepemd_jax.training import metric_log
+from deepemd_jax.config.settings import Settings
+from deepemd_jax.data.boxes import to_stored
+from deepemd_jax.data.episodes import Episode
+from deepemd_jax.data.image_set import ImageSet
+from deepemd_jax.data.views import (
+  evaluation_boxes,
+  evaluation_side,
+  evaluation_view,
+)
+from deepemd_jax.evaluation import curves, metric_rows, plots
+from deepemd_jax.evaluation.features import Features
+from deepemd_jax.evaluation.results import EpisodeResults, FewShotResults
+from deepemd_jax.evaluation.retrieval_results import (
+  EMD,
+  GLOBAL,
+  Ranking,
+  RetrievalResults,
+)
+from deepemd_jax.models import heads, matching
 
 
-def draw(config, workdir: pathlib.Path, images, drawn, variables, results):
+def draw(
+  settings: Settings,
+  workdir: pathlib.Path,
+  images: ImageSet,
+  episode: Episode,
+  variables,
+  results: FewShotResults,
+) -> None:
   """Writes learning_curves.png, matched_regions.png and, when variants were
   tested, clutter.png.
 
   Args:
-    config: of the run.
+    settings: of the run.
     workdir: of the run.
-    images: the test `ImageSet`.
-    drawn: one `Episode` of it, to show.
+    images: the test images.
+    episode: one of them, to show.
     variables: DeepEMD's encoder.
-    results: as in results.json.
+    results: of the test.
   """
   folder = workdir / "figures"
   stages = {
-    stage: metric_log.read(workdir / stage / "metrics.jsonl")
+    stage: metric_rows.read(workdir / stage / "metrics.jsonl")
     for stage in ("pretrain", "metatrain")
     if (workdir / stage / "metrics.jsonl").exists()
   }
   if stages:
-    plots.save(plots.learning_curves(stages), folder / "learning_curves.png")
-  if config.evaluate.pictures:
-    pairs = matched_pairs(config, images, drawn, variables)
+    plots.save(curves.learning_curves(stages), folder / "learning_curves.png")
+  if settings.evaluate.pictures:
+    pairs = matched_pairs(settings, images, episode, variables)
     plots.save(plots.matched_regions(pairs), folder / "matched_regions.png")
-  panels = clutter_panels(results.get("variants", {}))
+  panels = clutter_panels(results.variants)
   if panels:
-    figure = plots.robustness_curves(panels, "distractors")
+    figure = curves.robustness_curves(panels, "distractors")
     plots.save(figure, folder / "clutter.png")
 
 
-def draw_retrieval(config, workdir: pathlib.Path, images, orders, results):
+def draw_retrieval(
+  settings: Settings,
+  workdir: pathlib.Path,
+  images: ImageSet,
+  chosen: dict[str, str],
+  rankings: dict[str, Ranking],
+  results: RetrievalResults,
+) -> None:
   """Writes retrieval.png (quality and time against the number of images that
   EMD puts in order) and retrieved.png (what some queries got).
 
   Args:
-    config: of the run.
+    settings: of the run.
     workdir: of the run.
-    images: the gallery, an `ImageSet`.
-    orders: as `retrieve.orders`.
-    results: as in retrieve.json.
+    images: the gallery.
+    chosen: ranking -> the stage of its encoder.
+    rankings: stage -> what its encoder made of the gallery.
+    results: of the test.
   """
   folder = workdir / "figures"
-  curve = results["curve"]
+  measured = results.measured
   panels = {
     metric: {
-      method: [(row["depth"], row["methods"][method][metric]) for row in curve]
-      for method in results["methods"]
+      method: [(x.depth, x.methods[method][metric]) for x in measured.curve]
+      for method in measured.methods
     }
-    for metric in (f"Recall@{min(config.retrieve.recalls)}", "MAP@R")
+    for metric in (f"Recall@{min(settings.retrieve.recalls)}", "MAP@R")
   }
-  times = [(row["depth"], row["ms_per_query"]) for row in curve]
-  figure = plots.retrieval_curves(panels, times)
+  times = [(x.depth, x.ms_per_query) for x in measured.curve]
+  figure = curves.retrieval_curves(panels, times)
   plots.save(figure, folder / "retrieval.png")
-  shown = retrieved(config, images, orders)
-  if shown:
-    plots.save(plots.retrieved(shown), folder / "retrieved.png")
-
-
-def retrieved(config, images, orders, count: int = 5) -> list:
-  """Some of the queries whose first images are not equally many right in the
-  two rankings, drawn by the seed: where there is something to see."""
-  queries = orders["queries"]
-  names = [name for name in orders if name != "queries"]
-  right = {
-    name: images.labels[orders[name][:, :count]]
-    == images.labels[queries][:, None]
-    for name in names
+  last = rankings[chosen[EMD]]
+  orders = {
+    GLOBAL: rankings[chosen[GLOBAL]].rows,
+    EMD: last.order(EMD, last.emd.shape[1]),
   }
-  counts = [found.sum(1) for found in right.values()]
+  shown = retrieved(settings, images, last.queries, orders)
+  if shown:
+    plots.save(curves.retrieved(shown), folder / "retrieved.png")
+
+
+def retrieved(
+  settings: Settings,
+  images: ImageSet,
+  queries: np.ndarray,
+  orders: dict[str, np.ndarray],
+  count: int = 5,
+) -> list[curves.Retrieved]:
+  """Some of the queries whose first images are not equally many right in the
+  two rankings, drawn by the seed: where there is something to see.
+
+  Args:
+    settings: of the run.
+    images: the gallery.
+    queries: int [q], rows.
+    orders: ranking -> int [q, L], rows.
+    count: how many images of a ranking are shown.
+  """
+  own = images.labels[queries][:, None]
+  right = {
+    name: images.labels[rows[:, :count]] == own for name, rows in orders.items()
+  }
+  counts = [hits.sum(1) for hits in right.values()]
   differing = np.flatnonzero(counts[0] != counts[1])
-  rng = np.random.default_rng([config.seed, 6])
-  chosen = rng.permutation(differing)[: config.retrieve.pictures]
-  side = resolve.evaluation_side(config)
-
-  def of(rows):
-    return images.whole(rows, side)
-
+  rng = np.random.default_rng([settings.seed, 6])
+  chosen = rng.permutation(differing)[: settings.retrieve.pictures]
+  side = evaluation_side(settings.view)
   return [
-    plots.Retrieved(
-      query=of(queries[i : i + 1])[0],
+    curves.Retrieved(
+      query=images.whole(queries[i : i + 1], side)[0],
       title=images.class_names[images.labels[queries[i]]],
       found={
-        name: (of(orders[name][i, :count]), right[name][i]) for name in names
+        name: (images.whole(rows[i, :count], side), right[name][i])
+        for name, rows in orders.items()
       },
     )
     for i in np.sort(chosen)
   ]
 
 
-def matched_pairs(config, images, drawn, variables) -> list:
+class _Encoded(NamedTuple):
+  """Images for a picture.
+
+  Attributes:
+    shown: uint8 [k, S, S, 3].
+    nodes: [k, n, c].
+    boxes: [k, n, 4], where on the picture each node is.
+    mirrored: bool [k, n], which nodes are of a mirrored crop.
+  """
+
+  shown: np.ndarray
+  nodes: jax.Array
+  boxes: np.ndarray
+  mirrored: np.ndarray
+
+
+def matched_pairs(
+  settings: Settings, images: ImageSet, episode: Episode, variables
+) -> list[plots.MatchedPair]:
   """The first query of the first classes, against the class it was given to."""
-  count = min(config.evaluate.pictures, len(drawn.classes))
+  way = len(episode.classes)
+  count = min(settings.evaluate.pictures, way)
   # Together, because every number of images is compiled.
-  rows = np.concatenate([drawn.support[:, 0], drawn.query[:count, 0]])
-  way = len(drawn.classes)
-  seen = _looked_at(config, images, rows, variables)
-  support, query = (
-    _Looked(*(x[:way] for x in seen)),
-    _Looked(*(x[way:] for x in seen)),
-  )
-
-  @jax.jit
-  def matched(query, support):
-    problem = matching.match(query, support)
-    plan = emd.solve(
-      1.0 - problem.similarity,
-      problem.query_weights,
-      problem.class_weights,
-      solver=resolve.solver(config),
-    )
-    logits = (problem.similarity * plan.flow).sum((-2, -1))
-    scale = config.emd.temperature / query.shape[1]
-    return problem, plan.flow, scale * logits
-
-  problem, flow, logits = jax.tree.map(
-    np.asarray, matched(query.nodes, support.nodes)
-  )
-  names = [images.class_names[c] for c in drawn.classes]
+  rows = np.concatenate([episode.support[:, 0], episode.query[:count, 0]])
+  encoded = _encode_for_figure(settings, images, rows, variables)
+  support = _Encoded(*(part[:way] for part in encoded))
+  query = _Encoded(*(part[way:] for part in encoded))
+  problem, flow, logits = _match(settings, query.nodes, support.nodes)
+  names = [images.class_names[c] for c in episode.classes]
   pairs = []
   for i in range(count):
     j = int(logits[i].argmax())
@@ -153,75 +195,61 @@ def matched_pairs(config, images, drawn, variables) -> list:
   return pairs
 
 
-class _Looked(NamedTuple):
-  """What is shown (uint8 [k, S, S, 3]), its nodes [k, n, c], where on the
-  picture each of them is [k, n, 4], and which are mirrored [k, n]."""
+def _match(settings: Settings, query_nodes, support_nodes):
+  """Problems, flows and logits of queries against classes, in NumPy."""
 
-  shown: np.ndarray
-  nodes: jax.Array
-  boxes: np.ndarray
-  mirrored: np.ndarray
+  @jax.jit
+  def match(query, support):
+    problem = matching.match(query, support)
+    plan = emd.solve(
+      1.0 - problem.similarity,
+      problem.query_weights,
+      problem.class_weights,
+      solver=settings.heads.solver,
+    )
+    logits = (problem.similarity * plan.flow).sum((-2, -1))
+    scale = settings.heads.temperature / query.shape[1]
+    return problem, plan.flow, scale * logits
+
+  return jax.tree.map(np.asarray, match(query_nodes, support_nodes))
 
 
-def _looked_at(config, images, rows, variables) -> _Looked:
-  side, precision = config.image.size, config.model.precision
-  shown = images.whole(rows, resolve.evaluation_side(config))
-  if config.nodes.kind != "fcn":
-    boxes, flip = resolve.evaluation_crops(config, images)(rows)
-    pixels, cut_out = images.cut(rows, boxes, side)
-    crops = resolve.crop(config, side)(
-      {"images": pixels, "boxes": cut_out, "flip": flip}
+def _encode_for_figure(
+  settings: Settings, images: ImageSet, rows: np.ndarray, variables
+) -> _Encoded:
+  features, view = Features.of(settings), settings.view
+  shown = images.whole(rows, evaluation_side(view))
+  if not view.is_whole:
+    boxes, flip = evaluation_boxes(view, images, rows)
+    pixels, on_pixels = images.cut(rows, boxes, view.size)
+    on_shown = to_stored(
+      boxes.reshape(-1, 4),
+      images.sizes[rows].repeat(boxes.shape[1], 0),
+      shown.shape[1],
     )
-    crops = crops.reshape(-1, *crops.shape[2:])
-    maps = resnet12.encode(variables, crops, precision)
-    maps = maps.reshape(*flip.shape, *maps.shape[1:])
-    count = boxes.shape[1]
-    on_shown = views.to_stored(
-      boxes.reshape(-1, 4), images.sizes[rows].repeat(count, 0), shown.shape[1]
+    return _Encoded(
+      shown,
+      features.nodes_of_crops(variables, pixels, on_pixels, flip),
+      on_shown.reshape(boxes.shape),
+      flip,
     )
-    return _Looked(
-      shown, nodes.from_crops(maps), on_shown.reshape(boxes.shape), flip
-    )
-  pixels = np.asarray(resolve.evaluation_view(config)(shown))
-  maps = resnet12.encode(variables, pixels, precision)
-  grids = [(cells, cells) for cells in config.nodes.pyramid]
-  grids.append(maps.shape[1:3])
-  boxes = np.concatenate([nodes.cell_boxes(*g, side) for g in grids])
-  return _Looked(
-    _to_gray_levels(config, pixels),
-    nodes.pyramid(maps, tuple(config.nodes.pyramid)),
+  pixels = np.asarray(evaluation_view(view, shown))
+  boxes = features.node_boxes()
+  return _Encoded(
+    view.to_gray_levels(pixels),
+    features.nodes(variables, pixels[:, None]),
     np.broadcast_to(boxes, (len(rows), *boxes.shape)),
     np.zeros((len(rows), len(boxes)), bool),
   )
 
 
-def _to_gray_levels(config, pixels):
-  levels = pixels * np.array(config.image.std) + np.array(config.image.mean)
-  return np.clip(np.round(levels), 0, 255).astype(np.uint8)
-
-
-def clutter_panels(variants: dict) -> dict:
-  """{"background: plain": {head: [(distractors, accuracy, ci95)]}}."""
+def clutter_panels(variants: dict[str, EpisodeResults]) -> dict:
+  """{"plain background": {head: [(distractors, accuracy, ci95)]}}."""
   panels: dict = {}
-  for name, measured in variants.items():
+  for name, results in variants.items():
     distractors, _, background = name.partition("_")
     panel = panels.setdefault(f"{background} background", {})
-    for head, row in measured["heads"].items():
-      point = (int(distractors[1:]), row["accuracy"], row["ci95"])
-      panel.setdefault(results_title(head), []).append(point)
+    for head, accuracy in results.accuracy.items():
+      point = (int(distractors[1:]), accuracy.mean, accuracy.ci95)
+      panel.setdefault(heads.title(head), []).append(point)
   return panels
-
-
-def results_title(head: str, shot: int = 1) -> str:
-  """A head's name for people."""
-  return {
-    "deepemd": "DeepEMD" if shot == 1 else "DeepEMD, SFC",
-    "deepemd_equal_weights": "DeepEMD, equal weights",
-    "deepemd_l2": "DeepEMD, l2",
-    "deepemd_sinkhorn": "DeepEMD, Sinkhorn",
-    "deepemd_qp": "DeepEMD, QP",
-    "deepemd_mean": "DeepEMD, mean nodes",
-    "deepemd_nearest": "DeepEMD, nearest shot",
-    "prototype": "Prototype (pooled, cosine)",
-    "chamfer": "Chamfer (nearest node)",
-  }[head]

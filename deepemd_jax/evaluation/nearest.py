@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deepemd_jax.distributed import sharding
+from deepemd_jax.distributed import runtime, sharding
+from deepemd_jax.evaluation.features import Nodes, on_nodes
 from deepemd_jax.models import matching
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would swap neighbors in rank
@@ -71,6 +72,7 @@ def top(
     none = np.full((len(at), k), -np.inf, np.float32)
     queries = sharding.shard_batch((np.asarray(gallery[own]), own))
     best = sharding.shard_batch((none, np.zeros((len(at), k), np.int32)))
+    runtime.mark_progress()
     for start, part in blocks:
       best = _step()(part, start, np.int32(len(gallery)), best, *queries)
     found.append(_fetched(best))
@@ -118,50 +120,47 @@ class _Blocks:
       yield np.int32(start), sharding.replicate(part)
 
 
-def reranker(solver=None) -> Callable:
-  """A function that compares queries with a few candidates each, by EMD.
+class Reranker:
+  """Compares queries with a few candidates each, by EMD.
 
-  `(nodes, rows, candidates, batch_size=16, progress) -> similarity`: float32
-  [q, K], at most min(n, m) / n, which is 1 if all images have as many nodes;
-  `nodes` [N, n, c] of all images, a JAX array on every device, or a NumPy one
-  (a memory map, say) of which a batch's go there; int `rows` [q], the queries;
-  `candidates` [q, K]; `batch_size` queries in one call, which changes no
-  result; `progress` is called with the number of queries done. Make it once: it
-  compiles for each K.
-
-  Args:
-    solver: an EMD solver; None is the best for this platform.
+  Make it once: it compiles for each number of candidates.
   """
 
-  def compare(query, candidates):  # [b, n, c], [b, K, n, c] -> [b, K]
-    def one(query, candidates):
+  def __init__(self, solver=None) -> None:
+    """Makes it with an EMD solver; None is the best for this platform."""
+
+    def similarity(query, candidates):  # [n, c], [K, n, c] -> [K]
       return matching.logits(query[None], candidates, solver, 1.0)[0]
 
-    return jax.vmap(one)(query, candidates)
+    self._compare = on_nodes(jax.vmap(similarity))
 
-  def gather(nodes, rows, candidates):
-    return compare(nodes[rows], nodes[candidates])
+  def __call__(
+    self,
+    nodes: Nodes,
+    rows: np.ndarray,
+    candidates: np.ndarray,
+    batch_size: int = 16,
+    progress: Callable[[int], None] = lambda done: None,
+  ) -> np.ndarray:
+    """Similarities of each query's candidates.
 
-  on_nodes = jax.jit(sharding.shard_map_batch(compare))
-  on_rows = jax.jit(sharding.shard_map_batch(gather, whole=1))
+    Args:
+      nodes: of all images.
+      rows: int [q], the queries.
+      candidates: int [q, K].
+      batch_size: queries in one call, which changes no result.
+      progress: called with the number of queries done.
 
-  def rerank(nodes, rows, candidates, batch_size=16, progress=None):
+    Returns:
+      float32 [q, K], at most min(n, m) / n, which is 1 if all images have as
+      many nodes.
+    """
     batch_size = sharding.pad_to_devices(min(batch_size, len(rows)))
-    found = []
+    parts = []
     for at in _batches(len(rows), batch_size):
-      if progress:
-        progress(int(at[0]))
-      chosen = rows[at], candidates[at]
-      if isinstance(nodes, np.ndarray):
-        scores = on_nodes(
-          *sharding.shard_batch(tuple(nodes[x] for x in chosen))
-        )
-      else:
-        scores = on_rows(nodes, *sharding.shard_batch(chosen))
-      found.append(_fetched(scores))
-    return np.concatenate(found)[: len(rows)]
-
-  return rerank
+      progress(int(at[0]))
+      parts.append(_fetched(self._compare(nodes, (rows[at], candidates[at]))))
+    return np.concatenate(parts)[: len(rows)]
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:

@@ -1,150 +1,326 @@
-"""What a test says of itself: the protocol, the file and the table."""
+"""What a test found, as typed values; its JSON and its table.
+
+`results.json` is `FewShotResults.to_json()`; the table on the terminal is
+`FewShotResults.table()`.
+"""
 
 import copy
+import dataclasses
 import json
-import os
 import pathlib
 import platform
+from typing import Any
 
 import jax
 import numpy as np
 
-from deepemd_jax.config import resolve
+from deepemd_jax.checkpoints.pretrained import BestEncoder
+from deepemd_jax.config import resolve, stored
+from deepemd_jax.config.settings import Settings
+from deepemd_jax.data.episodes import EpisodeShape
+from deepemd_jax.data.sources import open_source
 from deepemd_jax.distributed import sharding
-from deepemd_jax.evaluation import figures
+from deepemd_jax.evaluation import statistics
+from deepemd_jax.models import heads
+from deepemd_jax.utils import files
 
 
-def protocol(config, workdir: pathlib.Path) -> dict:
-  """What a reader needs to repeat or compare the numbers."""
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A mean with its 95% interval.
+
+  Attributes:
+    mean: of the values.
+    ci95: half width of the interval.
+  """
+
+  mean: float
+  ci95: float
+
+  @classmethod
+  def of(cls, values: np.ndarray) -> "Estimate":
+    """Of independent values."""
+    return cls(float(np.mean(values)), statistics.ci95(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """What a test cost.
+
+  Attributes:
+    encoding_seconds: of all images, once for each stage's encoder.
+    encoded_images: by all encoders.
+    episodes_per_second: by head, without encoding.
+    with_encoding: the same, with the head's share of the encoding.
+  """
+
+  encoding_seconds: float
+  encoded_images: int
+  episodes_per_second: dict[str, float]
+  with_encoding: dict[str, float]
+
+  def to_json(self) -> dict:
+    """As in results.json."""
+    return {
+      "encoding_seconds": self.encoding_seconds,
+      "encoded_images": self.encoded_images,
+      "episodes_per_second": self.episodes_per_second,
+      "episodes_per_second_with_encoding": self.with_encoding,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeResults:
+  """What the heads did on the same episodes.
+
+  Attributes:
+    accuracy: by head, percent.
+    paired: "deepemd - other" -> the difference on the same episodes, points.
+    episodes: how many.
+    timing: what it cost.
+    shape: of the episodes.
+    nodes: what was matched, for the record.
+  """
+
+  accuracy: dict[str, Estimate]
+  paired: dict[str, Estimate]
+  episodes: int
+  timing: Timing
+  shape: EpisodeShape
+  nodes: dict[str, Any]
+
+  def to_json(self) -> dict:
+    """As in results.json."""
+    return {
+      "heads": {
+        name: {"accuracy": accuracy.mean, "ci95": accuracy.ci95}
+        for name, accuracy in self.accuracy.items()
+      },
+      "paired": {
+        name: dataclasses.asdict(difference)
+        for name, difference in self.paired.items()
+      },
+      "episodes": self.episodes,
+      "timing": self.timing.to_json(),
+      "episode": dataclasses.asdict(self.shape),
+      "nodes": self.nodes,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """What a reader needs to repeat the numbers, or to compare them.
+
+  Attributes:
+    data: name of the data set in the config.
+    trained_on: "name" and "title" of the data that the encoders have seen.
+    tested_on: the same of those that they were tested on.
+    image: "size" and "crop".
+    model: what the backbone was made from.
+    seed: of all draws.
+  """
+
+  data: str
+  trained_on: dict[str, str]
+  tested_on: dict[str, str]
+  image: dict[str, Any]
+  model: dict[str, Any]
+  seed: int
+
+  @classmethod
+  def of(cls, settings: Settings, workdir: pathlib.Path) -> "Protocol":
+    """Of a run in a workdir whose encoders may have seen other data."""
+    return cls(
+      data=settings.data.name,
+      trained_on=_trained_on(settings, workdir),
+      tested_on=_described(open_source(settings.data, split="test")),
+      image={"size": settings.view.size, "crop": settings.view.crop},
+      model=settings.model,
+      seed=settings.seed,
+    )
+
+  def to_json(self) -> dict:
+    """As in results.json, with the versions and devices of this process."""
+    return {
+      "data": self.data,
+      "protocol": {
+        "trained on": self.trained_on,
+        "tested on": self.tested_on,
+      },
+      "image": self.image,
+      "model": self.model,
+      "seed": self.seed,
+      "versions": _versions(),
+      "device": sharding.describe_devices(),
+    }
+
+  def data_title(self) -> str:
+    """The data set, or "trained on to tested on"."""
+    trained, tested = self.trained_on["name"], self.tested_on["name"]
+    return tested if trained == tested else f"{trained} to {tested}"
+
+
+def _versions() -> dict[str, str]:
   import flax
   import jaxlib
 
   from deepemd_jax import __version__
 
   return {
-    "data": config.data.name,
-    "protocol": {
-      "trained on": _trained_on(config, workdir),
-      "tested on": _described(resolve.source(config, split="test")),
-    },
-    "image": {"size": config.image.size, "crop": config.image.crop},
-    "model": config.model.to_dict(),
-    "nodes": nodes_fields(config),
-    "episode": config.episode.to_dict(),
-    "seed": config.seed,
-    "versions": {
-      "deepemd_jax": __version__,
-      "python": platform.python_version(),
-      "jax": jax.__version__,
-      "jaxlib": jaxlib.__version__,
-      "flax": flax.__version__,
-      "numpy": np.__version__,
-    },
-    "device": sharding.describe_devices(),
+    "deepemd_jax": __version__,
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "jaxlib": jaxlib.__version__,
+    "flax": flax.__version__,
+    "numpy": np.__version__,
   }
 
 
-def _described(source) -> dict:
+def _described(source) -> dict[str, str]:
   return {"name": source.protocol, "title": source.title}
 
 
-def _trained_on(config, workdir: pathlib.Path) -> dict:
-  """The data that the workdir's encoders were trained on: they may be tested on
-  others."""
-  fields = json.loads((workdir / "config.json").read_text())
+def _trained_on(settings: Settings, workdir: pathlib.Path) -> dict[str, str]:
+  """The data that the workdir's encoders were trained on."""
+  fields = stored.read_fields(workdir / "config.json")
   if "data" not in fields:  # written by `convert`
     title = "a file of other people's, which does not say what it has seen"
     return {"name": "converted checkpoint", "title": title}
-  found = copy.deepcopy(config)
-  for part in ("data", "image"):
-    before = fields[part]
-    found[part].update({k: before[k] for k in found[part] if k in before})
-  return _described(resolve.source(found))
+  data = resolve.stored_data(settings.data, fields)
+  return _described(open_source(data))
 
 
-def nodes_fields(config) -> dict:
-  """What `config.nodes` says of test time."""
-  used = {
-    "fcn": ["pyramid"],
-    "grid": ["grid", "ratio"],
-    "sampling": ["patches", "redraw"],
+@dataclasses.dataclass(frozen=True)
+class FewShotResults:
+  """What stage evaluate found.
+
+  Attributes:
+    main: on the test episodes.
+    more: change -> the same with that change.
+    variants: variant of the data set -> on that.
+    encoders: "deepemd" and "prototype" -> the encoder of their heads.
+    validation: the same -> its validation accuracies.
+    protocol: of the test.
+    seconds: what all of it took.
+  """
+
+  main: EpisodeResults
+  more: dict[str, EpisodeResults]
+  variants: dict[str, EpisodeResults]
+  encoders: dict[str, BestEncoder]
+  validation: dict[str, dict[str, float]]
+  protocol: Protocol
+  seconds: float
+
+  def to_json(self) -> dict:
+    """As in results.json."""
+    results = self.main.to_json()
+    results["timing"]["seconds"] = round(self.seconds, 1)
+    results["more"] = {name: x.to_json() for name, x in self.more.items()}
+    results["variants"] = {}
+    for name, variant in self.variants.items():
+      fields = variant.to_json()
+      for other in ("timing", "episode", "nodes"):  # as of the main test
+        del fields[other]
+      results["variants"][name] = fields
+    results["encoders"] = {
+      name: {
+        "stage": best.stage,
+        "step": best.step,
+        "validation": self.validation[name],
+      }
+      for name, best in self.encoders.items()
+    }
+    return results | self.protocol.to_json()
+
+  def encoder_of(self, head: str) -> BestEncoder:
+    """The encoder that a head was tested with."""
+    return self.encoders.get(head, self.encoders["deepemd"])
+
+  def table(self) -> str:
+    """For the terminal."""
+    lines = [*self._rows(self.main)]
+    for results in self.more.values():
+      lines += ["", *self._rows(results)]
+    if self.variants:
+      names = "".join(f"{head:>26}" for head in self.main.accuracy)
+      lines += ["", "clutter" + " " * 9 + names]
+      for variant, results in self.variants.items():
+        cells = [
+          f"{accuracy.mean:.1f} +- {accuracy.ci95:.1f}"
+          for accuracy in results.accuracy.values()
+        ]
+        lines.append(f"{variant:<16}" + "".join(f"{c:>26}" for c in cells))
+    return "\n".join(lines)
+
+  def _rows(self, results: EpisodeResults):
+    """The lines of one set of episodes."""
+    shape, timing = results.shape, results.timing
+    yield (
+      f"{self.protocol.data_title()}: {shape.way}-way {shape.shot}-shot, "
+      f"{shape.query} queries a class, {results.episodes} test episodes, "
+      f"seed {self.protocol.seed}; nodes: {nodes_text(results.nodes)}"
+    )
+    yield ""
+    yield f"{'':<59}{'episodes/s':>12}{'with':>10}"
+    yield (
+      f"{'head':<28}{'accuracy %':>16}{'encoder':>15}{'':>12}{'encoding':>10}"
+    )
+    for head, accuracy in results.accuracy.items():
+      best = self.encoder_of(head)
+      cell = f"{accuracy.mean:.2f} +- {accuracy.ci95:.2f}"
+      where = f"{best.stage} {best.step}"
+      speed, whole = (
+        timing.episodes_per_second[head],
+        timing.with_encoding[head],
+      )
+      title = heads.title(head, shape.shot)
+      yield f"{title:<28}{cell:>16}{where:>15}{speed:>12}{whole:>10}"
+    yield ""
+    yield "paired differences on the same episodes"
+    for pair, difference in results.paired.items():
+      yield f"{pair:<40}{difference.mean:+.2f} +- {difference.ci95:.2f}"
+
+  def save(self, workdir: pathlib.Path) -> None:
+    """Writes results.json, which is of the latest test, and the same into
+    results/, where one test does not wipe out what another has found."""
+    fields = self.to_json()
+    write_json(workdir / "results.json", fields)
+    write_json(workdir / "results" / f"{self._test_name()}.json", fields)
+
+  def _test_name(self) -> str:
+    """What was tested, as a file name: cub-160_5way_1shot_fcn."""
+    shape, nodes = self.main.shape, self.main.nodes
+    kind = [nodes["kind"], *map(str, nodes.get("pyramid", ()))]
+    usual = tuple(self.main.accuracy) == heads.usual(shape.shot)
+    compared = [] if usual else [f"{len(self.main.accuracy)}heads"]
+    data = self.protocol.tested_on["name"].replace(":", "-")
+    parts = [data, f"{shape.way}way", f"{shape.shot}shot", "-".join(kind)]
+    return "_".join([*parts, *compared])
+
+
+def nodes_fields(settings: Settings) -> dict[str, Any]:
+  """What is matched at test time, for the record."""
+  view = settings.view
+  fields = {
+    "fcn": {"pyramid": list(settings.pyramid)},
+    "grid": {"grid": list(view.grid), "ratio": view.ratio},
+    "sampling": {"patches": view.test_patches, "redraw": view.redraw},
   }
-  spec = config.nodes
-  found = {"kind": spec.kind} | {name: spec[name] for name in used[spec.kind]}
-  if spec.kind == "sampling":
-    found["patches"] = spec.test_patches or spec.patches
-  return found
+  return {"kind": view.kind} | copy.deepcopy(fields[view.kind])
 
 
-def save(config, workdir: pathlib.Path, results: dict) -> None:
-  """Writes results.json, which is of the latest test, and the same into
-  results/, where one test does not wipe out what another has found."""
-  write(workdir / "results.json", results)
-  write(workdir / "results" / f"{_tested(config, results)}.json", results)
+def nodes_text(fields: dict[str, Any]) -> str:
+  """The same for people: "grid, grid (2, 3), ratio 2.0"."""
+  shown = [fields["kind"]]
+  for name, value in fields.items():
+    if value and name != "kind":
+      value = tuple(value) if isinstance(value, list) else value
+      shown.append(f"{name} {value}")
+  return ", ".join(shown)
 
 
-def _tested(config, results: dict) -> str:
-  """What was tested, as a file name: cub-160_5way_1shot_fcn."""
-  shape = config.episode
-  kind = [config.nodes.kind, *map(str, config.nodes.pyramid)]
-  heads = [f"{len(config.evaluate.heads)}heads"] * bool(config.evaluate.heads)
-  data = results["protocol"]["tested on"]["name"].replace(":", "-")
-  parts = data, f"{shape.way}way", f"{shape.shot}shot", "-".join(kind), *heads
-  return "_".join(parts)
-
-
-def write(path: pathlib.Path, results: dict) -> None:
+def write_json(path: pathlib.Path, document: dict) -> None:
   """A JSON file, whole or not at all."""
   path.parent.mkdir(exist_ok=True)
-  scratch = path.with_suffix(".tmp")
-  scratch.write_text(json.dumps(results, indent=2) + "\n")
-  os.replace(scratch, path)
-
-
-def table(results: dict) -> str:
-  """The results as text, for the terminal."""
-  lines = [*_rows(results, results)]
-  for measured in results["more"].values():
-    lines += ["", *_rows(results, measured)]
-  if results["variants"]:
-    names = results["heads"]
-    lines += ["", "clutter" + " " * 9 + "".join(f"{h:>26}" for h in names)]
-    for variant, measured in results["variants"].items():
-      cells = [
-        f"{row['accuracy']:.1f} +- {row['ci95']:.1f}"
-        for row in measured["heads"].values()
-      ]
-      lines.append(f"{variant:<16}" + "".join(f"{c:>26}" for c in cells))
-  return "\n".join(lines)
-
-
-def _rows(results: dict, measured: dict):
-  """The lines of one set of episodes."""
-  shape = measured["episode"]
-  spec = ", ".join(f"{k} {v}" for k, v in measured["nodes"].items() if v)
-  data, trained = (
-    results["protocol"][which]["name"] for which in ("tested on", "trained on")
-  )
-  if trained != data:
-    data = f"{trained} to {data}"
-  yield (
-    f"{data}: {shape['way']}-way {shape['shot']}-shot, "
-    f"{shape['query']} queries a class, {measured['episodes']} test episodes, "
-    f"seed {results['seed']}; nodes: {spec.removeprefix('kind ')}"
-  )
-  yield ""
-  yield f"{'':<59}{'episodes/s':>12}{'with':>10}"
-  yield f"{'head':<28}{'accuracy %':>16}{'encoder':>15}{'':>12}{'encoding':>10}"
-  timing = measured["timing"]
-  for head, row in measured["heads"].items():
-    found = results["encoders"].get(head, results["encoders"]["deepemd"])
-    accuracy = f"{row['accuracy']:.2f} +- {row['ci95']:.2f}"
-    where = f"{found['stage']} {found['step']}"
-    speed = timing["episodes_per_second"][head]
-    whole = timing["episodes_per_second_with_encoding"][head]
-    title = figures.results_title(head, shape["shot"])
-    yield f"{title:<28}{accuracy:>16}{where:>15}{speed:>12}{whole:>10}"
-  yield ""
-  yield "paired differences on the same episodes"
-  for pair, row in measured["paired"].items():
-    yield f"{pair:<40}{row['mean']:+.2f} +- {row['ci95']:.2f}"
+  files.write(path, json.dumps(document, indent=2) + "\n")

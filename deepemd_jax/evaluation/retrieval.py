@@ -1,4 +1,4 @@
-"""Retrieval by regions: pooled descriptors find, the EMD puts in order.
+"""Stage retrieve: pooled descriptors find, the EMD puts in order.
 
 Leave-one-out: the images of the test classes are gallery and queries at once.
 Every other image is ranked by the cosine of pooled descriptors; the first K are
@@ -11,112 +11,122 @@ References:
   (protocol and metrics).
 """
 
-import contextlib
-import dataclasses
 import functools
 import pathlib
 import time
 
-import jax
 import numpy as np
 
-from deepemd_jax.config import resolve
-from deepemd_jax.distributed import runtime
-from deepemd_jax.evaluation import (
-  fewshot,
-  figures,
-  nearest,
-  statistics,
+from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.config.settings import RetrieveSettings, Settings
+from deepemd_jax.data.image_set import ImageSet
+from deepemd_jax.data.sources import open_source
+from deepemd_jax.distributed import runtime, sharding
+from deepemd_jax.evaluation import figures, nearest
+from deepemd_jax.evaluation.features import ImageSetEncoder, empty_or_memmap
+from deepemd_jax.evaluation.results import Protocol, nodes_fields
+from deepemd_jax.evaluation.retrieval_results import (
+  Gallery,
+  Ranking,
+  RetrievalResults,
+  choose,
+  measure,
 )
 from deepemd_jax.utils.progress import Progress
 
-CHOSEN_BY = "MAP@R"
+STAGE = "retrieve"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ranked:
-  """What one encoder makes of an image set.
-
-  Attributes:
-    queries: int [q], the rows that ask.
-    rows: int [q, L], what they get, by cosine, most similar first.
-    emd: float32 [q, K], 1 - EMD / number of nodes, of the first K.
-    seconds: what "encoding", "global" and "EMD" took.
-    milliseconds: {k: of re-ranking k images, a query}; empty if not asked for.
-  """
-
-  queries: np.ndarray
-  rows: np.ndarray
-  emd: np.ndarray
-  seconds: dict[str, float]
-  milliseconds: dict[int, float]
-
-
-def run(config, workdir: pathlib.Path) -> None:
+def run(settings: Settings, workdir: pathlib.Path) -> None:
   """Retrieves with the best encoders; writes retrieve.json, figures, a table.
 
   Raises:
     InputError: there is no trained encoder, or nothing to retrieve.
+    StopRequested: a signal asked to stop.
   """
   began = time.monotonic()
-  encoders = fewshot.best_encoders(config, workdir)
-  search = _Search(config)
-  val = resolve.source(config).load("val")
-  tried = {
-    stage: search(val, found["variables"], f"val, {stage}")
-    for stage, found in encoders.items()
+  encoders = pretrained.best_encoders(workdir, settings.backbone)
+  variables = {
+    stage: sharding.replicate(best.variables)
+    for stage, best in encoders.items()
   }
-  chosen, validation = choose(config, val.labels, tried)
-  split = config.retrieve.split
-  images = resolve.source(config, split="test").load("test")
-  if split == "val":
+  rank = Ranker(settings)
+  val = open_source(settings.data).load("val")
+  tried = {
+    stage: rank(val, own, f"val, {stage}") for stage, own in variables.items()
+  }
+  spec = settings.retrieve
+  chosen, validation = choose(spec, val.labels, tried)
+  images = open_source(settings.data, split="test").load("test")
+  if spec.split == "val":
     images = val
-  found = {
-    stage: search(images, encoders[stage]["variables"], split, timed=True)
+  rankings = {
+    stage: rank(images, variables[stage], spec.split, timed=True)
     for stage in dict.fromkeys(chosen.values())
   }
-  results = measured(config, images.labels, chosen, found)
-  results = {
-    "split": split,
-    "gallery": {
-      "images": len(images.labels),
-      "classes": len(set(images.labels.tolist())),
-    },
-    **results,
-    "chosen": chosen | {"by": CHOSEN_BY, "on": validation},
-    "encoders": {s: {"step": f["step"]} for s, f in encoders.items()},
-  }
-  results |= results.protocol(config, workdir)
-  del results["episode"]
-  results["timing"]["seconds"] = round(time.monotonic() - began, 1)
-  if not runtime.is_main():
-    return
-  results.write(workdir / "retrieve.json", results)
-  print(table(results), flush=True)
-  figures.draw_retrieval(
-    config, workdir, images, orders(chosen, found), results
+  results = RetrievalResults(
+    split=spec.split,
+    gallery=Gallery(len(images.labels), len(set(images.labels.tolist()))),
+    measured=measure(spec, images.labels, chosen, rankings),
+    chosen=chosen,
+    validation=validation,
+    encoders=encoders,
+    nodes=nodes_fields(settings),
+    protocol=Protocol.of(settings, workdir),
+    seconds=time.monotonic() - began,
   )
+  if runtime.is_main():
+    results.save(workdir)
+    print(results.table(), flush=True)
+    figures.draw_retrieval(settings, workdir, images, chosen, rankings, results)
 
 
-class _Search:
+class Ranker:
   """Encodes an image set and ranks it; compiles once."""
 
-  def __init__(self, config) -> None:
-    self._config = config
-    self._encode = fewshot.encoder(config)
-    self._rerank = nearest.reranker(resolve.solver(config))
+  def __init__(self, settings: Settings) -> None:
+    self._spec = settings.retrieve
+    self._seed = settings.seed
+    self._memory = settings.evaluate.memory
+    self._encode = ImageSetEncoder.of(settings, STAGE)
+    self._rerank = nearest.Reranker(settings.heads.solver)
 
-  def __call__(self, images, variables, name: str, timed=False) -> Ranked:
-    spec = self._config.retrieve
-    queries = drawn(images.labels, spec.queries, self._config.seed)
-    clock = _Clock()
-    heed = functools.partial(runtime.raise_if_stopping, "retrieve")
-    nodes = jax.block_until_ready(self._encode(variables, images, heed))
-    clock("encoding")
-    shape = len(nodes), nodes.shape[-1]
-    limit = self._config.evaluate.memory * 2**30
-    gallery = nearest.describe(nodes, fewshot.room(shape, limit))
-    length, depth = _lengths(self._config, images.labels)
+  def __call__(
+    self, images: ImageSet, variables, name: str, timed: bool = False
+  ) -> Ranking:
+    """Ranks the images that each query gets.
+
+    Args:
+      images: gallery and queries.
+      variables: of the backbone, on every device.
+      name: shown to people.
+      timed: also time the re-ranking of each of the settings' depths.
+    """
+    spec = self._spec
+    queries = choose_queries(images.labels, spec.queries, self._seed)
+    began = time.monotonic()
+    nodes = self._encode(variables, images)
+    seconds = {"encoding": time.monotonic() - began}
+    shape = len(nodes.array), nodes.array.shape[-1]
+    gallery = nearest.describe(
+      nodes.array, empty_or_memmap(shape, self._memory)
+    )
+    length, depth = lengths(spec, images.labels)
+    rows, seconds["global"] = self._search(gallery, queries, length, name)
+    milliseconds = {}
+    if timed:
+      milliseconds = self._time_depths(nodes, queries, rows, depth)
+    rerank = functools.partial(
+      self._rerank, nodes, queries, rows[:, :depth], spec.batch_size
+    )
+    scores, seconds["EMD"] = _with_progress(
+      rerank, f"queries, EMD, {name}", len(queries)
+    )
+    return Ranking(queries, rows, scores, seconds, milliseconds)
+
+  def _search(self, gallery, queries, length: int, name: str):
+    """The global ranking [q, length], and the seconds that it took."""
+    spec = self._spec
     find = functools.partial(
       nearest.top,
       gallery,
@@ -125,54 +135,39 @@ class _Search:
       block=spec.block,
     )
     find(queries[: spec.search_batch_size])  # compiles
+    (rows, _), seconds = _with_progress(
+      functools.partial(find, queries), f"queries, {name}", len(queries)
+    )
+    return rows, seconds
 
-    def tell(what, done):
-      heed()
-      shown(what, done, len(queries))
-
-    clock("")
-    with contextlib.closing(Progress()) as shown:
-      rows, _ = find(
-        queries,
-        progress=lambda n: tell(f"queries, {name}", n),
-      )
-    clock("global")
-    rerank = functools.partial(self._rerank, batch_size=spec.batch_size)
-    few = queries[: 4 * spec.batch_size]
-    spent = {}
-    for k in sorted({min(k, depth) for k in spec.depths}) if timed else ():
+  def _time_depths(self, nodes, queries, rows, depth: int) -> dict:
+    """{k: milliseconds a query of re-ranking k images}."""
+    size = self._spec.batch_size
+    few = queries[: 4 * size]
+    milliseconds = {}
+    for k in sorted({min(k, depth) for k in self._spec.depths}):
       first = rows[: len(few), :k]
-      rerank(nodes, few[: spec.batch_size], first[: spec.batch_size])
+      self._rerank(nodes, few[:size], first[:size], size)  # compiles
       start = time.monotonic()
-      rerank(nodes, few, first)
-      spent[k] = 1e3 * (time.monotonic() - start) / len(few)
-    clock("")
-    with contextlib.closing(Progress()) as shown:
-      scores = rerank(
-        nodes,
-        queries,
-        rows[:, :depth],
-        progress=lambda n: tell(f"queries, EMD, {name}", n),
-      )
-    clock("EMD")
-    return Ranked(queries, rows, scores, clock.seconds, spent)
+      self._rerank(nodes, few, first, size)
+      milliseconds[k] = 1e3 * (time.monotonic() - start) / len(few)
+    return milliseconds
 
 
-class _Clock:
-  """Seconds since it was last asked, under a name; "" forgets them."""
+def _with_progress(work, what: str, total: int):
+  """Runs `work(progress=...)`; what it returns, and the seconds it took."""
+  began = time.monotonic()
+  with Progress() as shown:
 
-  def __init__(self) -> None:
-    self.seconds: dict[str, float] = {}
-    self._last = time.monotonic()
+    def progress(done: int) -> None:
+      runtime.raise_if_stopping(STAGE)
+      shown(what, done, total)
 
-  def __call__(self, name: str) -> None:
-    now = time.monotonic()
-    if name:
-      self.seconds[name] = now - self._last
-    self._last = now
+    result = work(progress=progress)
+  return result, time.monotonic() - began
 
 
-def drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   """The rows that ask, in order: all images, or `count` of them by the seed,
   whose class has another image."""
   able = np.flatnonzero(np.bincount(labels)[labels] > 1)
@@ -181,195 +176,10 @@ def drawn(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   return np.sort(np.random.default_rng([seed, 5]).permutation(able)[:count])
 
 
-def _lengths(config, labels) -> tuple[int, int]:
+def lengths(spec: RetrieveSettings, labels: np.ndarray) -> tuple[int, int]:
   """How many are ranked, so that every metric is exact, and re-ranked."""
-  spec = config.retrieve
   others = len(labels) - 1
   depth = max(spec.depths)
   # R-Precision and MAP@R look at as many as the class has.
   wanted = max(depth, *spec.recalls, np.bincount(labels).max() - 1)
   return min(int(wanted), others), min(depth, others)
-
-
-def ordered(found: Ranked, method: str, depth: int) -> np.ndarray:
-  """The ranking, int [q, L]; with "EMD" its first `depth` are put in order."""
-  if method != "EMD":
-    return found.rows
-  return statistics.reordered(found.rows, found.emd[:, :depth])
-
-
-def metrics(config, labels, found: Ranked, rows) -> dict[str, np.ndarray]:
-  """{"Recall@1": [q], ..., "R-Precision": [q], "MAP@R": [q]}, percent."""
-  own = labels[found.queries]
-  relevant = labels[rows] == own[:, None]
-  others = np.bincount(labels)[own] - 1
-  length = relevant.shape[1]
-  return {
-    **{
-      f"Recall@{k}": statistics.recall(relevant, min(k, length))
-      for k in config.retrieve.recalls
-    },
-    "R-Precision": statistics.r_precision(relevant, others),
-    "MAP@R": statistics.map_at_r(relevant, others),
-  }
-
-
-def choose(config, labels, tried: dict[str, Ranked]) -> tuple[dict, dict]:
-  """The stage whose encoder suits each ranking best, by MAP@R.
-
-  Args:
-    labels: of the validation images.
-    tried: the stages' rankings of them.
-
-  Returns:
-    {"global": stage, "EMD": stage}; and all that was looked at, mean percent by
-    method, stage and metric.
-  """
-  depth = max(config.retrieve.depths)
-  seen = {
-    method: {
-      stage: _means(
-        metrics(config, labels, found, ordered(found, method, depth))
-      )
-      for stage, found in tried.items()
-    }
-    for method in ("global", "EMD")
-  }
-  best = {
-    method: max(means, key=lambda stage: means[stage][CHOSEN_BY])
-    for method, means in seen.items()
-  }
-  return best, seen
-
-
-def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
-  return {name: float(np.mean(v)) for name, v in values.items()}
-
-
-def _methods(chosen: dict[str, str]) -> dict[str, str]:
-  """name -> stage of its encoder, the EMD's last."""
-  methods = {"global": chosen["global"]}
-  if chosen["EMD"] != chosen["global"]:
-    methods["global, EMD's encoder"] = chosen["EMD"]
-  return methods | {"EMD": chosen["EMD"]}
-
-
-def orders(chosen: dict, found: dict[str, Ranked]) -> dict[str, np.ndarray]:
-  """For a picture: the queries' rows [q], and the rankings [q, L] by the global
-  descriptor and by EMD."""
-  last = found[chosen["EMD"]]
-  return {
-    "queries": last.queries,
-    "global": found[chosen["global"]].rows,
-    "EMD": ordered(last, "EMD", last.emd.shape[1]),
-  }
-
-
-def measured(config, labels, chosen, found: dict[str, Ranked]) -> dict:
-  """The numbers of retrieve.json that follow from the rankings.
-
-  Args:
-    labels: of the gallery.
-    chosen: as `choose` says.
-    found: the chosen stages' rankings.
-  """
-  methods, last = _methods(chosen), found[chosen["EMD"]]
-  curve = []
-  for depth, milliseconds in last.milliseconds.items():
-    values = {
-      name: metrics(
-        config, labels, found[stage], ordered(found[stage], name, depth)
-      )
-      for name, stage in methods.items()
-    }
-    means = {name: _means(v) for name, v in values.items()}
-    curve.append(
-      {
-        "depth": depth,
-        "methods": means,
-        "ms_per_query": round(milliseconds, 3),
-      }
-    )
-  # What follows is of the largest depth, which came last.
-  count, own = len(last.queries), labels[last.queries]
-  return {
-    "queries": count,
-    "of": int((np.bincount(labels)[labels] > 1).sum()),
-    "depth": depth,
-    "methods": {
-      name: {
-        "stage": stage,
-        **{
-          metric: {"mean": float(np.mean(v)), "ci95": statistics.ci95(v)}
-          for metric, v in values[name].items()
-        },
-      }
-      for name, stage in methods.items()
-    },
-    "paired": {
-      f"EMD - {name}": {
-        metric: _difference(values["EMD"][metric] - v, own)
-        for metric, v in values[name].items()
-      }
-      for name in methods
-      if name != "EMD"
-    },
-    "curve": curve,
-    "timing": {
-      "encoding_seconds": round(last.seconds["encoding"], 2),
-      "global_ms_per_query": round(1e3 * last.seconds["global"] / count, 3),
-      "emd_ms_per_query": round(1e3 * last.seconds["EMD"] / count, 3),
-    },
-  }
-
-
-def _difference(values, labels) -> dict[str, float]:
-  return {
-    "mean": float(np.mean(values)),
-    "ci95": statistics.ci95(values),
-    "ci95_classes": statistics.ci95_of_classes(values, labels),
-  }
-
-
-def table(results: dict) -> str:
-  """The results as text, for the terminal."""
-  names = [x for x in next(iter(results["paired"].values()))]
-  gallery, depth = results["gallery"], results["depth"]
-  asked = f"{results['queries']:,} of {results['of']:,} images are queries"
-  if results["queries"] == results["of"]:
-    asked = f"each of {results['of']:,} images a query"
-  spec = ", ".join(f"{k} {v}" for k, v in results["nodes"].items() if v)
-  data = results["protocol"]["tested on"]["name"]
-  trained = results["protocol"]["trained on"]["name"]
-  lines = [
-    f"{data if data == trained else f'{trained} to {data}'}, "
-    f"{results['split']} classes: {gallery['images']:,} images of "
-    f"{gallery['classes']:,} classes, {asked}, seed {results['seed']}; "
-    f"nodes: {spec.removeprefix('kind ')}; EMD re-ranks {depth}",
-    "",
-    f"{'percent':<30}{'encoder':>15}{''.join(f'{n:>13}' for n in names)}",
-  ]
-  for method, row in results["methods"].items():
-    step = results["encoders"][row["stage"]]["step"]
-    where = f"{row['stage']} {step}"
-    cells = [f"{row[n]['mean']:.2f}" for n in names]
-    lines.append(f"{method:<30}{where:>15}{''.join(f'{c:>13}' for c in cells)}")
-  lines += [
-    "",
-    "paired differences over queries, +- 95% as if these were independent",
-  ]
-  for pair, row in results["paired"].items():
-    cells = [f"{row[n]['mean']:+.2f}+-{row[n]['ci95']:.2f}" for n in names]
-    lines.append(f"{pair:<45}{''.join(f'{c:>13}' for c in cells)}")
-    cells = [f"+-{row[n]['ci95_classes']:.2f}" for n in names]
-    title = "    if only classes are"
-    lines.append(f"{title:<45}{''.join(f'{c:>13}' for c in cells)}")
-  timing = results["timing"]
-  lines += [
-    "",
-    f"ms a query: global {timing['global_ms_per_query']:g}; EMD of "
-    + ", ".join(
-      f"{row['depth']}: {row['ms_per_query']:g}" for row in results["curve"]
-    ),
-  ]
-  return "\n".join(lines)

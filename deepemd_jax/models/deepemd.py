@@ -1,6 +1,8 @@
 """DeepEMD as one Flax module: backbone, cross-reference weights, EMD layer."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +50,10 @@ class DeepEMD(nnx.Module):
       width: of that ResNet-12, as a multiple of the published channels.
       precision: of it too, "float32" or "bfloat16"; weights, costs, EMD and
         logits are float32 in both.
-      solver: and the rest: as `matching.logits`.
-      temperature: see there.
-      weights: see there.
-      gradient: see there.
+      solver: of the EMD; None is the best one for this platform.
+      temperature: scale of the logits.
+      weights: of the nodes, "cross_reference" or "equal".
+      gradient: through the EMD, "exact" or "flow"; see `matching.logits`.
       pyramid: as `nodes.pyramid`; whole images only.
       rngs: needed when there is no encoder.
     """
@@ -86,9 +88,12 @@ class DeepEMD(nnx.Module):
     Returns:
       logits [way, n_query, way].
     """
-    images = _together(support, query)
-    encoded = self._nodes(images, support.ndim == 6, train)
-    return self._logits(encoded, support.shape[:2], query.shape[:2])
+    images = _concatenate(support, query)
+    crops = support.ndim == 6
+    encode = functools.partial(self._apply, train=train)
+    encoded, _ = _nodes(encode, images, crops, self.pyramid)
+    counts = support.shape[:2], query.shape[:2]
+    return _logits(encoded, *counts, **self._options())
 
   def episodes(
     self, support: jax.Array, query: jax.Array, *, train: bool = False
@@ -97,41 +102,86 @@ class DeepEMD(nnx.Module):
     arguments to [e, way, n_query, way].
 
     What `jax.vmap` of it computes, but the encoder, which has to take several
-    batches [e, N, H, W, 3], sees all images together (see `resnet.ResNet12`).
+    batches [e, N, H, W, 3], sees all images together (see `resnet12.ResNet12`).
     With `train` each running statistic becomes [e, C], one of each episode.
     """
-    images = jax.vmap(_together)(support, query)
-    encoded = self._nodes(images, support.ndim == 7, train)
-    counts = support.shape[1:3], query.shape[1:3]
-    return jax.vmap(lambda own: self._logits(own, *counts))(encoded)
-
-  def _nodes(self, images: jax.Array, crops: bool, train: bool) -> jax.Array:
-    """Of [..., N, H, W, 3] or, with crops, [..., N, crops, H, W, 3]."""
-    if not crops:
-      return nodes.pyramid(self.encoder(images, train=train), self.pyramid)
-    *batch, count, each = images.shape[:-3]
-    flat = images.reshape(*batch, count * each, *images.shape[-3:])
-    maps = self.encoder(flat, train=train)
-    maps = maps.reshape(*batch, count, each, *maps.shape[-3:])
-    return nodes.from_crops(maps)
-
-  def _logits(self, encoded: jax.Array, support, query) -> jax.Array:
-    """Of nodes [way * shot + way * n_query, n, c], and the numbers of both."""
-    way, shot = support
-    n, c = encoded.shape[1:]
-    class_nodes = encoded[: way * shot].reshape(way, shot, n, c).mean(1)
-    scores = matching.logits(
-      encoded[way * shot :],
-      class_nodes,
-      self.solver,
-      self.temperature,
-      weights=self.weights,
-      gradient=self.gradient,
+    logits, _ = episode_logits(
+      functools.partial(self._apply, train=train),
+      support,
+      query,
+      crops=support.ndim == 7,
+      pyramid=self.pyramid,
+      **self._options(),
     )
-    return scores.reshape(*query, way)
+    return logits
+
+  def _apply(self, images: jax.Array, train: bool):
+    return self.encoder(images, train=train), None
+
+  def _options(self) -> dict:
+    return {
+      "solver": self.solver,
+      "temperature": self.temperature,
+      "weights": self.weights,
+      "gradient": self.gradient,
+    }
 
 
-def _together(support: jax.Array, query: jax.Array) -> jax.Array:
+def episode_logits(
+  apply: Callable,
+  support: jax.Array,
+  query: jax.Array,
+  *,
+  crops: bool,
+  pyramid: Sequence[int] = (),
+  **options,
+) -> tuple[jax.Array, Any]:
+  """DeepEMD's logits of several episodes, from any backbone.
+
+  Args:
+    apply: images [e, N, H, W, 3] -> (maps [e, N, h, w, c], state); each episode
+      is a batch by itself.
+    support: [e, way, shot, H, W, 3] or, with crops, [e, way, shot, crops, H, W,
+      3]: normalized images.
+    query: [e, way, n_query, ...] of the same kind.
+    crops: each crop is a node; if not, each cell of a map is.
+    pyramid: as `nodes.pyramid`.
+    **options: of `matching.logits`.
+
+  Returns:
+    Logits [e, way, n_query, way], and the state.
+  """
+  images = jax.vmap(_concatenate)(support, query)
+  encoded, state = _nodes(apply, images, crops, pyramid)
+  counts = support.shape[1:3], query.shape[1:3]
+  logits = jax.vmap(lambda own: _logits(own, *counts, **options))(encoded)
+  return logits, state
+
+
+def _nodes(apply: Callable, images: jax.Array, crops: bool, pyramid):
+  """Nodes of [..., N, H, W, 3] or, with crops, [..., N, crops, H, W, 3]; and
+  the state."""
+  if not crops:
+    maps, state = apply(images)
+    return nodes.pyramid(maps, pyramid), state
+  *batch, count, each = images.shape[:-3]
+  flat = images.reshape(*batch, count * each, *images.shape[-3:])
+  maps, state = apply(flat)
+  maps = maps.reshape(*batch, count, each, *maps.shape[-3:])
+  return nodes.from_crops(maps), state
+
+
+def _logits(encoded: jax.Array, support, query, **options) -> jax.Array:
+  """Of nodes [way * shot + way * n_query, n, c], and (way, shot) and (way,
+  n_query)."""
+  way, shot = support
+  n, c = encoded.shape[1:]
+  class_nodes = encoded[: way * shot].reshape(way, shot, n, c).mean(1)
+  scores = matching.logits(encoded[way * shot :], class_nodes, **options)
+  return scores.reshape(*query, way)
+
+
+def _concatenate(support: jax.Array, query: jax.Array) -> jax.Array:
   """All images of an episode, [way * shot + way * n_query, ...]."""
   if query.shape[2:] != support.shape[2:]:
     raise ValueError(

@@ -24,18 +24,17 @@ References:
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from deepemd_jax.models.backbone import Backbone, Variables
 from deepemd_jax.models.convolution import same_convolution
 
 CHANNELS = (64, 160, 320, 640)
 PRECISIONS = ("float32", "bfloat16")
 _BATCH = (-4, -3, -2)  # what batch norm's statistics are of
-Variables = dict[str, Any]
 
 
 def _nnx_convolution(images, kernel, *unused, **unused_options):
@@ -248,3 +247,23 @@ def encode(
 ) -> jax.Array:
   """Feature maps in evaluation mode: [N, H, W, 3] -> [N, h, w, c]."""
   return apply(variables, images, train=False, precision=precision)[0]
+
+
+@functools.cache
+def create(*, width: float = 1.0, precision: str = "float32") -> Backbone:
+  """ResNet-12 as a backbone.
+
+  Args:
+    width: its channels, as a multiple of the published 64, 160, 320, 640.
+    precision: of convolutions and activations, "float32" or "bfloat16".
+  """
+  return Backbone(
+    init=functools.partial(init, width=width),
+    apply=functools.partial(apply, precision=precision),
+    stride=16,
+    channels=channels_for(width)[-1],
+    image_size=84,
+    # The official code's, of ImageNet's training images.
+    mean=(125.3, 123.0, 113.9),
+    std=(63.0, 62.1, 66.7),
+  )

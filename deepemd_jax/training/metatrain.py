@@ -15,121 +15,135 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from deepemd_jax.config import resolve
-from deepemd_jax.data import episodes
+from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.config.settings import Settings
+from deepemd_jax.data.batches import EpisodeBatches
+from deepemd_jax.data.episodes import EpisodeSampler
+from deepemd_jax.data.image_set import ImageSet
+from deepemd_jax.data.sources import open_source
+from deepemd_jax.data.views import TrainingViews, crop_on_device
 from deepemd_jax.distributed import sharding
-from deepemd_jax.evaluation import fewshot
-from deepemd_jax.models import deepemd, resnet12
-from deepemd_jax.training import loop, pretrain
+from deepemd_jax.evaluation.episodes import Validator
+from deepemd_jax.models import deepemd
+from deepemd_jax.training import loop
+from deepemd_jax.training.optimizers import make_optimizer
+from deepemd_jax.training.pretrain import init_backbone
+from deepemd_jax.training.state import make_step, new_state
+from deepemd_jax.utils import terminal
+
+STAGE = "metatrain"
 
 
-def run(config, workdir: pathlib.Path) -> None:
-  """Trains in `workdir/metatrain`; does nothing if that is finished."""
-  stage = config.metatrain
-  total_steps = stage.epochs * stage.steps
-  if loop.is_finished(workdir / "metatrain", total_steps):
-    return
-  idle = sharding.pad_to_devices(stage.batch_size) - stage.batch_size
-  if idle:
-    loop.note(
-      f"metatrain: {idle} of {sharding.mesh().size} devices have no episode "
-      f"in the last round of a step; config.metatrain.batch_size="
-      f"{sharding.pad_to_devices(stage.batch_size)} uses them all"
-    )
-  source = resolve.source(config)
-  images = source.load("train")
-  optimizer = resolve.optimizer(stage, stage.steps)
-  loop.fit(
-    workdir / "metatrain",
-    loop.new_state(_start(config, workdir), optimizer),
-    step=loop.make_step(_loss_function(config), optimizer),
-    batch=_batches(config, images),
-    total_steps=total_steps,
-    validate_every=stage.validate_every * stage.steps,
-    validate=fewshot.validator(
-      config, source.load("val"), stage.validation_episodes
-    ),
-    workers=config.data.workers,
-    name="metatrain",
-  )
+def run(settings: Settings, workdir: pathlib.Path) -> None:
+  """Trains in `workdir/metatrain`; does nothing if that is finished.
 
-
-def _start(config, workdir):
-  """The best pre-trained encoder, or a fresh one if there was no such stage."""
-  fresh = pretrain.init(config)
-  if not (workdir / "pretrain").exists() and "pretrain" not in config.stages:
-    loop.note("metatrain: no pre-trained encoder in the workdir; fresh one")
-    return fresh
-  return loop.best_variables(workdir / "pretrain", fresh)[0]
-
-
-def _batches(config, images):
-  """Step number -> views of its episodes: support [e, way, shot, ...] and query
-  [e, way, n_query, ...] pixels, boxes and flips; worker processes can have it.
+  Raises:
+    InputError: there is no pre-trained encoder, or the loss is not finite.
+    StopRequested: a signal asked to stop; the same call goes on from here.
   """
-  sampler = episodes.EpisodeSampler(
-    images.labels,
-    class_names=images.class_names,
-    seed=config.seed,
-    split="train",
-    **resolve.training_episode(config),
+  spec = settings.metatrain
+  total_steps = spec.optimizer.epochs * spec.steps_per_epoch
+  if loop.is_finished(workdir / STAGE, total_steps):
+    return
+  _tell_idle_devices(spec.batch_size)
+  source = open_source(settings.data)
+  optimizer = make_optimizer(spec.optimizer, spec.steps_per_epoch)
+  plan = loop.Plan(
+    directory=workdir / STAGE,
+    step=make_step(loss_function(settings), optimizer),
+    batch=make_batches(settings, source.load("train")),
+    total_steps=total_steps,
+    validate_every=spec.validate_every * spec.steps_per_epoch,
+    validate=Validator(
+      settings, source.load("val"), spec.validation_episodes, STAGE
+    ),
+    workers=settings.data.workers,
   )
-  draw = resolve.episode_views(config, images)
-  size = config.metatrain.batch_size
-  share = sharding.local_indices(size)
-  return functools.partial(_batch, draw, sampler, size, config.seed, share)
+  loop.fit(plan, new_state(_start(settings, workdir), optimizer))
 
 
-def _batch(draw, sampler, size: int, seed: int, share, step: int) -> dict:
-  drawn = episodes.batch(sampler, range(step * size, (step + 1) * size))
-  rng = np.random.default_rng([seed, 3, step])
-  return {
-    "support": draw(rng, drawn.support, share),
-    "query": draw(rng, drawn.query, share),
-  }
-
-
-def _loss_function(config):
-  crop = resolve.crop(config, config.image.size)
-  solver = resolve.solver(config)
-  size = config.metatrain.batch_size
-  train = config.metatrain.batch_norm == "batch"
-
-  def of_episodes(params, batch_stats, support, query):
-    """Of each episode on this device, [e]."""
-    encoder = resnet12.to_module(
-      {"params": params, "batch_stats": batch_stats}, config.model.precision
+def _tell_idle_devices(batch_size: int) -> None:
+  whole = sharding.pad_to_devices(batch_size)
+  idle = whole - batch_size
+  if idle:
+    terminal.note(
+      f"metatrain: {idle} of {sharding.mesh().size} devices have no episode in "
+      f"the last round of a step; config.metatrain.batch_size={whole} uses "
+      "them all"
     )
-    model = deepemd.DeepEMD(
-      encoder,
-      solver=solver,
-      temperature=config.emd.temperature,
-      gradient=config.emd.gradient,
-      pyramid=tuple(config.nodes.pyramid),
-    )
-    views = jax.vmap(crop)(support), jax.vmap(crop)(query)
-    logits = model.episodes(*views, train=train)
-    count, way = logits.shape[0], logits.shape[-1]
-    labels = jnp.broadcast_to(jnp.arange(way)[:, None], logits.shape[:-1])
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    right = logits.argmax(-1) == labels
-    # Fixed ones have no axis of episodes yet.
-    stats = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (count, x.shape[-1])),
-      resnet12.to_variables(encoder)["batch_stats"],
-    )
-    return loss.mean((1, 2)), stats, 100 * right.mean((1, 2))
+
+
+def _start(settings: Settings, workdir: pathlib.Path) -> dict:
+  """The best pre-trained encoder, or a fresh one if there was no such stage."""
+  backbone = settings.backbone
+  before = workdir / "pretrain"
+  if not before.exists() and "pretrain" not in settings.stages:
+    terminal.note("metatrain: no pre-trained encoder in the workdir; fresh one")
+    return init_backbone(backbone, settings.seed)
+  best = pretrained.best_encoder(workdir, "pretrain", backbone)
+  if best is None:
+    raise pretrained.nothing_trained(before)
+  return sharding.replicate(best.variables)
+
+
+def make_batches(settings: Settings, images: ImageSet) -> EpisodeBatches:
+  """The batches of the stage, from the images of the training split."""
+  size, view = settings.metatrain.batch_size, settings.view
+  return EpisodeBatches(
+    EpisodeSampler(
+      images.labels,
+      settings.training_episode,
+      class_names=images.class_names,
+      seed=settings.seed,
+      split="train",
+    ),
+    TrainingViews(images, view, view.size, of_episodes=True),
+    size,
+    settings.seed,
+    sharding.local_indices(size),
+  )
+
+
+def loss_function(settings: Settings):
+  """The mean loss of a step's episodes; see `state.make_step`."""
+  size = settings.metatrain.batch_size
+  each = functools.partial(_episode_losses, settings)
+  on_devices = sharding.shard_map_batch(each, whole=2)
 
   def loss(params, extra, batch_stats, batch):
     del extra
-    found = sharding.shard_map_batch(of_episodes, whole=2)(
-      params, batch_stats, batch["support"], batch["query"]
-    )
+    values = on_devices(params, batch_stats, batch["support"], batch["query"])
     # Without those that fill up the devices.
-    value, stats, accuracy = jax.tree.map(lambda x: x[:size].mean(0), found)
+    value, stats, accuracy = jax.tree.map(lambda x: x[:size].mean(0), values)
     return value, (stats, {"accuracy": accuracy})
 
   return loss
+
+
+def _episode_losses(settings: Settings, params, batch_stats, support, query):
+  """Loss, running statistics and percent right of each episode, [e] each."""
+  spec, view = settings.metatrain, settings.view
+  crop = jax.vmap(functools.partial(crop_on_device, view, view.size))
+  variables = {"params": params, "batch_stats": batch_stats}
+  logits, stats = deepemd.episode_logits(
+    functools.partial(
+      settings.backbone.apply, variables, train=spec.batch_norm == "batch"
+    ),
+    crop(support),
+    crop(query),
+    crops=not view.is_whole,
+    pyramid=settings.pyramid,
+    gradient=spec.gradient,
+    **settings.heads.matching,
+  )
+  count, way = logits.shape[0], logits.shape[-1]
+  labels = jnp.broadcast_to(jnp.arange(way)[:, None], logits.shape[:-1])
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  right = logits.argmax(-1) == labels
+  if spec.batch_norm == "fixed":  # they have no axis of episodes yet
+    stats = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (count, *x.shape)), stats
+    )
+  return loss.mean((1, 2)), stats, 100 * right.mean((1, 2))

@@ -7,27 +7,16 @@ s and writes the others again.
 import datetime
 import json
 import math
-import os
 import pathlib
 import shutil
 import sys
 import time
 
+from deepemd_jax.evaluation import metric_rows
+from deepemd_jax.utils import files
+
 _REFRESH = 0.2  # seconds between two updates of a terminal's progress line
 _SIGN_OF_LIFE = 30.0  # seconds between two lines elsewhere
-
-
-def read(path) -> list[dict]:
-  """The rows of a metrics file; a torn last line is left out."""
-  rows = []
-  path = pathlib.Path(path)
-  text = path.read_text("utf-8", "replace") if path.exists() else ""
-  for line in text.splitlines():
-    try:
-      rows.append(json.loads(line))
-    except ValueError:
-      break
-  return rows
 
 
 class MetricLog:
@@ -66,10 +55,8 @@ class MetricLog:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
-    rows = [row for row in read(path) if row["step"] <= start_step]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(scratch, path)
+    rows = [row for row in metric_rows.read(path) if row["step"] <= start_step]
+    files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
     self._file = open(path, "a", encoding="utf-8", buffering=1)
     from tensorboardX import SummaryWriter
 

@@ -17,55 +17,70 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepemd_jax.config import resolve
-from deepemd_jax.data import batches
+from deepemd_jax.config.settings import Settings
+from deepemd_jax.data.batches import ImageBatches, ShuffledRows
+from deepemd_jax.data.sources import open_source
+from deepemd_jax.data.views import TrainingViews, crop_on_device
 from deepemd_jax.distributed import sharding
-from deepemd_jax.evaluation import fewshot
-from deepemd_jax.models import resnet12
+from deepemd_jax.evaluation.episodes import Validator
+from deepemd_jax.models.backbone import Backbone
 from deepemd_jax.training import loop
+from deepemd_jax.training.optimizers import make_optimizer
+from deepemd_jax.training.state import make_step, new_state
+
+STAGE = "pretrain"
 
 
-def init(config):
-  """Fresh encoder variables, a function of the seed alone."""
-  key = jax.random.key(config.seed)
-  return resnet12.init(key, width=config.model.width)
+def run(settings: Settings, workdir: pathlib.Path) -> None:
+  """Trains in `workdir/pretrain`; does nothing if that is finished.
 
-
-def run(config, workdir: pathlib.Path) -> None:
-  """Trains in `workdir/pretrain`; does nothing if that is finished."""
-  stage = config.pretrain
-  source = resolve.source(config)
-  sharding.check_even(stage.batch_size, "pretrain.batch_size")
-  order = batches.ShuffledBatches(
-    sum(source.counts("train").values()), stage.batch_size, config.seed
-  )
-  per_epoch = order.steps_per_epoch
-  total_steps = stage.epochs * per_epoch
-  if loop.is_finished(workdir / "pretrain", total_steps):
+  Raises:
+    InputError: the batch does not fit the devices, or the loss is not finite.
+    StopRequested: a signal asked to stop; the same call goes on from here.
+  """
+  spec, seed = settings.pretrain, settings.seed
+  source = open_source(settings.data)
+  sharding.check_even(spec.batch_size, "pretrain.batch_size")
+  count = sum(source.counts("train").values())
+  rows = ShuffledRows(count, spec.batch_size, seed)
+  total_steps = spec.optimizer.epochs * rows.steps_per_epoch
+  if loop.is_finished(workdir / STAGE, total_steps):
     return
   images = source.load("train")
-  optimizer = resolve.optimizer(stage, per_epoch)
-  variables = init(config)
-  classifier = _init_classifier(config, variables, len(images.class_names))
-  loop.fit(
-    workdir / "pretrain",
-    loop.new_state(variables, optimizer, {"classifier": classifier}),
-    step=loop.make_step(_loss_function(config), optimizer),
-    batch=_batches(config, images, order),
-    total_steps=total_steps,
-    validate_every=stage.validate_every * per_epoch,
-    validate=fewshot.validator(
-      config, source.load("val"), stage.validation_episodes
+  optimizer = make_optimizer(spec.optimizer, rows.steps_per_epoch)
+  views = TrainingViews(images, settings.view, spec.image_size)
+  classes = len(images.class_names)
+  plan = loop.Plan(
+    directory=workdir / STAGE,
+    step=make_step(_loss_function(settings), optimizer),
+    batch=ImageBatches(
+      rows, views, seed, sharding.local_indices(spec.batch_size)
     ),
-    workers=config.data.workers,
-    name="pretrain",
+    total_steps=total_steps,
+    validate_every=spec.validate_every * rows.steps_per_epoch,
+    validate=Validator(
+      settings, source.load("val"), spec.validation_episodes, STAGE
+    ),
+    workers=settings.data.workers,
   )
+  backbone = settings.backbone
+  classifier = init_classifier(seed, backbone.channels, classes)
+  variables = init_backbone(backbone, seed)
+  loop.fit(plan, new_state(variables, optimizer, {"classifier": classifier}))
 
 
-def _init_classifier(config, variables, classes: int) -> dict:
-  """A linear layer on pooled features: PyTorch's uniform +-1/sqrt(c)."""
-  channels = variables["params"]["layer4"]["conv3"]["kernel"].shape[-1]
-  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+def init_backbone(backbone: Backbone, seed: int) -> dict:
+  """Fresh variables, a function of the seed alone."""
+  return backbone.init(jax.random.key(seed))
+
+
+def init_classifier(seed: int, channels: int, classes: int) -> dict:
+  """A linear layer on pooled features: PyTorch's uniform +-1/sqrt(c).
+
+  Returns:
+    {"kernel": [channels, classes], "bias": [classes]}.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), 1)
   bound = 1 / np.sqrt(channels)
   kernel = jax.random.uniform(
     key, (channels, classes), minval=-bound, maxval=bound
@@ -73,35 +88,16 @@ def _init_classifier(config, variables, classes: int) -> dict:
   return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 
-def _batches(config, images, order):
-  """Step number -> views of its images and their labels: a pure function, which
-  worker processes can have."""
-  draw = resolve.random_views(config, images, _size(config))
-  share = sharding.local_indices(config.pretrain.batch_size)
-  return functools.partial(
-    _batch, draw, order, images.labels, config.seed, share
-  )
-
-
-def _batch(draw, order, labels, seed: int, share, step: int) -> dict:
-  rows = order(step)
-  rng = np.random.default_rng([seed, 2, step])
-  return {"views": draw(rng, rows, share), "labels": labels[rows[share]]}
-
-
-def _size(config) -> int:
-  return config.image.pretrain_size or config.image.size
-
-
-def _loss_function(config):
-  crop = sharding.shard_map_batch(resolve.crop(config, _size(config)))
+def _loss_function(settings: Settings):
+  """The cross-entropy of a batch; see `state.make_step`."""
+  view, size = settings.view, settings.pretrain.image_size
+  crop = sharding.shard_map_batch(functools.partial(crop_on_device, view, size))
 
   def loss(params, extra, batch_stats, batch):
-    maps, batch_stats = resnet12.apply(
+    maps, batch_stats = settings.backbone.apply(
       {"params": params, "batch_stats": batch_stats},
       crop(batch["views"]),
       train=True,
-      precision=config.model.precision,
     )
     classifier = extra["classifier"]
     logits = maps.mean((1, 2)) @ classifier["kernel"] + classifier["bias"]

@@ -4,7 +4,6 @@ import sys
 import time
 
 from deepemd_jax.data.published import prepare
-from deepemd_jax.distributed import runtime
 
 _EVERY = 10.0  # seconds between two lines of progress in a log
 _REDRAW = 0.2  # on a terminal
@@ -23,8 +22,6 @@ class Progress:
     self._drawn = False
 
   def __call__(self, what: str, done: int, total: int) -> None:
-    if not runtime.is_main():
-      return
     now = self._clock()
     if what != self._what:
       self.close()
@@ -47,6 +44,12 @@ class Progress:
       self._stream.write(line + "\n")
     self._drawn = terminal
     self._stream.flush()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.close()
 
   def close(self) -> None:
     """Ends a line that was being redrawn."""

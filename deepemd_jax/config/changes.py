@@ -1,0 +1,17 @@
+"""Changes of the test that a config can name: "5-shot", say, or "grid"."""
+
+import dataclasses
+import re
+
+from deepemd_jax.config.settings import Settings
+
+SHOTS = re.compile(r"([1-9]\d*)-shot")
+
+
+def changed(settings: Settings, change: str) -> Settings:
+  """The settings with one change: another number of shots, or other nodes."""
+  if shots := SHOTS.fullmatch(change):
+    shape = dataclasses.replace(settings.episode, shot=int(shots[1]))
+    return dataclasses.replace(settings, episode=shape)
+  view = dataclasses.replace(settings.view, kind=change)
+  return dataclasses.replace(settings, view=view)

@@ -1,0 +1,57 @@
+"""Whether the data that a run needs are there, and can fill its episodes."""
+
+from deepemd_jax.config.changes import changed
+from deepemd_jax.config.settings import Settings
+from deepemd_jax.data import episodes
+from deepemd_jax.data.sources import open_source
+from deepemd_jax.errors import InputError
+
+
+def check_feasible(settings: Settings) -> None:
+  """Refuses data that are not there, and episodes that the classes cannot fill;
+  reads no images.
+
+  Raises:
+    MissingData: a data set has to be fetched first.
+    InputError: there are too few classes or images.
+  """
+  stages = set(settings.stages)
+  needed = [(settings, "default", split) for split in _splits(stages)]
+  if "evaluate" in stages:
+    evaluate = settings.evaluate
+    needed += [(settings, variant, "test") for variant in evaluate.variants]
+    needed += [(changed(settings, x), "default", "test") for x in evaluate.more]
+  opened = [
+    (open_source(own.data, variant=variant, split=split), own, split)
+    for own, variant, split in needed
+  ]
+  for source, _, split in opened:
+    source.counts(split)  # is there such a split?
+  for source, _, _ in opened:
+    source.check()
+  for source, own, split in opened:
+    # Of what is there now, which may be more than what is published.
+    counts = source.counts(split)
+    if "retrieve" in stages and split != "train":
+      _check_retrievable(counts, split)
+    if stages == {"retrieve"} or (split == "test" and "evaluate" not in stages):
+      continue  # no episode is drawn of it
+    shape = own.episode if split == "test" else own.training_episode
+    episodes.check_feasible(counts, shape, split=split)
+
+
+def _splits(stages: set[str]) -> list[str]:
+  """The splits that some stages need; every stage chooses or judges by val."""
+  train = ["train"] * ("metatrain" in stages)
+  test = ["test"] * bool({"evaluate", "retrieve"} & stages)
+  return [*train, "val", *test]
+
+
+def _check_retrievable(counts: dict[str, int], split: str) -> None:
+  """Refuses a gallery where there is nothing to find, or to mistake it for."""
+  several = sum(count > 1 for count in counts.values())
+  if len(counts) < 2 or not several:
+    raise InputError(
+      f"retrieval needs two classes and one with two images; split {split!r} "
+      f"has {len(counts)} classes, {several} of them with two images or more"
+    )

@@ -1,0 +1,237 @@
+"""The rules that the values of a config obey, as a table, and who checks them.
+
+Nothing heavy is loaded: a mistake in a field answers at once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from deepemd_jax.config.stages import STAGES
+from deepemd_jax.data import registry as data_registry
+from deepemd_jax.emd.solvers import SOLVERS
+from deepemd_jax.errors import InputError
+from deepemd_jax.models.backbone import BACKBONES
+
+NODES = ("fcn", "grid", "sampling")
+PRECISIONS = ("float32", "bfloat16")
+GRADIENTS = ("exact", "flow")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What a value must be.
+
+  Attributes:
+    holds: value -> whether it is so.
+    remedy: what to do if not.
+    each: the rule is about each element of a sequence.
+  """
+
+  holds: Callable[[Any], bool]
+  remedy: str
+  each: bool = False
+
+
+def at_least(least: float) -> Rule:
+  """A number >= `least`."""
+  return Rule(lambda value: value >= least, f"must be at least {least}")
+
+
+def zero_or_at_least(least: int, meaning: str) -> Rule:
+  """0, which stands for something else, or a number >= `least`."""
+  return Rule(
+    lambda value: value == 0 or value >= least,
+    f"must be at least {least}, or 0 for {meaning}",
+  )
+
+
+def one_of(names, each: bool = False) -> Rule:
+  """One of some names; with `each`, a sequence of them."""
+  names = tuple(names)
+  return Rule(
+    lambda value: value in names, f"use one of {', '.join(names)}", each
+  )
+
+
+def counts(least: int) -> Rule:
+  """At least `least` whole numbers >= 1."""
+  return Rule(
+    lambda values: len(values) >= least and all(x >= 1 for x in values),
+    "use whole numbers of at least 1",
+  )
+
+
+def levels(values) -> bool:
+  """Three gray levels, or none."""
+  return len(values) in (0, 3)
+
+
+ABOVE_0 = Rule(lambda value: value > 0, "must be above 0")
+BACKBONES_OWN = "what the backbone was made for"
+
+# field -> its rules. A field that is not here may have any value of its type.
+RULES: dict[str, tuple[Rule, ...]] = {
+  "seed": (Rule(lambda value: value >= 0, "use an integer >= 0"),),
+  "stages": (
+    Rule(bool, f"name some of {', '.join(STAGES)}"),
+    one_of(STAGES, each=True),
+  ),
+  "data.workers": (at_least(0),),
+  "image.size": (zero_or_at_least(16, BACKBONES_OWN),),
+  "image.pretrain_size": (zero_or_at_least(16, "config.image.size"),),
+  "image.crop": (one_of(("center", "whole")),),
+  "image.mean": (Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),),
+  "image.std": (Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),),
+  "model.backbone": (one_of(BACKBONES),),
+  "model.width": (ABOVE_0,),
+  "model.precision": (one_of(PRECISIONS),),
+  "nodes.kind": (one_of(NODES),),
+  "nodes.pyramid": (counts(0),),
+  "nodes.grid": (counts(1),),
+  "nodes.ratio": (ABOVE_0,),
+  "nodes.train_ratio": (
+    Rule(lambda x: 0 < x[0] <= x[1], "use (low, high), both above 0"),
+  ),
+  "nodes.patches": (at_least(1),),
+  "nodes.test_patches": (at_least(0),),
+  "emd.solver": (one_of(SOLVERS),),
+  "emd.gradient": (one_of(GRADIENTS),),
+  "emd.form": (one_of(("L2", "QP")),),
+  "emd.l2_strength": (ABOVE_0,),
+  "emd.epsilon": (ABOVE_0,),
+  "emd.temperature": (ABOVE_0,),
+  "sfc.epochs": (at_least(0),),
+  "sfc.lr": (ABOVE_0,),
+  "sfc.batch_size": (at_least(1),),
+  "sfc.gradient": (one_of(GRADIENTS),),
+  "episode.way": (at_least(2),),
+  "episode.shot": (at_least(1),),
+  "episode.query": (at_least(1),),
+  "metatrain.way": (zero_or_at_least(2, "config.episode.way"),),
+  "metatrain.shot": (zero_or_at_least(1, "config.episode.shot"),),
+  "metatrain.query": (zero_or_at_least(1, "config.episode.query"),),
+  "metatrain.steps": (at_least(1),),
+  "metatrain.batch_norm": (one_of(("batch", "fixed")),),
+  "evaluate.episodes": (at_least(2),),
+  "evaluate.batch_size": (at_least(1),),
+  "evaluate.encode_batch_size": (at_least(1),),
+  "evaluate.variant_episodes": (at_least(2),),
+  "evaluate.more_episodes": (at_least(2),),
+  "evaluate.pictures": (at_least(0),),
+  "evaluate.epsilon": (ABOVE_0,),
+  "evaluate.memory": (at_least(0),),
+  "evaluate.heads": (
+    Rule(lambda x: not x or "deepemd" in x, "deepemd must be there"),
+  ),
+  "retrieve.split": (one_of(("val", "test")),),
+  "retrieve.depths": (counts(1),),
+  "retrieve.recalls": (counts(1),),
+  "retrieve.batch_size": (at_least(1),),
+  "retrieve.search_batch_size": (at_least(1),),
+  "retrieve.block": (at_least(1),),
+  "retrieve.queries": (at_least(0),),
+  "retrieve.pictures": (at_least(0),),
+}
+# Both training stages have these fields.
+RULES |= {
+  f"{stage}.{field}": rules
+  for stage in ("pretrain", "metatrain")
+  for field, rules in {
+    "optimizer": (one_of(("sgd", "adamw")),),
+    "schedule": (one_of(("step", "cosine")),),
+    "lr": (ABOVE_0,),
+    "weight_decay": (at_least(0),),
+    "epochs": (at_least(1),),
+    "batch_size": (at_least(1),),
+    "validate_every": (at_least(1),),
+    "validation_episodes": (at_least(1),),
+    "decay_every": (at_least(1),),
+  }.items()
+}
+
+
+def validate(config) -> None:
+  """Refuses a config that cannot run; reads no data, imports no JAX unless
+  heads are named.
+
+  Args:
+    config: a ConfigDict, as `defaults.get_config`.
+
+  Raises:
+    InputError: all that is wrong with the values of single fields, in one line.
+  """
+  problems = []
+  for field, rules in RULES.items():
+    problems += _broken(config, field, rules)
+  problems += _data_problems(config)
+  problems += _combinations(config)
+  problems += _test_problems(config)
+  if problems:
+    raise InputError("; ".join(dict.fromkeys(problems)))
+
+
+def _value(config, field: str):
+  for part in field.split("."):
+    config = config[part]
+  return config
+
+
+def _problem(config, field: str, remedy: str) -> str:
+  return f"config.{field} is {_value(config, field)!r}; {remedy}"
+
+
+def _broken(config, field: str, rules) -> list[str]:
+  value = _value(config, field)
+  return [
+    _problem(config, field, rule.remedy)
+    for rule in rules
+    if not all(map(rule.holds, value if rule.each else [value]))
+  ]
+
+
+def _data_problems(config) -> list[str]:
+  problems = []
+  for field in ("name", "test_name"):
+    name = config.data[field]
+    if field == "test_name" and not name:
+      continue
+    try:
+      data_registry.check_name(name, config.image.size)
+    except InputError as error:
+      problems.append(f"config.data.{field}: {error}")
+    if name.partition(":")[0] == "folder" and not config.data.folder:
+      remedy = "name your image folder"
+      problems.append(_problem(config, "data.folder", remedy))
+  return problems
+
+
+def _combinations(config) -> list[str]:
+  """Fields that must fit each other."""
+  problems = []
+  for name in ("pretrain", "metatrain"):
+    stage = config[name]
+    if not 0 <= stage.warmup_epochs < max(stage.epochs, 1):
+      remedy = "must be >= 0 and below epochs"
+      problems.append(_problem(config, f"{name}.warmup_epochs", remedy))
+  sampling = config.nodes.kind == "sampling"
+  if "retrieve" in config.stages and sampling and config.nodes.redraw:
+    remedy = "retrieve encodes an image once; use False"
+    problems.append(_problem(config, "nodes.redraw", remedy))
+  return problems
+
+
+def _test_problems(config) -> list[str]:
+  """What is compared, and the changes of the test."""
+  from deepemd_jax.config.changes import SHOTS
+
+  more = one_of((*NODES, "5-shot (or another number)"), each=True)
+  changes = [x for x in config.evaluate.more if not SHOTS.fullmatch(x)]
+  problems = []
+  if not all(map(more.holds, changes)):
+    problems.append(_problem(config, "evaluate.more", more.remedy))
+  if config.evaluate.heads:
+    from deepemd_jax.models.heads import HEADS  # loads JAX
+
+    problems += _broken(config, "evaluate.heads", [one_of(HEADS, each=True)])
+  return problems

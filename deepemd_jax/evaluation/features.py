@@ -1,0 +1,287 @@
+"""The one way from images to nodes.
+
+`Features` says how: the backbone, the view, the pyramid. Its methods are what
+training's validation, evaluation, retrieval, the classifier, pictures and the
+exported programs all use. `ImageSetEncoder` encodes a whole image set, and
+`on_nodes` lets a function of nodes take them by their rows, wherever they lie.
+"""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from deepemd_jax.config.settings import Settings
+from deepemd_jax.data.image_set import ImageSet
+from deepemd_jax.data.views import (
+  View,
+  crop_on_device,
+  evaluation_boxes,
+  evaluation_side,
+  evaluation_view,
+)
+from deepemd_jax.distributed import runtime, sharding
+from deepemd_jax.models import nodes
+from deepemd_jax.models.backbone import Backbone
+from deepemd_jax.utils.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """How images become nodes; its methods can be traced by JAX.
+
+  Attributes:
+    backbone: from images to maps.
+    view: how images are looked at.
+    pyramid: cells along a side of the averages over a map.
+  """
+
+  backbone: Backbone
+  view: View
+  pyramid: tuple[int, ...]
+
+  @classmethod
+  def of(cls, settings: Settings) -> "Features":
+    """Of a run."""
+    return cls(settings.backbone, settings.view, settings.pyramid)
+
+  def nodes(self, variables, pixels: jax.Array) -> jax.Array:
+    """Network input [N, crops, S, S, 3] -> nodes [N, n, c].
+
+    A whole image is one crop, whose map's cells are the nodes. If not, every
+    crop is a node.
+    """
+    crops = pixels.reshape(-1, *pixels.shape[2:])
+    maps = self.backbone.encode(variables, crops)
+    if self.view.is_whole:
+      return nodes.pyramid(maps, self.pyramid)
+    return nodes.from_crops(maps.reshape(*pixels.shape[:2], *maps.shape[1:]))
+
+  def nodes_of_images(self, variables, images: jax.Array) -> jax.Array:
+    """Whole images, uint8 [N, H, W, 3], at test time -> nodes [N, n, c]."""
+    return self.nodes(variables, evaluation_view(self.view, images)[:, None])
+
+  def nodes_of_crops(self, variables, images, boxes, flip) -> jax.Array:
+    """Crops of images -> nodes [N, crops, c]; see `crop_on_device`."""
+    drawn = {"images": images, "boxes": boxes, "flip": flip}
+    return self.nodes(
+      variables, crop_on_device(self.view, self.view.size, drawn)
+    )
+
+  def node_boxes(self) -> np.ndarray:
+    """Where on the network's input the nodes of a whole image lie.
+
+    Returns:
+      [n, 4] left, top, right, bottom in pixels of the input.
+    """
+    size = self.view.size
+    grids = [*self.pyramid, size // self.backbone.stride]
+    return np.concatenate([nodes.cell_boxes(g, g, size) for g in grids])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DeviceNodes:
+  """Nodes on every device.
+
+  Attributes:
+    array: [N, n, c].
+  """
+
+  array: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostNodes:
+  """Nodes that do not fit there: in a file that vanishes with them.
+
+  Attributes:
+    array: [N, n, c].
+  """
+
+  array: np.ndarray
+
+  def take(self, rows: np.ndarray, episodes: np.ndarray | None) -> np.ndarray:
+    """[e, ...] -> nodes [e, ..., n, c]; the episodes' numbers do not matter."""
+    del episodes
+    return self.array[rows]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RedrawnNodes:
+  """Nodes that are encoded anew, from other crops, for every episode.
+
+  Attributes:
+    encode: (rows int [k], episode) -> nodes [k, n, c].
+  """
+
+  encode: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+  def take(self, rows: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    """Rows [e, ...] of the episodes with the numbers [e] -> [e, ..., n, c]."""
+    flat = rows.reshape(len(rows), -1)
+    encoded = self.encode(flat, episodes)
+    return encoded.reshape(*rows.shape, *encoded.shape[1:])
+
+
+Nodes = DeviceNodes | HostNodes | RedrawnNodes
+
+
+def on_nodes(function: Callable, *, replicate: bool = False) -> Callable:
+  """Lets a function of nodes take them by their rows.
+
+  Args:
+    function: `(*nodes, *others) -> values`, of arrays with one leading axis,
+      which is split over the devices.
+    replicate: the values are put on every device.
+
+  Returns:
+    `(stored, rows, others=(), episodes=None) -> values`: `stored` are `Nodes`,
+    `rows` a tuple of int arrays [b, ...], this process's share, whose nodes
+    [b, ..., n, c] the function gets. Make it once: it compiles on first use.
+  """
+  out = {"out_shardings": sharding.replicated()} if replicate else {}
+  of_nodes = jax.jit(sharding.shard_map_batch(function), **out)
+
+  def gathered(array, rows, others):
+    return function(*(array[each] for each in rows), *others)
+
+  of_rows = jax.jit(sharding.shard_map_batch(gathered, whole=1), **out)
+
+  def call(stored: Nodes, rows, others=(), episodes=None):
+    if isinstance(stored, DeviceNodes):
+      batch = sharding.shard_batch((tuple(rows), tuple(others)))
+      runtime.mark_progress()
+      return of_rows(stored.array, *batch)
+    taken = [stored.take(each, episodes) for each in rows]
+    batch = sharding.shard_batch((*taken, *others))
+    runtime.mark_progress()
+    return of_nodes(*batch)
+
+  return call
+
+
+def empty_or_memmap(shape: tuple[int, ...], limit: float) -> np.ndarray:
+  """Uninitialized float32: in memory, or in a nameless file above `limit`
+  bytes."""
+  if 4 * np.prod(shape) <= limit:
+    return np.empty(shape, np.float32)
+  return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)
+
+
+class ImageSetEncoder:
+  """Encodes image sets; all devices share the work. Make it once: it compiles.
+
+  Attributes:
+    encoded_images: how many images it has encoded, each as often as it was.
+  """
+
+  def __init__(
+    self, features: Features, *, batch_size: int, memory: float, stage: str
+  ) -> None:
+    """Makes an encoder.
+
+    Args:
+      features: how images become nodes.
+      batch_size: images, or crops, in one device call.
+      memory: bytes; nodes that need more are kept in a file.
+      stage: the name of the work that a signal stops.
+    """
+    self._features = features
+    self._batch_size, self._memory = batch_size, memory
+    self._stage = stage
+    self.encoded_images = 0
+    whole = features.view.is_whole
+    encode = features.nodes_of_images if whole else features.nodes_of_crops
+    encode = sharding.shard_map_batch(encode, whole=1)
+    self._to_all = jax.jit(encode, out_shardings=sharding.replicated())
+    self._to_each = jax.jit(encode, out_shardings=sharding.batch_sharding())
+
+  @classmethod
+  def of(cls, settings: Settings, stage: str) -> "ImageSetEncoder":
+    """Of a run."""
+    return cls(
+      Features.of(settings),
+      batch_size=settings.evaluate.encode_batch_size,
+      memory=settings.evaluate.memory,
+      stage=stage,
+    )
+
+  def __call__(self, variables, images: ImageSet) -> Nodes:
+    """The nodes of all images, in order.
+
+    Args:
+      variables: of the backbone, on every device.
+      images: the image set.
+
+    Raises:
+      StopRequested: a signal asked to stop.
+    """
+    view = self._features.view
+    if view.redraw and view.kind == "sampling":
+      encode = functools.partial(self._encode_episodes, variables, images)
+      return RedrawnNodes(encode)
+    array = self._encode_all(variables, images)
+    self.encoded_images += len(images.labels)
+    if isinstance(array, np.memmap):
+      return HostNodes(array)
+    return DeviceNodes(jax.block_until_ready(sharding.replicate(array)))
+
+  def check_stop(self) -> None:
+    """Raises StopRequested if a signal asked to stop; called at every batch."""
+    runtime.raise_if_stopping(self._stage)
+
+  def _images_a_call(self) -> int:
+    return max(1, self._batch_size // self._features.view.crops)
+
+  def _inputs(self, images: ImageSet, rows: np.ndarray) -> tuple:
+    """What the device encodes of some images."""
+    view = self._features.view
+    if view.is_whole:
+      return (images.whole(rows, evaluation_side(view)),)
+    boxes, flip = evaluation_boxes(view, images, rows)
+    return (*images.cut(rows, boxes, view.size), flip)
+
+  def _encode_all(self, variables, images: ImageSet) -> np.ndarray:
+    count = len(images.labels)
+    size = sharding.pad_to_devices(self._images_a_call())
+    encoded = None
+    with Progress() as progress:
+      for start in range(0, count, size):
+        self.check_stop()
+        progress("images encoded", start, count)
+        # The last batch repeats an image, so that one shape compiles once.
+        local = np.minimum(start + sharding.local_indices(size), count - 1)
+        batch = sharding.shard_batch(self._inputs(images, local))
+        runtime.mark_progress()
+        part = np.asarray(self._to_all(variables, *batch))
+        if encoded is None:
+          encoded = empty_or_memmap((count, *part.shape[1:]), self._memory)
+        encoded[start : start + size] = part[: count - start]
+    return encoded
+
+  def _encode_episodes(self, variables, images, rows, episodes) -> np.ndarray:
+    """Rows [e, k] of episodes [e], from crops of their own -> [e * k, n, c].
+
+    All of these are this process's own; every process has as many.
+    """
+    view = self._features.view
+    drawn = [
+      evaluation_boxes(view, images, own, int(episode))
+      for own, episode in zip(rows, episodes, strict=True)
+    ]
+    boxes, flip = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    rows, count = rows.ravel(), rows.size
+    size = len(sharding.local_indices(self._images_a_call()))
+    parts = []
+    for start in range(0, count, size):
+      self.check_stop()
+      own = np.minimum(np.arange(start, start + size), count - 1)
+      crops = images.cut(rows[own], boxes[own], view.size)
+      batch = sharding.shard_batch((*crops, flip[own]))
+      runtime.mark_progress()
+      parts.append(sharding.local_rows(self._to_each(variables, *batch)))
+    self.encoded_images += count
+    return np.concatenate(parts)[:count]

@@ -1,0 +1,111 @@
+"""What a backbone is, and which there are.
+
+A backbone turns images into feature maps, whose cells DeepEMD matches. It is a
+value: functions of plain pytrees, and what the rest of the program has to know
+about the images that go in and the maps that come out. Nothing outside of a
+backbone's own file looks into its variables or knows its layers.
+
+To add one, write a file with a function that returns a `Backbone`, and add a
+line to `BACKBONES`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from deepemd_jax.utils import registry
+
+# {"params": what is trained, "batch_stats": running statistics}, both pytrees.
+Variables = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A network from images to feature maps.
+
+  Attributes:
+    init: random key -> fresh `Variables`.
+    apply: `(variables, images, *, train) -> (maps, batch_stats)`. Images are
+      float32 [..., N, H, W, 3], normalized; maps float32 [..., N, h, w,
+      channels]. With `train`, each [N, H, W, 3] is a batch by itself, and the
+      updated running statistics get the leading axes; without it they come out
+      as they went in.
+    stride: image pixels along a side of a map's cell: h = H // stride.
+    channels: of the maps.
+    image_size: side in pixels of the images that it is made for.
+    mean: gray levels (0 to 255) that are subtracted, red, green, blue.
+    std: gray levels that are divided by.
+    trainable: whether `apply` has a gradient worth following.
+  """
+
+  init: Callable[[Any], Variables]
+  apply: Callable[..., tuple[Any, Any]]
+  stride: int
+  channels: int
+  image_size: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  trainable: bool = True
+
+  def encode(self, variables: Variables, images):
+    """Maps in evaluation mode: [N, H, W, 3] -> [N, h, w, channels]."""
+    return _jitted_encode()(self, variables, images)
+
+  def abstract(self) -> Variables:
+    """The shapes and dtypes of its variables, without computing any."""
+    import jax
+
+    return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+
+
+@functools.cache
+def _jitted_encode() -> Callable:
+  import jax  # the names and titles below are read without it
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def encode(backbone: Backbone, variables, images):
+    return backbone.apply(variables, images, train=False)[0]
+
+  return encode
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A backbone that can be named in a config.
+
+  Attributes:
+    title: for people.
+    path: of the function that makes it, "package.module:name".
+    settings: the fields of `config.model` that this function takes.
+  """
+
+  title: str
+  path: str
+  settings: tuple[str, ...] = ()
+
+
+BACKBONES = {
+  "resnet12": Entry(
+    "ResNet-12 of the paper, from scratch",
+    "deepemd_jax.models.resnet12:create",
+    ("width", "precision"),
+  ),
+}
+
+
+def create(name: str, **settings) -> Backbone:
+  """The backbone called `name`.
+
+  Args:
+    name: one of `BACKBONES`.
+    **settings: fields of `config.model`; it gets those that it takes.
+
+  Raises:
+    ValueError: there is no such backbone.
+  """
+  if name not in BACKBONES:
+    raise ValueError(f"no backbone {name!r}; {registry.hint(name, BACKBONES)}")
+  entry = BACKBONES[name]
+  taken = {key: settings[key] for key in entry.settings if key in settings}
+  return registry.load(entry.path)(**taken)
