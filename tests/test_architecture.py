@@ -1,6 +1,9 @@
-"""The arrows between rooms, read off the imports."""
+"""The house: which room may import which, how high it is, how large its files
+and functions are. Read off the source, nothing is run."""
 
 import ast
+import functools
+import pathlib
 import subprocess
 import sys
 
@@ -8,41 +11,48 @@ import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / "deepemd_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
 
-# room -> what it may import of ours, besides itself; `errors` is open to all
-# but emd.
+# room -> the rooms that it may import, besides itself. A room is a folder or a
+# file of the package. Registries (of stages, commands, backbones, solvers) name
+# what they load by a path in text: they are how a lower room may start a higher
+# one without knowing it, and are no arrows.
 MAY_IMPORT = {
   "errors": set(),
+  "utils": set(),
   "emd": set(),
-  "distributed": {"errors"},
-  "models": {"emd", "errors"},
-  "utils": {"data", "distributed", "errors", "inference"},
-  "data": {"distributed", "errors", "utils"},
-  "config": {"data", "emd", "errors"},
-  "checkpoints": {"config", "data", "distributed", "errors", "models"},
-  "training": {
-    *("checkpoints", "config", "data", "distributed", "errors"),
-    *("evaluation", "models"),
-  },
+  "distributed": {"errors", "utils"},
+  "models": {"emd", "errors", "utils"},
+  "data": {"errors", "utils"},
+  "config": {"data", "emd", "errors", "models", "utils"},
+  "checkpoints": {"config", "distributed", "errors", "models", "utils"},
   "evaluation": {
     *("checkpoints", "config", "data", "distributed", "emd", "errors"),
-    *("models", "training", "utils"),
-  },
-  "inference": {
-    *("checkpoints", "config", "data", "emd", "errors", "evaluation"),
     *("models", "utils"),
   },
-  "demo": {
-    *("checkpoints", "config", "data", "errors", "evaluation", "inference"),
-    "utils",
+  "training": {
+    *("checkpoints", "config", "data", "distributed", "emd", "errors"),
+    *("evaluation", "models", "utils"),
   },
-  "main": {"config", "distributed", "errors"},
+  "inference": {
+    *("checkpoints", "config", "data", "distributed", "emd", "errors"),
+    *("evaluation", "models", "utils"),
+  },
+  "demo": {
+    *("checkpoints", "config", "data", "emd", "errors", "evaluation"),
+    *("inference", "models", "utils"),
+  },
+  "main": {"config", "distributed", "errors", "utils"},
+  "__main__": {"errors", "utils"},
+  "__init__": {"errors", "utils"},
 }
+MOST_FLOORS = 7
+MOST_LINES_OF_A_FILE = 350
+MOST_LINES_OF_A_FUNCTION = 60
+# Tables: every field of a config once, with its unit, legal values and source.
+TABLES = {"get_config"}
 # Third-party packages that only these files may import.
 ONLY_IN = {
-  "ml_collections": {
-    *("main.py", "config/defaults.py", "config/variants.py"),
-  },
   "flax": {
     *("models/resnet12.py", "models/deepemd.py", "evaluation/results.py"),
   },
@@ -50,14 +60,30 @@ ONLY_IN = {
   "tensorboardX": {"training/metric_log.py"},
   "matplotlib": {"evaluation/plots.py"},
   "tensorflow": set(),
+  "tqdm": {"utils/progress.py"},
   "ot": {"emd/network_simplex.py"},
+  "jaxopt": {"emd/regularized_qp.py"},
   "sklearn": {"inference/classifier.py"},
   "werkzeug": {"demo/form.py", "demo/server.py"},
 }
 
 
-def imports(path):
-  for node in ast.walk(ast.parse(path.read_text())):
+@functools.cache
+def tree(path: pathlib.Path) -> ast.Module:
+  return ast.parse(path.read_text())
+
+
+def name_of(path: pathlib.Path) -> str:
+  return str(path.relative_to(ROOT))
+
+
+def room_of(path: pathlib.Path) -> str:
+  return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: pathlib.Path):
+  """Every name that a file imports, whole: package.module.name."""
+  for node in ast.walk(tree(path)):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -66,23 +92,107 @@ def imports(path):
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_import_only_what_they_may(path):
-  relative = path.relative_to(PACKAGE)
-  room = relative.parts[0].removesuffix(".py")
+def rooms_imported(path: pathlib.Path) -> set[str]:
+  """The other rooms of ours that a file imports."""
+  rooms = set()
   for name in imports(path):
-    parts = name.split(".")
-    if name == "deepemd_jax.__version__" or room == "__init__":
-      continue
-    if parts[0] == "deepemd_jax" and len(parts) > 1:
-      assert parts[1] in {room, *MAY_IMPORT[room]}, f"{relative} imports {name}"
-    if parts[0] in ONLY_IN:
-      assert relative.as_posix() in ONLY_IN[parts[0]], (
-        f"{relative} imports {name}"
+    package, *rest = name.split(".")
+    if package == "deepemd_jax" and rest and rest[0] in MAY_IMPORT:
+      rooms.add(rest[0])
+  return rooms - {room_of(path)}
+
+
+def functions(path: pathlib.Path):
+  for node in ast.walk(tree(path)):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      yield node
+
+
+def test_the_table_has_every_room():
+  assert {room_of(path) for path in FILES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_rooms_import_only_what_they_may(path):
+  foreign = rooms_imported(path) - MAY_IMPORT[room_of(path)]
+  assert not foreign, f"{name_of(path)} imports {foreign}"
+  for name in imports(path):
+    package = name.partition(".")[0]
+    if package in ONLY_IN:
+      allowed = ONLY_IN[package]
+      assert path.relative_to(PACKAGE).as_posix() in allowed, name
+
+
+def test_the_house_has_at_most_seven_floors():
+  """A room stands above all that it imports; a circle has no floor."""
+  arrows: dict[str, set[str]] = {}
+  for path in FILES:
+    arrows.setdefault(room_of(path), set()).update(rooms_imported(path))
+  floors: dict[str, int] = {}
+  while len(floors) < len(arrows):
+    next_floor = {
+      room: 1 + max((floors[below] for below in arrows[room]), default=0)
+      for room in arrows.keys() - floors.keys()
+      if arrows[room] <= floors.keys()
+    }
+    assert next_floor, f"a circle among {arrows.keys() - floors.keys()}"
+    floors |= next_floor
+  assert max(floors.values()) <= MOST_FLOORS, floors
+
+
+def module_of(path: pathlib.Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts).removesuffix(".__init__")
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+  modules = {module_of(path): path for path in FILES}
+  arrows = {
+    module: {name for name in imports(path) if name in modules} - {module}
+    for module, path in modules.items()
+    if path.name != "__init__.py"  # a package's face hands names on
+  }
+  left = dict(arrows)
+  while left:
+    free = [m for m, below in left.items() if not below & left.keys()]
+    assert free, f"a circle among {sorted(left)}"
+    for module in free:
+      del left[module]
+
+
+@pytest.mark.parametrize(
+  "folder", ["deepemd_jax", "configs", "benchmarks", "tests"]
+)
+def test_files_and_functions_are_short(folder):
+  for path in sorted((ROOT / folder).rglob("*.py")):
+    lines = len(path.read_text().splitlines())
+    assert lines <= MOST_LINES_OF_A_FILE, f"{name_of(path)}: {lines} lines"
+    for function in functions(path):
+      lines = function.end_lineno - function.lineno + 1
+      is_table = function.name in TABLES
+      assert is_table or lines <= MOST_LINES_OF_A_FUNCTION, (
+        f"{name_of(path)}: {function.name} has {lines} lines"
       )
+
+
+@pytest.mark.parametrize(
+  "room", ["training", "evaluation", "models", "inference"]
+)
+def test_no_config_goes_below_the_stages(room):
+  """They see frozen settings, never a ConfigDict."""
+  for path in (PACKAGE / room).rglob("*.py"):
+    assert "ml_collections" not in path.read_text()
+    for function in functions(path):
+      arguments = function.args
+      names = {
+        argument.arg
+        for argument in (
+          *arguments.posonlyargs,
+          *arguments.args,
+          *arguments.kwonlyargs,
+        )
+      }
+      assert "config" not in names, f"{name_of(path)}: {function.name}"
 
 
 def test_importing_main_loads_nothing_heavy():
@@ -97,20 +207,15 @@ def test_importing_main_loads_nothing_heavy():
   assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_every_public_function_has_a_docstring():
-  for path in FILES:
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        if node.name.startswith("_") or _is_nested(path, node):
-          continue
-        assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name}"
-
-
-def _is_nested(path, target):
-  """Whether `target` stands inside a function."""
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.FunctionDef):
-      for inner in ast.walk(node):
-        if inner is not node and getattr(inner, "lineno", 0) == target.lineno:
-          return True
-  return False
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_public_definition_has_a_docstring(path):
+  for node in tree(path).body:
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+      continue
+    members = node.body if isinstance(node, ast.ClassDef) else []
+    for definition in (node, *members):
+      if not isinstance(definition, ast.FunctionDef | ast.ClassDef):
+        continue
+      if node.name.startswith("_") or definition.name.startswith("_"):
+        continue
+      assert ast.get_docstring(definition), f"{definition.lineno}"

@@ -11,6 +11,7 @@ References:
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +56,13 @@ def fit(
       class fastest: image s * way + w is support_nodes[w, s]. `random_order`.
     learning_rate: 100 in the official evaluation (0.1 while meta-training).
     batch_size: images a step; an epoch's last step takes what is left.
-    solver: and the rest: as `matching.logits`.
-    temperature: see there.
-    weights: see there.
-    gradient: see there; "flow" is what the official evaluation does.
-    metric: see there.
+    solver: of the EMD; None is the best one for this platform.
+    temperature: scale of the logits.
+    weights: of the nodes, "cross_reference" or "equal".
+    gradient: through the EMD, "exact" or "flow"; the official evaluation does
+      the latter.
+    metric: of the costs, "cosine" or "l2"; for all of these see
+      `matching.logits`.
 
   Returns:
     [way, n, c].
@@ -83,23 +86,31 @@ def fit(
     gradient=gradient,
     metric=metric,
   )
+  slope = jax.grad(functools.partial(_loss, score, images))
+  return _descend(
+    slope, support_nodes.mean(1), _batches(order, batch_size), learning_rate
+  )
 
-  def loss(class_nodes, chosen, there):
-    errors = optax.softmax_cross_entropy_with_integer_labels(
-      score(images[chosen], class_nodes), chosen % way
-    )
-    return jnp.where(there, errors, 0).sum() / there.sum()
+
+def _loss(score: Callable, images, class_nodes, chosen, there):
+  """Mean cross-entropy of the images `chosen`, of those that are there."""
+  errors = optax.softmax_cross_entropy_with_integer_labels(
+    score(images[chosen], class_nodes), chosen % len(class_nodes)
+  )
+  return jnp.where(there, errors, 0).sum() / there.sum()
+
+
+def _descend(slope: Callable, start, batches, learning_rate: float):
+  """Gradient descent with dampened momentum, over all batches in turn."""
 
   def step(state, batch):
     class_nodes, velocity = state
     chosen, there, first = batch
-    slope = jax.grad(loss)(class_nodes, chosen, there)
-    average = _MOMENTUM * velocity + (1 - _MOMENTUM) * slope
-    velocity = jnp.where(first, slope, average)
+    gradient = slope(class_nodes, chosen, there)
+    average = _MOMENTUM * velocity + (1 - _MOMENTUM) * gradient
+    velocity = jnp.where(first, gradient, average)
     return (class_nodes - learning_rate * velocity, velocity), None
 
-  start = support_nodes.mean(1)
-  batches = _batches(order, batch_size)
   first = jnp.arange(len(batches[0])) == 0
   state = start, jnp.zeros_like(start)
   (class_nodes, _), _ = lax.scan(step, state, (*batches, first))
