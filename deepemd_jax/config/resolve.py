@@ -38,6 +38,8 @@ def resolve(config: ConfigDict) -> Settings:
     backbone=_backbone(config),
     model=config.model.to_dict(),
     heads=_heads(config),
+    solver_name=config.emd.solver,
+    solver_settings=_fields(config.emd, "form l2_strength epsilon"),
     episode=episode,
     training_episode=_training_episode(config, episode),
     pretrain=PretrainSettings(
@@ -99,27 +101,16 @@ def _backbone(config) -> backbone.Backbone:
   return backbone.create(settings.pop("backbone"), **settings)
 
 
-def solver(config: ConfigDict, name: str = "", **changes):
-  """The EMD solver `name`, or the config's own; None lets `emd` choose.
-
-  Args:
-    config: its section `emd` has the solvers' settings.
-    name: one of `emd.solvers.SOLVERS`.
-    **changes: of these settings.
-  """
-  settings = config.emd.to_dict() | changes
-  own = settings.pop("solver")
-  return make_solver(name or own, **settings)
-
-
 def _heads(config) -> HeadSettings:
   sfc = config.sfc
+  settings = _fields(config.emd, "form l2_strength epsilon")
+  entropic = settings | {"epsilon": config.evaluate.epsilon}
   return HeadSettings(
-    solver=solver(config),
+    solver=make_solver(config.emd.solver, **settings),
     temperature=config.emd.temperature,
     sfc=SfcSettings(sfc.epochs, sfc.lr, sfc.batch_size, sfc.gradient),
-    sinkhorn=solver(config, "sinkhorn", epsilon=config.evaluate.epsilon),
-    regularized_qp=solver(config, "regularized_qp"),
+    sinkhorn=make_solver("sinkhorn", **entropic),
+    regularized_qp=make_solver("regularized_qp", **settings),
   )
 
 

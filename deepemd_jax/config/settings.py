@@ -150,6 +150,8 @@ class Settings:
     backbone: from images to maps.
     model: what it was made from, for the record.
     heads: what the heads share.
+    solver_name: of the EMD's solver.
+    solver_settings: what solvers are made from; see `emd.solvers.make_solver`.
     episode: shape of test episodes.
     training_episode: shape of training and validation episodes.
     pretrain: stage pretrain.
@@ -166,6 +168,8 @@ class Settings:
   backbone: "Backbone"
   model: dict[str, Any]
   heads: "HeadSettings"
+  solver_name: str
+  solver_settings: dict[str, Any]
   episode: "EpisodeShape"
   training_episode: "EpisodeShape"
   pretrain: PretrainSettings
