@@ -23,7 +23,7 @@ AXIS = "data"
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
   """The mesh: one axis, "data", process by process."""
-  # In this order each process has one piece of a batch. Ids alone do not give it.
+  # So ordered, each process has one piece of a batch. Ids need not be so.
   row = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   # Explicit axes, the default, fail on a vmapped loop.
   auto = (jax.sharding.AxisType.Auto,)
