@@ -1,11 +1,12 @@
-"""Several processes, on one machine or many, that work on one run.
+"""Processes, on one machine or many, that work on one run.
 
-They start together and end together. JAX alone does not see to the second: a
-process that stops, hangs or fails leaves its peers waiting, for minutes or for
-ever. So each has a `watch.Watch`. A run of one process has nothing of this.
+They start together and end together. JAX does not take care of the second: when
+a process stops, hangs or fails, its peers wait for it, for minutes or for ever.
+So each process has a watchdog (see `watchdog`). A run of one process has none
+and pays for nothing here.
 
-JAX is imported where it is used: whether this process is the first is asked by
-commands that do without it.
+JAX is imported inside the functions, because `is_main` also serves commands
+that never need it.
 """
 
 import contextlib
@@ -19,19 +20,24 @@ import threading
 import time
 import traceback
 import zlib
+from collections.abc import Iterator
 from typing import NoReturn
 
-from deepemd_jax.distributed.watchdog import EVERY, FAREWELL, Watch
+from deepemd_jax.distributed.watchdog import (
+  FAREWELL_SECONDS,
+  WRITE_SECONDS,
+  Watchdog,
+)
 from deepemd_jax.errors import LOST, STOPPED, InputError, StopRequested
 
-_WAITING = 20.0  # seconds without all processes, and a person hears of it
-_MEETING = 290.0  # seconds in all; JAX gives up after 300, by an abort
-_VERDICT = 45.0  # seconds to find out who is to blame for an error
+_PATIENCE_SECONDS = 20.0  # then the terminal says that processes are missing
+_MEETING_SECONDS = 290.0  # then this one ends; after 300 JAX would abort it
+_VERDICT_SECONDS = 45.0  # to find out which process is to blame for an error
 
 _index, _count = 0, 1
-_watch: Watch | None = None
-_turns = 0
-_signal = 0
+_watchdog: Watchdog | None = None
+_stop_checks = 0  # how often this process has called `should_stop`
+_signaled = False  # by TERM or INT, inside `stop_on_signal`
 
 
 def is_main() -> bool:
@@ -58,8 +64,10 @@ def initialize(
   count: int | None = None,
   index: int | None = None,
 ) -> None:
-  """Connects the processes; before anything computes. If some do not come,
-  this one ends; they have minutes, since those of a pod start unevenly.
+  """Connects this process to the others. Call it before anything computes.
+
+  It waits for minutes, because the machines of a large run start at different
+  times. If some processes never come, this one ends with code `LOST`.
 
   Args:
     coordinator: host:port of process 0; None lets JAX ask SLURM, Open MPI,
@@ -68,13 +76,15 @@ def initialize(
     index: of this one.
 
   Raises:
-    InputError: nobody can tell, or they do not find each other.
+    InputError: JAX cannot tell who takes part, or cannot connect.
   """
   global _index, _count
   import jax
 
-  met = threading.Event()
-  threading.Thread(target=_wait_for, args=(met,), daemon=True).start()
+  connected = threading.Event()
+  threading.Thread(
+    target=_end_unless_connected, args=(connected,), daemon=True
+  ).start()
   try:
     jax.distributed.initialize(coordinator, count, index)
   except (ValueError, RuntimeError) as error:
@@ -84,55 +94,56 @@ def initialize(
       "--num_processes and --process_id"
     ) from error
   finally:
-    met.set()
+    connected.set()
   _index, _count = jax.process_index(), jax.process_count()
   if _count > 1:
-    signal.signal(signal.SIGINT, _stop_all)
+    signal.signal(signal.SIGINT, _interrupt_as_terminate)
 
 
-def _wait_for(met: threading.Event) -> None:
-  """Tells that others are missing, and then ends this process."""
+def _end_unless_connected(connected: threading.Event) -> None:
+  """Says that processes are missing; later ends this one."""
   began = time.monotonic()
-  if met.wait(_WAITING):
+  if connected.wait(_PATIENCE_SECONDS):
     return
+  limit = f"{_MEETING_SECONDS:.0f} s"
   sys.stderr.write(
-    f"deepemd_jax: waiting for the other processes, {_MEETING:.0f} s at most\n"
+    f"deepemd_jax: waiting for the other processes, {limit} at most\n"
   )
   sys.stderr.flush()
-  if met.wait(began + _MEETING - time.monotonic()):
+  if connected.wait(began + _MEETING_SECONDS - time.monotonic()):
     return
   sys.stderr.write(
-    f"deepemd_jax: not all processes have come within {_MEETING:.0f} s, and "
-    "this one ends; look at what the others say; the same command goes on\n"
+    f"deepemd_jax: not all processes have come within {limit}, and this one "
+    "ends; look at what the others say; the same command goes on\n"
   )
   end(LOST)
 
 
-def _stop_all(number, frame) -> None:
-  """Ctrl-C acts as TERM, of which XLA's handler tells all processes; a second
-  one acts as usual."""
+def _interrupt_as_terminate(number, frame) -> None:
+  """Makes Ctrl-C act as TERM, which XLA's own handler passes on to all
+  processes. A second Ctrl-C acts as usual."""
   del number, frame
   signal.signal(signal.SIGINT, signal.default_int_handler)
   os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_same(text: str) -> None:
-  """Refuses a run whose processes were not started alike.
+  """Refuses a run whose processes were started differently.
 
   Args:
     text: what they must agree on.
 
   Raises:
-    InputError: in all of them; it names those that differ from process 0.
+    InputError: on every process; it names those that differ from process 0.
   """
   if not is_distributed():
     return
   import numpy as np
   from jax.experimental import multihost_utils
 
-  own = np.uint32(zlib.crc32(text.encode()))
-  found = np.asarray(multihost_utils.process_allgather(own)).ravel()
-  others = [str(i) for i, x in enumerate(found) if x != found[0]]
+  checksum = np.uint32(zlib.crc32(text.encode()))
+  checksums = np.ravel(multihost_utils.process_allgather(checksum))
+  others = [str(i) for i, x in enumerate(checksums) if x != checksums[0]]
   if others:
     raise InputError(
       f"process {', '.join(others)} of {_count} was started with another "
@@ -141,8 +152,12 @@ def check_same(text: str) -> None:
 
 
 def start_watchdog(workdir: pathlib.Path) -> None:
-  """Begins to give, and to look for, signs of life; all processes together."""
-  global _watch
+  """Starts this process's watchdog. Call it on all processes together.
+
+  Args:
+    workdir: a folder that all processes see; the signs of life are kept there.
+  """
+  global _watchdog
   if not is_distributed():
     return
   import numpy as np
@@ -154,12 +169,12 @@ def start_watchdog(workdir: pathlib.Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
   place = folder / str(token)
   place.mkdir(parents=True, exist_ok=True)
-  _watch = Watch(place, _index, _count, end)
+  _watchdog = Watchdog(place, _index, _count, end)
   barrier("watch")
 
 
 def barrier(name: str) -> None:
-  """Returns when all processes are here."""
+  """Returns when all processes have called it."""
   if is_distributed():
     from jax.experimental import multihost_utils
 
@@ -167,97 +182,27 @@ def barrier(name: str) -> None:
 
 
 def mark_progress() -> None:
-  """To be called by all processes when they have what they need for the next
-  computation of all, which may wait for those that have not yet: one that does
-  not come as far for long is stuck."""
-  if _watch:
-    _watch.turns += 1
-
-
-def should_stop() -> bool:
-  """To be called by all processes at the same points of their work, once a
-  step. Whether a signal to any of them asks all to stop here."""
-  global _turns
-  if not is_distributed():
-    return bool(_signal)
-  from jax.experimental import multihost_utils
-
-  mark_progress()
-  _turns += 1
-  return bool(multihost_utils.reached_preemption_sync_point(_turns))
-
-
-def raise_if_stopping(name: str) -> None:
-  """`should_stop`, for work that has nothing to save.
-
-  Raises:
-    StopRequested: a signal asked to stop.
-  """
-  if should_stop():
-    raise StopRequested(f"{name} stopped; the same command goes on")
-
-
-def abort(error: BaseException) -> NoReturn:
-  """Ends this process, of several, because of an error that nothing handles.
-
-  If it comes from a peer's end it is that one that is named. JAX's own way out
-  would wait for peers which wait for this one.
-  """
-  import jax
-
-  line = f"{type(error).__name__}: {error}".splitlines()[0]
-  theirs = isinstance(error, jax.errors.JaxRuntimeError)
-  # Of a computation that could not begin, XLA's error comes as another type.
-  theirs = theirs or bool(re.match("[A-Z_]+: ", str(error)))
-  if theirs and not _watch:
-    sys.stderr.write(
-      f"deepemd_jax: another process has ended before the first step ({line}); "
-      "this one ends too; the same command goes on\n"
-    )
-    end(LOST)
-  if theirs:
-    _watch.look()
-    if _watch.say(f"{line}\nlooking for a process that has ended ...\n"):
-      _watch.ended.wait(_VERDICT)
-  if _watch and _watch.ended.is_set():
-    time.sleep(2 * FAREWELL)  # the watching thread is ending this process
-  traceback.print_exception(error)
-  end(1, line)
-
-
-def shutdown(code: int) -> NoReturn:
-  """Ends this process, of several, with the others: after the same work, or for
-  a mistake that all have found alike."""
-  import jax
-
-  if code in (0, STOPPED):
-    jax.distributed.shutdown()  # waits for all
-  elif is_main() and not _watch:
-    time.sleep(EVERY)  # nothing says yet when the others have ended; see `end`
-  end(code)
-
-
-def end(code: int, why: str = "") -> NoReturn:
-  """Ends this process, of several, at once; the others hear of it. Process 0
-  lets them end first: without it JAX ends them in its own way, by a signal."""
-  if _watch:
-    _watch.stop(code, why)
-    if is_main() and code not in (0, STOPPED):
-      _watch.outlast()
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
+  """Call on every process right before a collective. A process that falls
+  behind is reported as stuck."""
+  if _watchdog:
+    _watchdog.progress += 1
 
 
 @contextlib.contextmanager
-def stop_on_signal():
-  """(to be replaced at the merge)"""
-  global _signal
-  _signal, before = 0, {}
+def stop_on_signal() -> Iterator[None]:
+  """Inside it, the first TERM or INT does not end the process: `should_stop`
+  becomes true instead. A second signal of the same kind acts as usual.
+
+  Several processes need nothing like it. There a signal to any of them makes
+  `should_stop` true on all, inside and outside.
+  """
+  global _signaled
+  before = {}
 
   def note(number, frame):
-    global _signal
-    _signal = number
+    global _signaled
+    del frame
+    _signaled = True
     signal.signal(number, before[number])
 
   if not is_distributed():
@@ -268,4 +213,93 @@ def stop_on_signal():
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-    _signal = 0
+    _signaled = False
+
+
+def should_stop() -> bool:
+  """Whether a signal has asked this run to stop.
+
+  Call it once a step, on all processes at the same points of their work: they
+  all get the same answer at the same point.
+  """
+  global _stop_checks
+  if not is_distributed():
+    return _signaled
+  from jax.experimental import multihost_utils
+
+  mark_progress()
+  _stop_checks += 1
+  return bool(multihost_utils.reached_preemption_sync_point(_stop_checks))
+
+
+def raise_if_stopping(name: str) -> None:
+  """`should_stop`, for work that has nothing to save.
+
+  Args:
+    name: of the work, for the message.
+
+  Raises:
+    StopRequested: a signal has asked this run to stop.
+  """
+  if should_stop():
+    raise StopRequested(f"{name} stopped; the same command goes on")
+
+
+def abort(error: BaseException) -> NoReturn:
+  """Ends this process, one of several, after an error that nobody handles.
+
+  If the error is only the echo of a peer's end, the last line names that peer.
+  JAX's own way out would wait for peers that wait for this process.
+  """
+  import jax
+
+  line = f"{type(error).__name__}: {error}".splitlines()[0]
+  from_peer = isinstance(error, jax.errors.JaxRuntimeError)
+  # If a computation could not begin, XLA's error comes as another type.
+  from_peer = from_peer or bool(re.match("[A-Z_]+: ", str(error)))
+  if from_peer and not _watchdog:
+    sys.stderr.write(
+      f"deepemd_jax: another process has ended before the first step ({line}); "
+      "this one ends too; the same command goes on\n"
+    )
+    end(LOST)
+  if from_peer:
+    _watchdog.check_peers()
+    if _watchdog.say(f"{line}\nlooking for a process that has ended ...\n"):
+      _watchdog.ended.wait(_VERDICT_SECONDS)
+  if _watchdog and _watchdog.ended.is_set():
+    time.sleep(2 * FAREWELL_SECONDS)  # its thread is ending this process
+  traceback.print_exception(error)
+  end(1, line)
+
+
+def shutdown(code: int) -> NoReturn:
+  """Ends this process, one of several, when all of them end alike: after the
+  same work, or for a mistake that each has found itself."""
+  import jax
+
+  if code in (0, STOPPED):
+    jax.distributed.shutdown()  # waits for all
+  elif is_main() and not _watchdog:
+    # Nothing says yet when the others have ended; see `end`.
+    time.sleep(WRITE_SECONDS)
+  end(code)
+
+
+def end(code: int, why: str = "") -> NoReturn:
+  """Ends this process, one of several, at once, and tells the others.
+
+  Process 0 lets them end first. Without it, JAX ends them by a signal, and they
+  cannot say why.
+
+  Args:
+    code: the exit code.
+    why: one line for the others; "" if the code says enough.
+  """
+  if _watchdog:
+    _watchdog.stop(code, why)
+    if is_main() and code not in (0, STOPPED):
+      _watchdog.wait_for_peers()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

@@ -1,9 +1,9 @@
-"""All devices of all processes in one row, and what lies where on it.
+"""One mesh of all devices of all processes, and how arrays are laid out on it.
 
-Episodes, or images, are split along their leading axis; everything else is on
-every device. A count that the devices cannot share evenly is filled up with
-repeats, whose results are dropped: what comes out does not depend on the number
-of devices or processes, and no stage has to know it.
+Batches of episodes or images are split along their leading axis; everything
+else is on every device. A batch that the devices cannot share evenly is padded
+with repeats, and their results are dropped. So results do not depend on the
+number of devices or processes, and no stage has to know it.
 """
 
 import functools
@@ -23,7 +23,7 @@ AXIS = "data"
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
   """The mesh: one axis, "data", process by process."""
-  # In this order the part of a process is one piece; ids need not be.
+  # So ordered, each process has one piece of a batch. Ids need not be so.
   row = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   # Explicit axes, the default, fail on a vmapped loop.
   auto = (jax.sharding.AxisType.Auto,)
@@ -31,22 +31,22 @@ def mesh() -> jax.sharding.Mesh:
 
 
 def replicated() -> NamedSharding:
-  """The sharding of what every device has whole."""
+  """The sharding of an array that every device has a copy of."""
   return NamedSharding(mesh(), P())
 
 
 def batch_sharding() -> NamedSharding:
-  """The sharding of what is split along its leading axis."""
+  """The sharding of an array that is split along its leading axis."""
   return NamedSharding(mesh(), P(AXIS))
 
 
 def pad_to_devices(count: int) -> int:
-  """`count`, filled up so that all devices get the same number."""
+  """The smallest multiple of the number of devices that is at least `count`."""
   return -(-count // jax.device_count()) * jax.device_count()
 
 
 def describe_devices() -> str:
-  """Such as "8 x TPU v5e, 2 processes"."""
+  """For people, such as "8 x TPU v5e, 2 processes"."""
   text = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
   if jax.process_count() > 1:
     text += f", {jax.process_count()} processes"
@@ -54,9 +54,14 @@ def describe_devices() -> str:
 
 
 def local_indices(count: int) -> np.ndarray:
-  """Which of 0..count-1 this process makes: int [n], the same n in each.
+  """Which elements of a batch this process makes.
 
-  All processes' together are 0..count-1, then repeats of the last one.
+  Args:
+    count: elements of the batch.
+
+  Returns:
+    int [n], of 0..count-1, with the same n in each process. All processes'
+    together are 0..count-1, and then repeats of the last one.
   """
   size = pad_to_devices(count) // jax.process_count()
   start = jax.process_index() * size
@@ -64,8 +69,12 @@ def local_indices(count: int) -> np.ndarray:
 
 
 def check_even(count: int, field: str) -> None:
-  """Refuses a number of images a step that would have to be filled up, which
-  would change what batch norm sees.
+  """Refuses a number of images a step that would need padding, because batch
+  norm would see the repeats.
+
+  Args:
+    count: images a step.
+    field: of the config that says so.
 
   Raises:
     InputError: the devices cannot share `count` evenly.
@@ -80,15 +89,14 @@ def check_even(count: int, field: str) -> None:
 
 
 def shard_batch(tree):
-  """This process's share of a batch as part of the whole batch.
+  """Joins what each process has made of a batch.
 
   Args:
-    tree: arrays [n, ...], n as `local_indices` says.
+    tree: arrays [n, ...], this process's elements, as `local_indices` says.
 
   Returns:
-    Arrays [count, ...], count rounded up, split over all devices.
+    Arrays [`pad_to_devices`(count), ...], split over all devices.
   """
-  # All processes call this right before they compute together.
   runtime.mark_progress()
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(
@@ -99,13 +107,13 @@ def shard_batch(tree):
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This process's rows of a sharded array: the opposite of `shard_batch`."""
+  """This process's rows of a sharded array, which undoes `shard_batch`."""
   shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
   return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def replicate(tree):
-  """Arrays that every process has, the same in each, on every device."""
+  """Puts arrays, which are the same in every process, on every device."""
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(
       replicated(), np.asarray(x), np.shape(x)
@@ -117,15 +125,16 @@ def replicate(tree):
 def shard_map_batch(function: Callable, whole: int = 0) -> Callable:
   """Lets every device run `function` on its part of a batch.
 
-  No device waits for another inside it: loops end, and host callbacks are made,
-  for each by itself.
+  No device waits for another inside `function`: each ends its loops, and makes
+  its host callbacks, by itself.
 
   Args:
-    function: of arrays [n, ...] and trees of them, any n; returns the like.
-    whole: so many arguments in front are not split.
+    function: takes arrays [n, ...] and trees of them, for any n, and returns
+      such arrays.
+    whole: how many of the first arguments every device gets whole.
 
   Returns:
-    The function of the whole batch; to be called under `jax.jit`.
+    The same function of a whole batch. Call it under `jax.jit`.
   """
 
   def on_all(*arguments):

@@ -1,8 +1,14 @@
-"""Signs of life, by which several processes notice that one of them has ended.
+"""Signs of life, by which processes notice that one of them has ended or hangs.
 
-Each has a thread that writes one into a folder, which all of them see, every
-few seconds, and looks at those of others: process 0 at everyone's, the others
-at process 0's.
+Every process has a watchdog: a thread that writes a sign of life into a shared
+folder every few seconds, and reads those of others. Process 0 watches all
+processes, and the others watch process 0.
+
+A sign of life is a JSON file, named by the process's number:
+  machine, pid: where the process runs.
+  beats: counts the signs.
+  progress: counts the collectives that the process has reached.
+  code, why: only in the last one, of a process that has ended.
 """
 
 import functools
@@ -18,19 +24,19 @@ from typing import NoReturn
 
 from deepemd_jax.errors import LOST, MISTAKE, STOPPED
 
-EVERY = 2.0  # seconds between two signs of life
-_TICK = 0.1  # seconds between two looks at the processes of this machine
-_SILENCE = 30.0  # seconds without one, and a process counts as dead
-BEHIND = 40.0  # seconds that one may be behind; see `processes.ready`
-FAREWELL = 8.0  # seconds that process 0 waits for others before it ends
+WRITE_SECONDS = 2.0  # between two signs of life
+SILENCE_SECONDS = 30.0  # without a sign of life, and a process counts as dead
+STUCK_SECONDS = 40.0  # behind the others, and it counts as stuck
+FAREWELL_SECONDS = 8.0  # how long process 0 waits for the others to end
+_TICK_SECONDS = 0.1  # between two checks for processes gone from this machine
 
 
-class Watch:
-  """Signs of life: one's own, and others'.
+class Watchdog:
+  """Writes this process's signs of life and reads those of others.
 
   Attributes:
-    turns: how far this process is.
-    ended: set when it does not watch any more.
+    progress: how many collectives this process has reached.
+    ended: set when the watchdog has stopped watching.
   """
 
   def __init__(
@@ -40,40 +46,39 @@ class Watch:
     count: int,
     end: Callable[[int, str], NoReturn],
   ) -> None:
-    """Begins, in a thread.
+    """Starts its thread.
 
     Args:
-      place: a folder that all see, new for each run.
+      place: a folder that all processes see, new for each run.
       index: of this process.
       count: of processes.
-      end: ends this process; from an exit code and what others shall hear.
+      end: ends this process, given an exit code and a line for the others.
     """
-    self.turns = 0
+    self.progress = 0
     self.ended = threading.Event()
     self._place, self._index, self._end = place, index, end
     self._beats = 0
-    self._own = {"machine": machine(), "pid": os.getpid()}
     self._lock = threading.Lock()
     self._write()
-    others = range(count) if index == 0 else [0]
-    self._peers = {i: Peer(i, count) for i in others if i != index}
+    watched = range(count) if index == 0 else [0]
+    self._peers = {i: Peer(i, count) for i in watched if i != index}
     threading.Thread(target=self._run, daemon=True).start()
 
   def stop(self, code: int, why: str) -> None:
-    """Says that, and why, this process ends."""
+    """Stops watching, and tells the others that this process ends, and why."""
     with self._lock:
       self.ended.set()
       self._write(code=code, why=why)
 
   def say(self, text: str, last: bool = False) -> bool:
-    """Tells the person at the terminal, unless the last has been said.
+    """Prints to the terminal, unless the last word has been printed already.
 
     Args:
       text: lines.
-      last: this process ends with it.
+      last: whether this is the last word.
 
     Returns:
-      Whether it was said.
+      Whether it was printed.
     """
     with self._lock:
       if self.ended.is_set():
@@ -84,56 +89,63 @@ class Watch:
       sys.stderr.flush()
       return True
 
-  def outlast(self) -> None:
-    """Returns when the others have ended, or after a while."""
-    end = time.monotonic() + FAREWELL
+  def wait_for_peers(self) -> None:
+    """Returns when the watched processes have ended, or after a while."""
+    limit = time.monotonic() + FAREWELL_SECONDS
     for index, peer in self._peers.items():
-      while not peer.has_ended(self._read(index)) and time.monotonic() < end:
-        time.sleep(_TICK)
+      while not peer.has_ended(self._read(index)) and time.monotonic() < limit:
+        time.sleep(_TICK_SECONDS)
 
   def _run(self) -> None:
     last = wrote = time.monotonic()
-    while not self.ended.wait(_TICK):
+    while not self.ended.wait(_TICK_SECONDS):
       now = time.monotonic()
-      paused, last = now - last > _SILENCE, now
-      fresh = now - wrote >= EVERY
-      if fresh:
+      paused, last = now - last > SILENCE_SECONDS, now
+      due = now - wrote >= WRITE_SECONDS
+      if due:
         wrote = now
         with self._lock:
           if self.ended.is_set():
             return
           self._write()
-      if paused:  # this one was stopped itself, or its machine slept
+      if paused:  # this process was stopped, or its machine slept
         for peer in self._peers.values():
           peer.forgive()
-      self.look(fresh)
+      self.check_peers(read=due)
 
-  def look(self, fresh: bool = True) -> None:
-    """Ends this process if another one's state demands it.
+  def check_peers(self, *, read: bool = True) -> None:
+    """Ends this process if a watched one has ended badly or hangs.
 
     Args:
-      fresh: look at signs of life too, not only at what is gone from this
-        machine. JAX, once it has lost process 0, aborts at once.
+      read: read the signs of life. Otherwise only look for processes that are
+        gone from this machine. That is cheap, and has to be quick: JAX aborts
+        a process soon after it has lost process 0.
     """
     for index, peer in self._peers.items():
-      if fresh or peer.is_gone():
-        blame = peer.look(self._read(index), self.turns)
-        if blame:
-          self._end_with(peer, *blame)
+      if read or peer.is_gone():
+        verdict = peer.check(self._read(index), self.progress)
+        if verdict:
+          self._end_because_of(peer, *verdict)
 
-  def _end_with(self, peer: "Peer", what: str, code: int) -> None:
-    line = f"deepemd_jax: {peer.name} {what}; process {self._index} ends too"
+  def _end_because_of(self, peer: "Peer", problem: str, code: int) -> None:
+    line = f"deepemd_jax: {peer.name} {problem}; process {self._index} ends too"
     line += "" if code == MISTAKE else "; the same command goes on"
     if self.say(f"{line}\n", last=True):
-      self._end(code, f"{peer.name} {what}")
+      self._end(code, f"{peer.name} {problem}")
 
   def _write(self, **more) -> None:
     self._beats += 1
-    row = {**self._own, "beats": self._beats, "turns": self.turns, **more}
+    sign = {
+      "machine": machine(),
+      "pid": os.getpid(),
+      "beats": self._beats,
+      "progress": self.progress,
+      **more,
+    }
     try:
-      (self._place / str(self._index)).write_text(json.dumps(row))
+      (self._place / str(self._index)).write_text(json.dumps(sign))
     except OSError:
-      pass  # a full disk is not the end; a lasting silence will be
+      pass  # a full disk may pass; the others notice if it lasts
 
   def _read(self, index: int) -> dict | None:
     try:
@@ -143,71 +155,77 @@ class Watch:
 
 
 class Peer:
-  """What is known of another process."""
+  """What this process knows of another one."""
 
   def __init__(self, index: int, count: int) -> None:
     self._index, self._count = index, count
-    self._known: dict = {}
+    self._sign: dict = {}  # the latest
     self.forgive()
 
   @property
   def name(self) -> str:
-    """With host and process number, once it has been heard of."""
+    """Its number; with host and process id, once it has given a sign."""
     where = ""
-    if self._known:
-      host = self._known["machine"].partition("/")[0]
-      where = f" (host {host}, pid {self._known['pid']})"
+    if self._sign:
+      host = self._sign["machine"].partition("/")[0]
+      where = f" (host {host}, pid {self._sign['pid']})"
     return f"process {self._index} of {self._count}{where}"
 
   def forgive(self) -> None:
-    """Counts from now."""
-    self._heard = self._moved = time.monotonic()
+    """Forgets how long it has been silent or behind."""
+    self._heard = self._caught_up = time.monotonic()
 
-  def look(self, row: dict | None, turns: int) -> tuple[str, int] | None:
-    """What is wrong with it, and the exit code for its peers; or None.
+  def check(self, sign: dict | None, progress: int) -> tuple[str, int] | None:
+    """Judges the other process.
 
     Args:
-      row: its latest sign of life.
-      turns: how far this process is.
+      sign: its latest sign of life; None if it could not be read.
+      progress: how many collectives this process has reached.
+
+    Returns:
+      (what is wrong with it, the exit code for this process); None if nothing
+      is wrong.
     """
     now = time.monotonic()
-    if row and row != self._known:
+    if sign and sign != self._sign:
       self._heard = now
-      if row["turns"] != self._known.get("turns") or row["turns"] >= turns:
-        self._moved = now
-      self._known = row
-    if "code" in self._known:
-      code = self._known["code"]
+      moved = sign["progress"] != self._sign.get("progress")
+      if moved or sign["progress"] >= progress:
+        self._caught_up = now
+      self._sign = sign
+    if "code" in self._sign:
+      code = self._sign["code"]
       if code in (0, STOPPED):
-        return None  # it has done its part, with all others; see `finish`
-      how = f"has ended ({self._known['why'] or f'exit code {code}'})"
+        return None  # it has done its part, like all others
+      how = f"has ended ({self._sign['why'] or f'exit code {code}'})"
       return how, MISTAKE if code == MISTAKE else LOST
     if self.is_gone():
       return "has ended without a word", LOST
-    if now - self._heard > _SILENCE:
-      what = f"has given no sign of life for {now - self._heard:.0f} s"
-      if not self._known:
-        what += " (do all processes see the same --workdir?)"
-      return what, LOST
-    if now - self._moved > BEHIND:
-      return f"is stuck, {now - self._moved:.0f} s behind the others", LOST
+    if now - self._heard > SILENCE_SECONDS:
+      problem = f"has given no sign of life for {now - self._heard:.0f} s"
+      if not self._sign:
+        problem += " (do all processes see the same --workdir?)"
+      return problem, LOST
+    if now - self._caught_up > STUCK_SECONDS:
+      behind = f"{now - self._caught_up:.0f} s behind the others"
+      return f"is stuck, {behind}", LOST
     return None
 
-  def has_ended(self, row: dict | None) -> bool:
+  def has_ended(self, sign: dict | None) -> bool:
     """Whether it has said so in its latest sign of life, or is gone, or has
-    been silent too long to be waited for."""
-    self._known = row or self._known
-    silent = time.monotonic() - self._heard > _SILENCE
-    return "code" in self._known or self.is_gone() or silent
+    been silent for too long."""
+    self._sign = sign or self._sign
+    silent = time.monotonic() - self._heard > SILENCE_SECONDS
+    return "code" in self._sign or self.is_gone() or silent
 
   def is_gone(self) -> bool:
-    """Whether it ran on this machine and does not any more."""
-    if self._known.get("machine") != machine():
+    """Whether it ran on this machine and has ended."""
+    if self._sign.get("machine") != machine():
       return False
-    pid = self._known["pid"]
+    pid = self._sign["pid"]
     try:
       os.kill(pid, 0)
-      # One that nobody has waited for is there, but ended (state Z).
+      # A zombie, which has ended but still has its number, is in state Z.
       state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2]
     except ProcessLookupError:
       return True
@@ -218,8 +236,8 @@ class Peer:
 
 @functools.cache
 def machine() -> str:
-  """Host name, and which of its process number spaces: containers have own
-  ones, but may share the name."""
+  """The host's name and its space of process numbers. Containers on one host
+  may share the name, but each has its own numbers."""
   try:
     space = os.stat("/proc/self/ns/pid").st_ino
   except OSError:

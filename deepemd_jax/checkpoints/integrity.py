@@ -1,0 +1,247 @@
+"""What was saved comes back unchanged, or an error says what is wrong with it.
+
+A step's folder holds arrays, a JSON document `meta`, and a score. Orbax writes
+them but does not notice a flipped byte, so a checksum of each lies beside them
+and is compared on the way back.
+
+Arrays are read here with TensorStore, as orbax itself reads them. When orbax
+cannot read one array it abandons the readers of the others, and each prints a
+traceback later, at an unrelated moment.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from deepemd_jax.distributed import runtime
+from deepemd_jax.errors import InputError
+
+_SHOWN = 5  # names in a message
+META = "metadata"  # orbax's name for the file of a JSON document
+SCORE = pathlib.Path("metrics", "metrics")  # and for that of the score
+
+
+class Damaged(InputError):
+  """A checkpoint is not what was saved."""
+
+  def __init__(self, step: pathlib.Path, how: str) -> None:
+    """Makes the message.
+
+    Args:
+      step: the step's folder.
+      how: what is wrong with it.
+    """
+    self.problem = f"checkpoint {step} is damaged: {how}"
+    super().__init__(f"{self.problem}; delete it to use the one before")
+
+
+def leaves(tree) -> dict[str, Any]:
+  """A pytree's leaves by place, such as "a/b/0", as orbax names them too."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {_name(path): leaf for path, leaf in flat}
+
+
+def _name(path) -> str:
+  parts = []
+  for key in path:
+    for attribute in ("key", "name", "idx"):
+      if hasattr(key, attribute):
+        parts.append(str(getattr(key, attribute)))
+        break
+  return "/".join(parts)
+
+
+def checksums(tree) -> dict[str, int]:
+  """CRC-32 of every leaf's bytes, by place."""
+  # Viewed as bytes, because bfloat16 has no buffer.
+  return {
+    name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    for name, leaf in leaves(tree).items()
+  }
+
+
+def json_checksum(document) -> int:
+  """CRC-32 of a JSON document, whatever the order of its keys."""
+  # To JSON and back first: it turns number keys into text, tuples into lists.
+  document = json.loads(json.dumps(document))
+  return zlib.crc32(json.dumps(document, sort_keys=True).encode())
+
+
+def read_step(step: pathlib.Path, targets: dict) -> tuple[dict, Any]:
+  """Reads parts of a step, and compares all of it with what was saved.
+
+  Args:
+    step: the step's folder.
+    targets: part -> a pytree of the shapes and dtypes expected.
+
+  Returns:
+    ({part: {place of a leaf: NumPy array}}, the step's `meta`).
+
+  Raises:
+    InputError: a part does not fit its target, or is not there.
+    Damaged: something cannot be read, or is not what was saved.
+  """
+  try:
+    document = json.loads((step / "meta" / META).read_bytes())
+    saved, meta = document["checksums"], document["meta"]
+    own = json_checksum(meta)
+    changed = [] if saved.get("meta", own) == own else ["meta"]
+    parts = {}
+    for name, target in targets.items():
+      parts[name] = arrays = _read_part(step, name, target)
+      sums = checksums(arrays)
+      changed += [f"{name}/{x}" for x in sums if sums[x] != saved[name].get(x)]
+  except (InputError, MemoryError):
+    raise
+  except Exception as error:
+    # Torn bytes have TensorStore, JSON and NumPy raise many types.
+    reason = first_sentence(error)
+    raise Damaged(step, f"it cannot be read ({reason:.120})") from error
+  if changed:
+    raise Damaged(step, f"{changed[0]} is not what was saved (checksum)")
+  return parts, meta
+
+
+def _read_part(step: pathlib.Path, name: str, target) -> dict[str, np.ndarray]:
+  if not (step / name).is_dir():
+    raise InputError(
+      f"checkpoint {step} has no part {name!r}: a converted or exported one is "
+      "not trained further; if it is a run's own, it is damaged"
+    )
+  expected = leaves(target)
+  stores = _open_arrays(step / name, expected)
+  _check_fit(step, name, _shapes(stores), _shapes(expected))
+  reads = {place: store.read() for place, store in stores.items()}
+  return {place: read.result() for place, read in reads.items()}
+
+
+def _open_arrays(part: pathlib.Path, expected: Iterable[str]) -> dict:
+  """Place -> TensorStore, for every array of a part."""
+  import tensorstore
+
+  base = {"driver": "file", "path": f"{part}/"}
+  store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+  keys = [key.decode() for key in store.list().result()]
+  names = [k.removesuffix("/.zarray") for k in keys if k.endswith("/.zarray")]
+  if not names:  # what TensorStore finds without its table of contents
+    raise FileNotFoundError(f"no arrays in {part.name}")
+  # On the disk a/b is a.b, which may also be the name of one dictionary key.
+  places = {place.replace("/", "."): place for place in expected}
+  opening = {
+    places.get(name, name.replace(".", "/")): tensorstore.open(
+      {"driver": "zarr", "kvstore": store.spec().to_json() | {"path": name}}
+    )
+    for name in names
+  }
+  return {place: future.result() for place, future in opening.items()}
+
+
+def _shapes(arrays: dict) -> dict[str, str]:
+  """Place -> dtype and shape, as in float32[3, 84]."""
+  return {
+    place: f"{_dtype(array).name}{list(array.shape)}"
+    for place, array in arrays.items()
+  }
+
+
+def _dtype(array) -> np.dtype:
+  # TensorStore has dtypes of its own.
+  return np.dtype(getattr(array.dtype, "numpy_dtype", array.dtype))
+
+
+def _check_fit(step, part: str, stored: dict, wanted: dict) -> None:
+  missing = sorted(wanted.keys() - stored.keys())
+  extra = sorted(stored.keys() - wanted.keys())
+  wrong = [
+    f"{name} is {stored[name]}, not {wanted[name]}"
+    for name in sorted(stored.keys() & wanted.keys())
+    if stored[name] != wanted[name]
+  ]
+  problems = [
+    f"{len(names)} {what}: {', '.join(names[:_SHOWN])}"
+    + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    for what, names in (
+      ("missing", missing),
+      ("extra", extra),
+      ("of another shape or type", wrong),
+    )
+    if names
+  ]
+  if problems:
+    raise InputError(
+      f"checkpoint {step} does not fit ({part}): {'; '.join(problems)}; "
+      "use the config it was trained with"
+    )
+
+
+def check_scores(directory: pathlib.Path, *, repair: bool) -> None:
+  """Checks the scores of all steps.
+
+  Orbax reads them when it opens the directory, and would not say which one is
+  damaged. A step without a score is half deleted; orbax deletes the rest.
+
+  Args:
+    directory: of the checkpoints.
+    repair: set the newest step aside if its score is damaged. It can be made
+      again from the one before.
+
+  Raises:
+    Damaged: a score is not what was saved.
+  """
+  scored = [path.parents[1] for path in directory.glob(f"[0-9]*/{SCORE}")]
+  # The others are orbax's scratch directories.
+  steps = sorted((s for s in scored if s.name.isdigit()), key=_number)
+  for step in steps:
+    if _score_is_whole(step):
+      continue
+    error = Damaged(step, "its score is not what was saved")
+    if not repair or step != steps[-1] or len(steps) == 1:
+      raise error
+    say(error.problem)
+    set_aside(directory, [_number(step)])
+
+
+def _score_is_whole(step: pathlib.Path) -> bool:
+  try:
+    metrics = json.loads((step / SCORE).read_bytes())
+    checksum = json_checksum({k: metrics[k] for k in ("score", "step")})
+    return metrics.get("checksum", checksum) == checksum
+  except (ValueError, LookupError, TypeError, AttributeError):
+    return False
+
+
+def _number(step: pathlib.Path) -> int:
+  return int(step.name)
+
+
+def set_aside(directory: pathlib.Path, steps: list[int]) -> None:
+  """Renames damaged steps; call it on all processes."""
+  runtime.barrier("damage seen")
+  if runtime.is_main():
+    for step in steps:
+      place = directory / f"damaged.{step}"
+      shutil.rmtree(place, ignore_errors=True)
+      os.rename(directory / str(step), place)
+    say(f"going on from the one before; kept as {place}")
+  runtime.barrier("damage set aside")
+
+
+def say(message: str) -> None:
+  """Tells the person at the terminal, in one line and from process 0."""
+  if runtime.is_main():
+    sys.stderr.write(f"deepemd_jax: {message}\n")
+    sys.stderr.flush()
+
+
+def first_sentence(error: BaseException) -> str:
+  """What an error of orbax or TensorStore says, without its long tail."""
+  return re.split(r"\n|\. See ", str(error) or type(error).__name__)[0]

@@ -1,0 +1,20 @@
+"""What the tests of checkpoints share."""
+
+import shutil
+
+import pytest
+from small_checkpoints import save_four
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory):
+  """Steps 2, 3 and 4, with scores 9, 9 and 7; not to be changed."""
+  directory = tmp_path_factory.mktemp("checkpoints") / "c"
+  save_four(directory)
+  return directory
+
+
+@pytest.fixture
+def four(untouched, tmp_path):
+  """A copy of `untouched`."""
+  return shutil.copytree(untouched, tmp_path / "c")
