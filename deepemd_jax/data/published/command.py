@@ -3,11 +3,10 @@
 import argparse
 import os
 import pathlib
-import sys
 import textwrap
 
 from deepemd_jax.data import registry
-from deepemd_jax.data.published import catalogue, checks, prepare
+from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.progress import Progress
 
@@ -51,6 +50,7 @@ def run(options: argparse.Namespace) -> str:
 
   Raises:
     MissingData: the data set is not there, and cannot be downloaded.
+    BadImages: some images cannot be read; its `lines` name them.
     InputError: anything else that a person has to change.
   """
   directory = os.path.abspath(os.path.expanduser(options.directory))
@@ -58,11 +58,7 @@ def run(options: argparse.Namespace) -> str:
     return table(directory)
   if options.name == "glyph_clutter":
     return _prepare_glyphs(options, directory)
-  try:
-    return _prepare(options, directory)
-  except checks.BadImages as error:
-    print(*error.lines, sep="\n", file=sys.stderr)
-    raise
+  return _prepare(options, directory)
 
 
 def table(directory: str) -> str:
