@@ -37,7 +37,7 @@ from benchmarks import episode, estimate
 from deepemd_jax import emd
 from deepemd_jax.config import defaults, resolve
 from deepemd_jax.data import batches, episodes
-from deepemd_jax.data.image_set import Copies
+from deepemd_jax.data.image_set import CachedImages
 from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation import fewshot
 from deepemd_jax.models import matching, resnet12, sfc
@@ -60,11 +60,11 @@ def settings(options, **changes):
 
 
 @functools.cache
-def copies(classes: int, per_class: int) -> Copies:
+def copies(classes: int, per_class: int) -> CachedImages:
   """Noise of the size of stored photographs."""
   count = classes * per_class
   rng = np.random.default_rng(0)
-  return Copies(
+  return CachedImages(
     images=rng.integers(0, 256, (count, STORED, STORED, 3), np.uint8),
     labels=np.repeat(np.arange(classes), per_class).astype(np.int32),
     class_names=tuple(map(str, range(classes))),

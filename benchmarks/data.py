@@ -32,7 +32,7 @@ from PIL import Image
 
 from deepemd_jax.config import defaults, resolve
 from deepemd_jax.data import image_io, sources, views
-from deepemd_jax.data.image_set import COPIED
+from deepemd_jax.data.image_set import COPY_FILTER
 from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.training import metatrain
 
@@ -77,7 +77,7 @@ def differences(images: dict, sides, crops: int) -> dict[int, dict]:
       ]
     )
     for side in sides:
-      copy = np.asarray(image.resize((side, side), COPIED))
+      copy = np.asarray(image.resize((side, side), COPY_FILTER))
       found = views.crop_resize(
         np.broadcast_to(copy, (crops, *copy.shape)),
         views.to_stored(boxes, size, side),

@@ -296,3 +296,33 @@ def easyfsl_lists(root, name, per_class=2, classes=3):
     }
     unpack({f"{split}.json": json.dumps(content).encode()}, root)
   return root
+
+
+# How the source of a published data set is made: `make(path, per_class)`. One
+# that is not here is a ready folder.
+SOURCES = {
+  "cub": cub_archive,
+  "cub_full": cub_archive,
+  "fc100": cifar_archive,
+  "cifar_fs": cifar_archive,
+  "miniimagenet": ilsvrc_archive,
+  "cub_retrieval": cub_archive,
+  "cars196": cars_folder,
+  "stanford_online_products": products_archive,
+}
+
+
+def source(name, path, per_class=2, classes=3):
+  """Makes what a data set is prepared from; returns its path and a benchmark
+  that expects what is in there."""
+  if name not in SOURCES:
+    ready_folders(path, name, per_class, classes)
+  elif SOURCES[name] in (cub_archive, ilsvrc_archive):
+    listed = all_names(name, classes)
+    SOURCES[name](path, per_class, classes=listed)
+  elif SOURCES[name] is cifar_archive:
+    classes = 100
+    cifar_archive(path, per_class)
+  else:
+    SOURCES[name](path, per_class, classes)
+  return path, small(name, per_class, classes)

@@ -8,7 +8,7 @@ pixel of the original.
 import numpy as np
 from PIL import Image
 
-from deepemd_jax.data import boxes, uploads
+from deepemd_jax.data import boxes, image_input
 from deepemd_jax.data.views import View, evaluation_side, random_crops
 
 
@@ -53,7 +53,7 @@ def _places(view: View, image: Image.Image):
     places = boxes.grid_boxes(size, view.grid, ratios)[0]
     flip = np.zeros(len(places), bool)
   else:
-    start = int(uploads.fingerprint(image)[:16], 16)
+    start = int(image_input.fingerprint(image)[:16], 16)
     rng = np.random.default_rng([view.seed, start])
     places = random_crops(rng, size, view.test_patches, view)[0]
     flip = rng.random(view.test_patches) < view.flip_probability

@@ -34,12 +34,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFont
 
+from deepemd_jax.data import registry
 from deepemd_jax.data.published import splits
 
 SIDE = 64
 SCENES = 3  # a drawing, in `default`
-BACKGROUNDS = ("plain", "relief", "busy")
-VARIANTS = tuple(f"d{k}_{b}" for b in BACKGROUNDS for k in range(4))
+VARIANTS = registry.DATA_SETS["glyph_clutter"].variants
 _DISTRACTORS = "$%&@?!#+=*≠≤≥±÷√∞§¶£¥€®{}[]<>"
 _TYPEFACES = (
   *("DejaVuSans", "DejaVuSerif", "STIXGeneral"),

@@ -1,9 +1,9 @@
-"""Pictures as people see them: any readable file becomes upright 8-bit RGB.
+"""Image files as people see them: any readable file becomes upright 8-bit RGB.
 
-Turned by their EXIF tag, alpha on white, 16-bit gray scaled to 8, CMYK and
-palettes resolved; of an animation the first frame, as a thumbnail shows it.
-Whatever is not such a picture (unreadable, cut off, without pixels, too large
-to be honest) is reported in a few words.
+The EXIF tag turns an image, alpha lies on white, 16-bit gray is scaled to 8
+bits, CMYK and palettes become RGB, and an animation is its first frame, as in a
+thumbnail. A file that is not such an image (unreadable, cut off, without
+pixels, or suspiciously large) is reported in a few words.
 """
 
 import io
@@ -19,10 +19,13 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
-  """Opens a file, or its bytes, of one of `FORMATS`; close it after use.
+  """Opens an image file of one of `FORMATS`; close it after use.
+
+  Args:
+    source: its path, or its bytes.
 
   Raises:
-    OSError, ValueError and nearly anything else: it is no picture; `reason`
+    OSError, ValueError and nearly anything else: it is not an image; `reason`
       turns the exception into words.
   """
   if isinstance(source, bytes):
@@ -43,7 +46,7 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-  """The picture as a person sees it, in RGB."""
+  """Returns the image as a person sees it, in RGB."""
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I") or image.mode == "F":
     return _eight_bit(image).convert("RGB")
@@ -55,8 +58,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-  """Gray of more than 8 bit. Its white is 65535 in 16 bit; 32 bit does not say,
-  so there it is the smallest of the usual ones, 1, 255 and 65535, that fits."""
+  """Scales gray of more than 8 bits to 8.
+
+  White is 65535 in 16 bits. A 32-bit file does not say what white is, so the
+  smallest of the usual values 1, 255 and 65535 that fits is taken.
+  """
   values = np.nan_to_num(np.asarray(image, np.float64))
   white = 65535.0
   if not image.mode.startswith("I;16"):
@@ -65,18 +71,18 @@ def _eight_bit(image: Image.Image) -> Image.Image:
   return Image.fromarray(levels.astype(np.uint8))
 
 
-def problem(source: str | os.PathLike | bytes) -> str | None:
-  """Why a picture (its path or its bytes) cannot be read, or None."""
-  try:
-    with open_image(source) as image:
-      to_rgb(image)
-  except Exception as error:  # decoders raise nearly anything on broken files
-    return reason(error)
-  return None
+def read_rgb(source: str | os.PathLike | bytes) -> Image.Image:
+  """Decodes a file, given by its path or its bytes, to an upright RGB image.
+
+  Raises:
+    OSError, ValueError and nearly anything else: as `open_image`.
+  """
+  with open_image(source) as image:
+    return to_rgb(image)
 
 
 def reason(error: Exception) -> str:
-  """What an exception of a decoder means, in one line."""
+  """Returns what an exception of a decoder means, in one line."""
   if isinstance(error, Image.UnidentifiedImageError):
     return "not an image"
   if isinstance(error, OSError) and error.strerror:
@@ -88,22 +94,22 @@ def as_rgb_file(
   source: str | os.PathLike | bytes | Image.Image,
   box: tuple[float, float, float, float] | None = None,
 ) -> tuple[bytes, int, int]:
-  """A file with the pixels a person sees: an upright RGB JPEG or PNG.
+  """Returns an upright RGB JPEG or PNG file with the pixels that a person sees.
 
-  A file that is one already is returned as it is, byte for byte; anything else
-  is written anew as PNG, so nothing is lost.
+  A file that is one already is returned as it is, byte for byte. Anything else
+  is encoded again as PNG, so nothing is lost.
 
   Args:
     source: a path, a file's bytes, or an image in memory.
-    box: left, top, width and height in pixels of the crop to keep, or None. Cut
-      at whole pixels (towards zero) and at the edge of the picture.
+    box: left, top, width and height in pixels of the crop to keep, or None. The
+      crop ends at whole pixels (rounded towards zero) and at the image's edge.
 
   Returns:
-    The bytes, and the height and width in pixels.
+    The file's bytes, and the image's height and width in pixels.
 
   Raises:
-    OSError, ValueError and nearly anything else: as `open_image`; also when the
-      box holds no pixel of the picture.
+    OSError, ValueError and nearly anything else: as `open_image`; also if the
+      box holds no pixel of the image.
   """
   if not isinstance(source, bytes | Image.Image):
     with open(source, "rb") as file:
@@ -111,10 +117,10 @@ def as_rgb_file(
   image = source if isinstance(source, Image.Image) else open_image(source)
   with image:
     rgb = to_rgb(image)
-    kept = (
+    keep = (
       isinstance(source, bytes) and box is None and _is_plain(image, source)
     )
-  if kept:
+  if keep:
     return source, rgb.height, rgb.width
   if box is not None:
     rgb = _crop(rgb, box)

@@ -1,9 +1,9 @@
 """The images of one split, as the host hands them to the device.
 
-Two kinds with the same two methods: `Copies`, squares decoded once, of which
-the device cuts the crops, and `Originals`, decoded when asked for, of which the
-host cuts them. Either way a crop is drawn in pixels of the original. Both are
-cheap to pickle, so worker processes may have them.
+There are two kinds. `CachedImages` are squares that were decoded once; the
+device cuts the crops. `EncodedImages` are decoded when they are asked for; the
+host cuts the crops. Both take crops in pixels of the original image, and both
+are small when pickled, so worker processes may have them.
 """
 
 import concurrent.futures
@@ -19,29 +19,29 @@ from PIL import Image
 from deepemd_jax.data import boxes as box_geometry
 from deepemd_jax.data import image_io
 
-# How copies are made. Crops of bicubic ones are nearer to crops of the original
-# (1.6 gray levels on average at 160 pixels) than of bilinear ones (2.1), which
-# have lost more of the detail; `benchmarks/data.py` measures it.
-COPIED = Image.Resampling.BICUBIC
-_SEEN = Image.Resampling.BILINEAR  # torchvision's, in every view
+# Crops of bicubic copies are nearer to crops of the original (1.6 gray levels
+# on average at 160 pixels) than crops of bilinear ones (2.1), which have lost
+# more of the detail; `benchmarks/data.py` measures it.
+COPY_FILTER = Image.Resampling.BICUBIC
+_VIEW_FILTER = Image.Resampling.BILINEAR  # torchvision's, in every view
 
 
 class Files(Protocol):
   """Encoded images by row."""
 
   def read(self, rows: Sequence[int]) -> list[bytes | str]:
-    """The file of each row: its content, or its path."""
+    """Returns the file of each row: its content, or its path."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ImageSet:
-  """What both kinds know.
+  """What both kinds of images have.
 
   Attributes:
     labels: int32 [N], indexing `class_names`.
     class_names: of this split.
-    keys: a name for each image.
-    sizes: int32 [N, 2], original height and width.
+    keys: the name of each image.
+    sizes: int32 [N, 2], original height and width in pixels.
   """
 
   labels: np.ndarray
@@ -49,45 +49,49 @@ class ImageSet:
   keys: tuple[str, ...]
   sizes: np.ndarray
 
-  def cut(
+  def extract_crops(
     self, rows: np.ndarray, boxes: np.ndarray, size: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Images, and boxes on them from which the device makes size x size crops.
+    """Returns images, and the boxes that the device cuts out of them.
 
     Args:
       rows: int [...], which images.
       boxes: [..., 4] or, for several crops of each image, [..., crops, 4]:
         left, top, right, bottom in pixels of the originals, whole numbers.
-      size: side of the crops.
+      size: side of the crops in pixels.
 
     Returns:
-      uint8 images [..., S, S, 3], or, where the host cuts crops,
-      [..., crops, size, size, 3]; and float32 boxes on these.
+      The images, uint8 [..., S, S, 3] or, if the host cuts the crops,
+      [..., crops, size, size, 3]; and float32 boxes in pixels of these.
     """
     raise NotImplementedError
 
+  def cut(self, rows, boxes, size):
+    """Does what `extract_crops` does; the name that callers used before."""
+    return self.extract_crops(rows, boxes, size)
+
   def whole(self, rows: np.ndarray, size: int) -> np.ndarray:
-    """Whole images, squashed: uint8 [k, S, S, 3].
+    """Returns whole images, squashed to squares: uint8 [k, S, S, 3].
 
     Args:
-      rows: int [k].
-      size: side that the device will resize them to: S, if there is a choice.
+      rows: int [k], which images.
+      size: side that the device will resize them to; S, if there is a choice.
     """
     raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Copies(ImageSet):
+class CachedImages(ImageSet):
   """Decoded copies, squashed to squares of one side.
 
   Attributes:
-    images: uint8 [N, S, S, 3], in memory or a `stored.PixelMap`.
+    images: uint8 [N, S, S, 3], in memory or a `pixel_cache.PixelMap`.
   """
 
   images: np.ndarray
 
-  def cut(self, rows, boxes, size):
-    """See `ImageSet`: the copies as they are."""
+  def extract_crops(self, rows, boxes, size):
+    """Returns the copies as they are; see `ImageSet`."""
     del size
     crops = boxes.size // (4 * max(rows.size, 1))
     sizes = self.sizes[rows.ravel()].repeat(crops, 0)
@@ -97,16 +101,16 @@ class Copies(ImageSet):
     return self.images[rows], mapped.reshape(boxes.shape).astype(np.float32)
 
   def whole(self, rows, size):
-    """See `ImageSet`: the copies as they are."""
+    """Returns the copies as they are; see `ImageSet`."""
     del size
     return self.images[rows]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Originals(ImageSet):
-  """Encoded images, decoded and cut by Pillow when asked for.
+class EncodedImages(ImageSet):
+  """Encoded images, which Pillow decodes and cuts when they are asked for.
 
-  The pixels are those of torchvision's transforms; what the device does to them
+  The pixels are those of torchvision's transforms. What the device does to them
   afterwards changes nothing.
 
   Attributes:
@@ -115,11 +119,11 @@ class Originals(ImageSet):
 
   files: Files
 
-  def cut(self, rows, boxes, size):
-    """See `ImageSet`: crops made by the host, boxes around all of them."""
+  def extract_crops(self, rows, boxes, size):
+    """Cuts the crops on the host, and returns boxes around all of each."""
     rows = rows.ravel()
     crops = _decoders().map(
-      functools.partial(_crops, size=size),
+      functools.partial(_resized_crops, size=size),
       self.files.read(rows),
       boxes.reshape(len(rows), -1, 4),
     )
@@ -131,44 +135,47 @@ class Originals(ImageSet):
     )
 
   def whole(self, rows, size):
-    """See `ImageSet`: resized by the host."""
-    resized = functools.partial(_whole, size=size)
-    return np.stack(list(_decoders().map(resized, self.files.read(rows))))
+    """Resizes on the host; see `ImageSet`."""
+    resize = functools.partial(_resized_whole, size=size)
+    return np.stack(list(_decoders().map(resize, self.files.read(rows))))
 
 
 @functools.cache
 def _decoders() -> concurrent.futures.Executor:
-  """Threads of this process: Pillow decodes without Python's lock."""
+  """The decoding threads of this process; Pillow releases Python's lock."""
   return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
 
-def _decoded(file: bytes | str) -> Image.Image:
-  with image_io.open_image(file) as image:
-    return image_io.to_rgb(image)
+def decode_copy(
+  file: bytes | str, side: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+  """Decodes a file to the copy that is cached.
 
-
-def copied(file: bytes | str, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-  """A copy to store, uint8 [side, side, 3]; the original height and width.
+  Returns:
+    uint8 [side, side, 3], and the original height and width in pixels.
 
   Raises:
-    Nearly anything: it is no picture; see `pictures.reason`.
+    Nearly anything: it is not an image; see `image_io.reason`.
   """
-  image = _decoded(file)
-  small = np.asarray(image.resize((side, side), COPIED))
+  image = image_io.read_rgb(file)
+  small = np.asarray(image.resize((side, side), COPY_FILTER))
   return small, (image.height, image.width)
 
 
-def _whole(file: bytes | str, size: int) -> np.ndarray:
-  return np.asarray(_decoded(file).resize((size, size), _SEEN))
+def _resized_whole(file: bytes | str, size: int) -> np.ndarray:
+  return np.asarray(image_io.read_rgb(file).resize((size, size), _VIEW_FILTER))
 
 
-def _crops(file: bytes | str, boxes: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [crops, size, size, 3]."""
-  image = _decoded(file)
-  cut = []
+def _resized_crops(
+  file: bytes | str, boxes: np.ndarray, size: int
+) -> np.ndarray:
+  """Returns uint8 [crops, size, size, 3]."""
+  image = image_io.read_rgb(file)
+  crops = []
   for left, top, right, bottom in boxes.astype(int).tolist():
-    # Grid's boxes on an image of a few pixels may be empty.
+    # On an image of a few pixels, a cell of the grid may be empty.
     left, top = min(left, image.width - 1), min(top, image.height - 1)
     box = left, top, max(right, left + 1), max(bottom, top + 1)
-    cut.append(np.asarray(image.crop(box).resize((size, size), _SEEN)))
-  return np.stack(cut)
+    crop = image.crop(box).resize((size, size), _VIEW_FILTER)
+    crops.append(np.asarray(crop))
+  return np.stack(crops)

@@ -1,10 +1,11 @@
-"""Decoded copies of images in a file that is mapped into memory.
+"""Decoded copies of images, in a file that is mapped into memory.
 
-Made once, read by all: decoding costs far more than the rest of reading. A set
-of copies is a folder with `pixels`, uint8 [N, side, side, 3] and nothing else,
-and `index.json`, which says what they are. It is written beside its final
-place, synced and renamed: it is there as a whole or not at all. Of originals
-that are to be decoded when read (side 0) there is the index alone.
+They are made once and read by all: decoding costs far more than the rest of
+reading. A set of copies is a folder with `pixels`, which is uint8
+[N, side, side, 3] and nothing else, and `index.json`, which says what they are.
+The folder is written beside its final place, synced and renamed, so it is there
+as a whole or not at all. If images are decoded whenever they are read (side 0),
+there is only the index.
 """
 
 import dataclasses
@@ -21,24 +22,24 @@ from typing import NamedTuple
 import numpy as np
 
 from deepemd_jax.data import image_io, image_set, loader
-from deepemd_jax.data.published import download
+from deepemd_jax.data.file_lock import locked
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.progress import Progress
 
 _FORMAT = 1
-_LISTED = 10
-_LOOKED_AT = 64
+_LISTED = 10  # bad images that an error names
+_SAMPLED = 64  # copies whose checksums are compared when a set is opened
 
 
-class Item(NamedTuple):
-  """An image to store.
+class ImageFile(NamedTuple):
+  """An image file to make a copy of.
 
   Attributes:
     file: its content, or its path.
     key: its name.
-    label: its class, if it is of one for good; else "".
-    size: height and width of an image that is known to be a good one; where no
-      copies are wanted it is not decoded.
+    label: its class, if that never changes; else "".
+    size: height and width of an image that is known to be good, or None. Such
+      an image is not decoded if no copy is wanted.
   """
 
   file: bytes | str
@@ -50,7 +51,7 @@ class Item(NamedTuple):
 class PixelMap:
   """Copies on disk, indexed like an array: uint8 [N, side, side, 3].
 
-  Pickled it is a path, not its pixels: another process opens them itself.
+  Its pickle holds the path, not the pixels: another process opens the file.
   """
 
   def __init__(self, path, shape, rows=None, stamp=None):
@@ -58,18 +59,22 @@ class PixelMap:
 
     Args:
       path: of the pixels.
-      shape: of all of them.
-      rows: int [N], which of them to show, in which order; None for all.
-      stamp: what was seen of the file before, see `__reduce__`.
+      shape: of all copies in the file.
+      rows: int [N], which of them this map shows, in which order; None shows
+        all.
+      stamp: identifies the file as it was when the map was pickled, or None.
+
+    Raises:
+      InputError: the file is no longer the one that `stamp` identifies.
     """
     self._path, self._whole, self._rows = path, shape, rows
-    found = os.stat(path)
-    self._stamp = found.st_ino, found.st_mtime_ns, found.st_size
+    stat = os.stat(path)
+    self._stamp = stat.st_ino, stat.st_mtime_ns, stat.st_size
     if stamp not in (None, self._stamp):
       raise InputError(
         f"{str(path)!r} was made again while it was in use; start again"
       )
-    # A plain view: NumPy's class of mapped arrays is slower to index.
+    # A plain array: NumPy's class for mapped files is slower to index.
     self._pixels = np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
 
   @property
@@ -85,18 +90,18 @@ class PixelMap:
     return PixelMap, (self._path, self._whole, self._rows, self._stamp)
 
   def only(self, rows: np.ndarray) -> "PixelMap":
-    """The same copies, but only these rows of them."""
+    """Returns a map that shows only these rows."""
     return PixelMap(self._path, self._whole, rows, self._stamp)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class PixelCache:
   """A whole set of copies.
 
   Attributes:
     keys: the name of each image.
-    labels: its class, where the items had one.
-    sizes: int32 [N, 2], original height and width.
+    labels: the class of each image, or "".
+    sizes: int32 [N, 2], original height and width in pixels.
     pixels: the copies; None if there are none (side 0).
   """
 
@@ -108,69 +113,76 @@ class Stored:
 
 def load(
   place: pathlib.Path,
-  items: Callable[[], Iterable[Item]],
+  items: Callable[[], Iterable[ImageFile]],
   *,
   count: int,
   side: int,
   made_from: str,
   name: str,
-) -> Stored:
-  """Opens a set of copies; makes it if it is not there, or not what it should.
+) -> PixelCache:
+  """Opens a set of copies; makes it if it is missing, outdated or damaged.
 
   Args:
     place: its folder.
-    items: gives the images; called only to make the copies.
-    count: how many there are.
-    side: of the copies, in pixels; 0 for none: they are only looked at.
-    made_from: tells these images from all others; copies that were made from
-      something else are made again.
-    name: for messages.
+    items: returns the images; called only to make the copies.
+    count: how many images there are.
+    side: of the copies, in pixels; 0 makes none and only checks the images.
+    made_from: identifies the images; copies that were made from others are
+      made again.
+    name: what messages call the images.
 
   Raises:
-    InputError: some images cannot be read, it names them; or the place cannot
-      be written to.
+    InputError: some images cannot be read, and the error names them; or the
+      folder cannot be written.
   """
-  found = _opened(place, side, made_from)
-  if isinstance(found, Stored):
-    return found
+  cache = _open_or_explain(place, side, made_from)
+  if isinstance(cache, PixelCache):
+    return cache
   try:
     place.parent.mkdir(parents=True, exist_ok=True)
-    with download.locked(
-      place.parent / f".{place.name}.lock", f"copies of {name}"
-    ):
-      for ruin in place.parent.glob(f"incomplete.{place.name}.*"):
-        shutil.rmtree(ruin)  # of a killed process: we hold the lock
-      found = _opened(place, side, made_from)  # somebody else's, meanwhile
-      if isinstance(found, str):
+    lock = place.parent / f".{place.name}.lock"
+    with locked(lock, f"copies of {name}"):
+      for unfinished in place.parent.glob(f"incomplete.{place.name}.*"):
+        shutil.rmtree(unfinished)  # of a killed process: we hold the lock
+      # Another process may have made them while this one waited.
+      cache = _open_or_explain(place, side, made_from)
+      if isinstance(cache, str):
         if place.exists():
-          _note(f"the copies of {name} in {place} {found}: making them again")
-          # Renamed first: never is half of it there under its name.
+          _note(f"the copies of {name} in {place} {cache}: making them again")
+          # Renamed first, so that half of it is never there under its name.
           old = place.with_name(f"incomplete.{place.name}.old")
           os.rename(place, old)
           shutil.rmtree(old)
         _build(place, items, count, side, made_from, name)
-        found = _opened(place, side, made_from)
+        cache = _open_or_explain(place, side, made_from)
   except OSError as error:
     raise InputError(
       f"cannot write copies of {name} to {place}: "
       f"{error.strerror or error}; make room, or choose another place with "
       "--config.data.directory"
     ) from error
-  if isinstance(found, str):
-    raise InputError(f"the copies of {name} in {place} {found}")
-  return found
+  if isinstance(cache, str):
+    raise InputError(f"the copies of {name} in {place} {cache}")
+  return cache
+
+
+def side_name(side: int) -> str:
+  """Returns what folders and protocols call copies of this side."""
+  return str(side) if side else "original"
 
 
 def _note(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
 
 
-def _opened(place: pathlib.Path, side: int, made_from: str) -> Stored | str:
-  """The set of copies, or what is wrong with it.
+def _open_or_explain(
+  place: pathlib.Path, side: int, made_from: str
+) -> PixelCache | str:
+  """Returns the set of copies, or what is wrong with it, in words.
 
-  Folders appear whole; this is for failing disks and for hands in them. A look
-  at every pixel would take as long as reading them all from the disk, so it is
-  the file's length and a few images, spread evenly, that are compared.
+  Folders appear whole, but disks fail and people change files. Comparing every
+  pixel would take as long as reading all of them from the disk, so only the
+  file's length and a few images, spread evenly, are compared.
   """
   try:
     index = json.loads((place / "index.json").read_text("utf-8"))
@@ -187,18 +199,18 @@ def _opened(place: pathlib.Path, side: int, made_from: str) -> Stored | str:
       if path.stat().st_size != np.prod(shape):
         return "are cut off"
       pixels = PixelMap(path, shape)
-      for row in np.linspace(0, len(keys) - 1, _LOOKED_AT).astype(int):
+      for row in np.linspace(0, len(keys) - 1, _SAMPLED).astype(int):
         if zlib.crc32(pixels[row]) != index["checksums"][row]:
           return "are damaged"
   except FileNotFoundError:
     return "are not there"
   except (OSError, ValueError, KeyError, TypeError, IndexError):
     return "cannot be read"
-  return Stored(keys, labels, sizes, pixels)
+  return PixelCache(keys, labels, sizes, pixels)
 
 
 def _build(place, items, count, side, made_from, name) -> None:
-  """Writes all into a folder beside `place`, then renames that."""
+  """Writes everything into a folder beside `place`, then renames it."""
   free = shutil.disk_usage(place.parent).free
   needed = count * side * side * 3
   if needed > free:
@@ -223,16 +235,16 @@ def _build(place, items, count, side, made_from, name) -> None:
 def _write_pixels(path, items, count, side, name) -> dict:
   """Writes the copies one after the other; returns their part of the index.
 
-  With ordinary writes: on a full disk those are an error, where writing into a
-  mapped file would kill the process.
+  Ordinary writes raise an error on a full disk, while writing into a mapped
+  file would kill the process.
   """
   index = {"keys": [], "labels": [], "sizes": [], "checksums": []}
   bad = []
   progress = Progress()
   try:
     with open(path, "wb") as file:
-      look = functools.partial(_look, side=side)
-      for item, (pixels, size, problem) in loader.in_order(look, items):
+      copy = functools.partial(_copy, side=side)
+      for item, (pixels, size, problem) in loader.in_order(copy, items):
         index["keys"].append(item.key)
         index["labels"].append(item.label)
         index["sizes"].append(size)
@@ -254,12 +266,14 @@ def _write_pixels(path, items, count, side, name) -> dict:
   return index
 
 
-def _look(item: Item, side: int):
-  """(pixels, (height, width), None), or (None, None, why not)."""
+def _copy(
+  item: ImageFile, side: int
+) -> tuple[np.ndarray | None, tuple[int, int] | None, str | None]:
+  """Returns (pixels, (height, width), None), or (None, None, why it is bad)."""
   if item.size and not side:
     return None, item.size, None
   try:
-    return (*image_set.copied(item.file, side or 1), None)
+    return (*image_set.decode_copy(item.file, side or 1), None)
   except Exception as error:  # decoders raise nearly anything on broken files
     return None, None, image_io.reason(error)
 

@@ -1,36 +1,92 @@
-"""(to be replaced at the merge)"""
+"""The data sets that a config may name. Loads neither NumPy, TFDS nor JAX."""
 
-import difflib
+import dataclasses
 
 from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import registry
 
 
-def _folder_side(name: str, size: int) -> int:
-  suffix = name.partition(":")[2]
-  if not suffix:
-    return -(-size * 160 // 84)
-  if suffix == "original":
-    return 0
-  if suffix.isdecimal() and 16 <= int(suffix) <= 1024:
-    return int(suffix)
-  raise InputError(
-    f"data set {name!r}: {suffix!r} is no size of stored copies; use "
-    "folder:original or a side of 16 to 1024 pixels, such as folder:160"
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """A data set that a config may name.
+
+  Attributes:
+    title: what it is, in one line.
+    source: the path, "module:function", of what opens it; see
+      `sources.open_source`.
+    variants: further test sets that it has, by name.
+  """
+
+  title: str
+  source: str
+  variants: tuple[str, ...] = ()
+
+
+DATA_SETS = {
+  "glyph_clutter": DataSet(
+    "composed scenes of glyphs, made from fonts",
+    "deepemd_jax.data.glyph_source:open_glyphs",
+    variants=tuple(
+      f"d{count}_{background}"
+      for background in ("plain", "relief", "busy")
+      for count in range(4)
+    ),
+  ),
+  "folder": DataSet(
+    "your own images, one folder per class",
+    "deepemd_jax.data.folder_source:open_folder",
+  ),
+} | {
+  benchmark.name: DataSet(
+    benchmark.title, "deepemd_jax.data.published_source:open_published"
   )
+  for benchmark in catalogue.BENCHMARKS.values()
+}
 
 
 def check_name(name: str, image_size: int) -> None:
-  """Refuses what is not the name of a data set."""
-  plain = name.partition(":")[0]
-  if plain == "folder":
-    _folder_side(name, image_size)
-  elif plain in catalogue.BENCHMARKS:
+  """Checks the name of a data set, such as "cub" or "cub:84".
+
+  Args:
+    name: of the data set, with the side of its stored copies if that is not the
+      usual one.
+    image_size: side in pixels of the images that the network sees.
+
+  Raises:
+    InputError: there is no such data set, or its copies cannot have that size.
+  """
+  plain, colon, _ = name.partition(":")
+  if plain in catalogue.BENCHMARKS:
     catalogue.parse(name)
-  elif name != "glyph_clutter":
-    known = ("glyph_clutter", "folder", *catalogue.BENCHMARKS)
-    near = difflib.get_close_matches(plain, known, 2)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise InputError(
-      f"there is no data set {name!r}; {hint}There are {', '.join(known)}"
-    )
+  elif plain == "folder":
+    folder_side(name, image_size)
+  elif plain not in DATA_SETS or colon:
+    raise unknown(name)
+
+
+def unknown(name: str) -> InputError:
+  """Returns the error about a name that no data set has."""
+  hint = registry.hint(name.partition(":")[0], DATA_SETS)
+  return InputError(f"there is no data set {name!r}; {hint}")
+
+
+def folder_side(name: str, image_size: int) -> int:
+  """Returns the side in pixels of the stored copies of a user's images.
+
+  The usual side is 160 where the network sees 84 pixels: random crops of such
+  copies are within 2 gray levels, on average, of crops of the originals
+  (`benchmarks/data.py`).
+
+  Args:
+    name: "folder", "folder:original" or a size, such as "folder:160".
+    image_size: side in pixels of the images that the network sees.
+
+  Returns:
+    The side; `catalogue.ORIGINAL` keeps no copies.
+
+  Raises:
+    InputError: copies cannot have that size.
+  """
+  side = catalogue.stored_side(name)
+  return -(-image_size * 160 // 84) if side is None else side

@@ -18,7 +18,7 @@ import numpy as np
 
 from deepemd_jax import emd
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.data import uploads
+from deepemd_jax.data import image_input
 from deepemd_jax.emd.api import default_solver
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import encodings, explanation, feature_cache
@@ -121,7 +121,7 @@ class FewShotClassifier:
     Raises:
       InputError: the settings, the images or the labels do not fit.
     """
-    images = uploads.several(images)
+    images = image_input.several(images)
     classes, index = _classes(images, labels)
     found = pretrained.load(self.checkpoint)
     look = pretrained.look(found.config, self.variant)
@@ -202,7 +202,7 @@ class FewShotClassifier:
       InputError: some images cannot be read; it names them.
     """
     self._check_fitted()
-    images = uploads.several(images)
+    images = image_input.several(images)
     bad: dict[int, str] = {}
     parts = [scores for _, scores, _ in self.scored(images, bad)]
     encodings.refuse(images, bad)
@@ -336,7 +336,9 @@ def _classes(images, labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _picture(image) -> np.ndarray:
-  return explanation.small(uploads.decode(uploads.read(image)[1]), _PICTURE)
+  return explanation.small(
+    image_input.decode(image_input.read(image)[1]), _PICTURE
+  )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

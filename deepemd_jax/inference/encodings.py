@@ -14,7 +14,7 @@ import PIL
 
 from deepemd_jax.checkpoints.pretrained import Trained
 from deepemd_jax.config import resolve
-from deepemd_jax.data import crops, image_io, uploads
+from deepemd_jax.data import crops, image_input, image_io
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference.feature_cache import Cache
 from deepemd_jax.models import nodes, resnet12
@@ -96,7 +96,7 @@ class Encoder:
     """Encodes images, a batch at a time, so that any number fits in memory.
 
     Args:
-      images: as `uploads.read` takes them.
+      images: as `image_input.read` takes them.
       bad: gets the number of each image that cannot be read, and why.
       progress: called with the number of images done.
 
@@ -147,11 +147,11 @@ class Encoder:
   def _read(self, source) -> _Read | str:
     """One image, or why it cannot be read."""
     try:
-      content, rest = uploads.read(source)
+      content, rest = image_input.read(source)
       kept = self._cache and self._cache.get(self._model, content)
       if kept:
         return _Read(content, kept=kept)
-      image = uploads.decode(rest)
+      image = image_input.decode(rest)
       size = np.array([image.height, image.width])
       return _Read(content, cut=(*self._look.cut(image), size))
     except Exception as error:  # decoders raise nearly anything
@@ -232,7 +232,7 @@ def refuse(images: Sequence, bad: dict[int, str], remedy: str = "") -> None:
   """
   if not bad:
     return
-  named = [f"{uploads.name(images[i], i)} ({bad[i]})" for i in sorted(bad)]
+  named = [f"{image_input.name(images[i], i)} ({bad[i]})" for i in sorted(bad)]
   more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
   raise InputError(
     f"{len(bad)} of {len(images)} images cannot be read: "

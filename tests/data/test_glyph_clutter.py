@@ -51,15 +51,6 @@ def test_the_lists_count_what_the_builder_makes(variant):
   assert len({key for key, *_ in rows}) == len(rows)
 
 
-def test_prepared_images_are_the_scenes(glyphs):
-  found = glyphs.load("val")
-  rows = {row[0]: row for row in glyph_clutter.keys(CHARACTERS, "default")}
-  for i in range(0, len(found.keys), 61):
-    np.testing.assert_array_equal(
-      found.images[i], pixels(rows[found.keys[i]], "default")
-    )
-
-
 def glyph_pixels(row):
   """Where the glyph is solid (the same on black and on white), its color."""
   real = glyph_clutter._background

@@ -93,6 +93,14 @@ def pixels(content):
   return np.asarray(Image.open(io.BytesIO(content)))
 
 
+def problem(source):
+  """Why an image cannot be read, or None."""
+  try:
+    image_io.read_rgb(source)
+  except Exception as error:
+    return image_io.reason(error)
+
+
 def noise(*shape, seed=0):
   return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
@@ -220,7 +228,7 @@ def test_bad_pictures_are_explained(kind, tmp_path):
   content, words = BAD[kind]
   (tmp_path / "bad.jpg").write_bytes(content)
   for source in (content, tmp_path / "bad.jpg"):
-    found = image_io.problem(source)
+    found = problem(source)
     assert found and "\n" not in found
     assert any(word in found for word in words.split("|"))
     with pytest.raises(Exception) as refused:  # noqa: B017
@@ -229,14 +237,12 @@ def test_bad_pictures_are_explained(kind, tmp_path):
 
 
 def test_a_missing_file_is_explained(tmp_path):
-  assert image_io.problem(tmp_path / "no.jpg") == "No such file or directory"
+  assert problem(tmp_path / "no.jpg") == "No such file or directory"
 
 
 def test_bombs_of_once_the_limit_are_refused(monkeypatch):
   bomb = encoded(Image.new("RGB", (30, 40)), "PNG")
-  assert image_io.problem(bomb) is None
+  assert problem(bomb) is None
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
   with pytest.warns(Image.DecompressionBombWarning):  # Pillow's own opinion
-    assert "30 x 40 pixels: taken for a decompression bomb" in (
-      image_io.problem(bomb)
-    )
+    assert "30 x 40 pixels: taken for a decompression bomb" in (problem(bomb))

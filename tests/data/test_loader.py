@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import multiprocessing
 import os
 import pathlib
 import pickle
@@ -12,17 +13,16 @@ import sys
 import threading
 import time
 
+import batching
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT
 
-from deepemd_jax.config import defaults
-from deepemd_jax.data import batches, loader, pixel_cache
-from deepemd_jax.data.image_set import Copies, Originals
-from deepemd_jax.data.sources import Paths
-from deepemd_jax.training import metatrain, pretrain
+from deepemd_jax.data import loader, pixel_cache
+from deepemd_jax.data.folder_source import Paths
+from deepemd_jax.data.image_set import CachedImages, EncodedImages
 
 
 def test_results_come_in_order():
@@ -134,11 +134,11 @@ def images(tmp_path_factory):
     pixels = rng.integers(0, 256, (int(rng.integers(20, 40)), 30, 3), np.uint8)
     path = str(root / f"{i}.png")
     Image.fromarray(pixels).save(path)
-    items.append(pixel_cache.Item(path, str(i)))
+    items.append(pixel_cache.ImageFile(path, str(i)))
   found = pixel_cache.load(
     root / "kept", lambda: items, count=48, side=24, made_from="", name="x"
   )
-  return Copies(
+  return CachedImages(
     images=found.pixels,
     labels=np.repeat(np.arange(6), 8).astype(np.int32),
     class_names=tuple("abcdef"),
@@ -148,7 +148,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def originals(images):
+def encoded(images):
   """The same images, decoded when read."""
   known = {
     field.name: getattr(images, field.name)
@@ -156,34 +156,27 @@ def originals(images):
     if field.name != "images"
   }
   root = pathlib.Path(images.images._path).parent.parent
-  return Originals(
+  return EncodedImages(
     files=Paths(tuple(str(root / f"{i}.png") for i in range(48))), **known
   )
 
 
-def config():
-  made = defaults.get_config()
-  made.episode.way, made.episode.query = 3, 2
-  made.pretrain.batch_size = 8
-  return made
-
-
-def episodes(images):
-  return metatrain._batches(config(), images)
-
-
 def same(first, second):
   assert first.keys() == second.keys()
-  for side in first:
-    for name in first[side]:
-      np.testing.assert_array_equal(first[side][name], second[side][name])
+  for name in first:
+    np.testing.assert_array_equal(first[name], second[name])
 
 
 @pytest.mark.parametrize(
-  "workers", [1, 2, pytest.param(4, marks=pytest.mark.soak)]
+  "workers",
+  [
+    pytest.param(1, marks=pytest.mark.soak),  # as in the next test
+    2,
+    pytest.param(4, marks=pytest.mark.soak),
+  ],
 )
-def test_the_stream_of_episodes_is_the_same_with_workers(images, workers):
-  make = episodes(images)
+def test_the_stream_is_the_same_with_workers(images, workers):
+  make = functools.partial(batching.batch, images)
   alone = list(loader.prefetch(make, 0, 9))
   for found, expected in zip(alone, map(make, range(9)), strict=True):
     same(found, expected)
@@ -192,17 +185,20 @@ def test_the_stream_of_episodes_is_the_same_with_workers(images, workers):
     same(one, other)
 
 
-def test_workers_decode_originals(originals):
-  make = episodes(originals)
-  found = list(loader.prefetch(make, 4, 7, workers=1))
-  for step, episode in enumerate(found, 4):
-    same(episode, make(step))
+def test_workers_decode_images_and_end_when_they_are_left(encoded):
+  make = functools.partial(batching.batch, encoded)
+  results = loader.prefetch(make, 4, 1000, workers=1)
+  for step in range(4, 7):
+    same(next(results), make(step))
+  assert multiprocessing.active_children()
+  results.close()
+  assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_the_stream_of_episodes_is_the_same_with_hosts(images, hosts):
+def test_the_stream_is_the_same_with_hosts(images, hosts):
   """Whatever the step a run starts again at."""
-  make = episodes(images)
+  make = functools.partial(batching.batch, images)
   for start in range(0, 9, 2):
     found = {}
     for host in range(hosts):
@@ -216,7 +212,7 @@ def test_the_stream_of_episodes_is_the_same_with_hosts(images, hosts):
 @pytest.mark.soak
 @pytest.mark.parametrize(("workers", "hosts"), [(1, 4), (4, 2)])
 def test_hosts_with_workers_after_any_restart(images, workers, hosts):
-  make = episodes(images)
+  make = functools.partial(batching.batch, images)
   for start in (0, 5):
     for host in range(hosts):
       mine = [i for i in range(start, 9) if i % hosts == host]
@@ -227,25 +223,18 @@ def test_hosts_with_workers_after_any_restart(images, workers, hosts):
         same(found, make(step))
 
 
-def test_batches_travel_without_pixels(images):
+def test_images_travel_without_their_pixels(images, encoded):
   """What a worker gets is small, and makes the same."""
-  order = batches.ShuffledBatches(48, 8, 0)
-  for make in (episodes(images), pretrain._batches(config(), images, order)):
-    content = pickle.dumps(make)
+  for each in (images, encoded):
+    content = pickle.dumps(each)
     assert len(content) < images.images.shape[0] * 24 * 24 * 3 / 5
-    first, second = make(5), pickle.loads(content)(5)
-    for name in first.keys() - {"labels"}:
-      same({name: first[name]}, {name: second[name]})
-
-
-def fail(step, at):
-  if step == at:
-    raise KeyError(f"step {step}")
-  return step
+    again = pickle.loads(content)
+    same(batching.batch(each, 5), batching.batch(again, 5))
 
 
 def test_an_exception_in_a_worker_comes_out():
-  results = loader.prefetch(functools.partial(fail, at=2), 0, 10, workers=1)
+  make = functools.partial(batching.fail, at=2)
+  results = loader.prefetch(make, 0, 10, workers=1)
   assert [next(results) for _ in range(2)] == [0, 1]
   with pytest.raises(KeyError, match="step 2"):
     next(results)
@@ -258,7 +247,7 @@ from deepemd_jax.data import loader
 def make(i):
   return i
 def main():
-  results = loader.prefetch(make, 0, 1000, workers=2)
+  results = loader.prefetch(make, 0, 1000, workers=int(sys.argv[2]))
   try:
     found = [next(results) for _ in range(4)]
     pids = [process.pid for process in multiprocessing.active_children()]
@@ -282,19 +271,20 @@ def alive(pid):
 
 
 @pytest.mark.parametrize(
-  ("how", "number", "code"),
+  ("how", "number", "code", "workers"),
   [
-    ("leave", None, 0),
-    ("wait", signal.SIGINT, 0),
-    ("wait", signal.SIGKILL, -signal.SIGKILL),
-    pytest.param("fail", None, 1, marks=pytest.mark.soak),
+    ("wait", signal.SIGINT, 0, 1),
+    ("wait", signal.SIGKILL, -signal.SIGKILL, 1),
+    pytest.param("leave", None, 0, 2, marks=pytest.mark.soak),
+    pytest.param("wait", signal.SIGINT, 0, 2, marks=pytest.mark.soak),
+    pytest.param("fail", None, 1, 2, marks=pytest.mark.soak),
   ],
 )
-def test_no_process_is_left_behind(tmp_path, how, number, code):
+def test_no_process_is_left_behind(tmp_path, how, number, code, workers):
   """Left early, by Ctrl-C to the whole group, or killed."""
   (tmp_path / "program.py").write_text(PROGRAM)
   process = subprocess.Popen(
-    [sys.executable, str(tmp_path / "program.py"), how],
+    [sys.executable, str(tmp_path / "program.py"), how, str(workers)],
     env={**os.environ, "PYTHONPATH": str(ROOT)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -304,7 +294,7 @@ def test_no_process_is_left_behind(tmp_path, how, number, code):
   first = process.stdout.readline()
   assert first.startswith("[0, 1, 2, 3] "), process.communicate()
   pids = [int(pid) for pid in first.partition("] ")[2].split()]
-  assert len(pids) == 2
+  assert len(pids) == workers
   if number == signal.SIGINT:
     os.killpg(process.pid, number)
   elif number:

@@ -1,74 +1,23 @@
 """Stored copies: the pixels they should be, whole or not at all."""
 
 import contextlib
-import io
-import itertools
 import json
 import os
 import pathlib
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import warnings
 
 import numpy as np
 import pytest
+from copies import check, items, load, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import ROOT
-from PIL import Image
 
 from deepemd_jax.data import pixel_cache
 from deepemd_jax.errors import InputError
-
-
-def picture(seed, height=20, width=30, kind="PNG"):
-  rng = np.random.default_rng(seed)
-  pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, kind)
-  return file.getvalue()
-
-
-def items(count, first=0):
-  return [
-    pixel_cache.Item(
-      picture(i, 10 + i % 7, 20 + i % 5), f"{i}.png", f"c{i % 3}"
-    )
-    for i in range(first, first + count)
-  ]
-
-
-class MadeAgain(Exception):
-  """Copies that should have been taken as they are."""
-
-
-def load(place, made, *, side=16, made_from="these", made_before=False):
-  def make():
-    if made_before:
-      raise MadeAgain
-    return iter(made)
-
-  return pixel_cache.load(
-    place, make, count=len(made), side=side, made_from=made_from, name="them"
-  )
-
-
-def check(found, made, side=16):
-  """Against the slow and obvious."""
-  assert found.keys == tuple(item.key for item in made)
-  assert found.labels == tuple(item.label for item in made)
-  assert found.sizes.dtype == np.int32
-  assert found.pixels.shape == (len(made), side, side, 3)
-  for row, item in enumerate(made):
-    image = Image.open(io.BytesIO(item.file))
-    assert found.sizes[row].tolist() == [image.height, image.width]
-    small = image.resize((side, side), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(found.pixels[row], np.asarray(small))
 
 
 def test_copies_are_made_once_and_are_what_they_should_be(tmp_path, capfd):
@@ -109,7 +58,7 @@ def test_without_copies_there_is_an_index(tmp_path):
 
 
 def test_images_of_known_sizes_are_not_decoded_for_an_index(tmp_path):
-  made = [pixel_cache.Item(b"not looked at", "x", "c", (7, 5))]
+  made = [pixel_cache.ImageFile(b"not looked at", "x", "c", (7, 5))]
   assert load(tmp_path / "index", made, side=0).sizes.tolist() == [[7, 5]]
   with pytest.raises(InputError, match="not an image"):
     load(tmp_path / "copies", made)
@@ -178,7 +127,7 @@ def test_broken_images_are_found_and_never_crash(kind, cut, flips):
   whole = picture(0, 24, 24, kind)
   with tempfile.TemporaryDirectory() as directory:
     place = pathlib.Path(directory, "kept")
-    short = pixel_cache.Item(whole[: int(cut * len(whole))], "short")
+    short = pixel_cache.ImageFile(whole[: int(cut * len(whole))], "short")
     with pytest.raises(InputError, match="1 of 1 images of them cannot be"):
       load(place, [short])
     broken = bytearray(whole)
@@ -187,13 +136,13 @@ def test_broken_images_are_found_and_never_crash(kind, cut, flips):
     # A flipped byte may leave a readable picture; nothing else may come out.
     with contextlib.suppress(InputError), warnings.catch_warnings():
       warnings.simplefilter("ignore")
-      load(place, [pixel_cache.Item(bytes(broken), "broken")])
+      load(place, [pixel_cache.ImageFile(bytes(broken), "broken")])
 
 
 def test_all_bad_images_are_counted_and_ten_are_named(tmp_path):
   made = items(3)
   made += [
-    pixel_cache.Item(b"text" * (i % 2), f"bad{i:02d}") for i in range(13)
+    pixel_cache.ImageFile(b"text" * (i % 2), f"bad{i:02d}") for i in range(13)
   ]
   with pytest.raises(InputError) as refused:
     load(tmp_path / "kept", made)
@@ -262,93 +211,3 @@ def test_one_thread_at_a_time_makes_them(tmp_path):
   assert len(begun) == 1 and len(results) == 4
   for found in results:
     check(found, made)
-
-
-# Makes copies of 60 images; is told what should go wrong.
-PROGRAM = """
-import os, pathlib, pickle, resource, signal, sys
-from deepemd_jax.data import stored
-from deepemd_jax.errors import InputError
-place, how, at = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-made = [stored.Item(*item) for item in pickle.load(sys.stdin.buffer)]
-if how == "full":
-  resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))
-if how == "kill":
-  calls = [0]
-  def counted(room, name):
-    function = getattr(room, name)
-    def until(*arguments, **more):
-      calls[0] += 1
-      if calls[0] == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-      return function(*arguments, **more)
-    setattr(room, name, until)
-  counted(os, "fsync")
-  counted(os, "rename")
-  counted(stored, "_look")
-try:
-  stored.load(place, lambda: made, count=len(made), side=16, made_from="these",
-              name="them")
-except InputError as error:
-  sys.exit(f"error: {error}")
-"""
-
-
-def run(place, how, at, made):
-  return subprocess.run(
-    [sys.executable, "-c", PROGRAM, str(place), how, str(at)],
-    input=pickle.dumps([tuple(item) for item in made]),
-    capture_output=True,
-    cwd=ROOT,
-  )
-
-
-def killed_at(tmp_path, moments):
-  """Whatever is there afterwards is whole, and the next one makes the rest."""
-  made, before, ended = items(60), items(60, first=5), []
-  for moment, there in itertools.product(moments, (False, True)):
-    place = tmp_path / f"{moment}{there}" / "kept"
-    if there:  # of something else
-      load(place, before, made_from="others")
-    done = run(place, "kill", moment, made)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    ended.append(done.returncode)
-    with contextlib.suppress(MadeAgain):
-      check(load(place, made, made_before=True), made)
-    check(load(place, made), made)
-    assert sorted(os.listdir(place.parent)) == [".kept.lock", "kept"]
-  return ended
-
-
-def test_killed_at_any_moment(tmp_path):
-  moments = [int(np.random.default_rng().integers(1, 61)), 64, 65]
-  assert set(killed_at(tmp_path, moments)) == {-signal.SIGKILL}
-
-
-@pytest.mark.soak
-def test_killed_at_every_moment(tmp_path):
-  assert killed_at(tmp_path, range(1, 69))[-1] == 0
-
-
-def full_at(tmp_path, limits):
-  made = items(60)
-  for limit in limits:
-    place = tmp_path / str(limit) / "kept"
-    done = run(place, "full", limit, made)
-    errors = done.stderr.decode()
-    assert done.returncode == 1, errors
-    assert errors.startswith(f"error: cannot write copies of them to {place}")
-    assert errors.count("\n") == 1 and "config.data.directory" in errors
-    assert os.listdir(place.parent) == [".kept.lock"]
-    done = run(place, "", 0, made)
-    assert (done.returncode, done.stderr) == (0, b"")
-    check(load(place, made, made_before=True), made)
-
-
-def test_a_full_disk_leaves_nothing(tmp_path):
-  full_at(tmp_path, [1000, 60 * 16 * 16 * 3 - 1])
-
-
-@pytest.mark.soak
-def test_a_disk_that_is_full_at_any_byte_leaves_nothing(tmp_path):
-  full_at(tmp_path, range(0, 60 * 16 * 16 * 3, 4001))

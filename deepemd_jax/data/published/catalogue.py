@@ -1,19 +1,25 @@
 """The published data sets: what each is called, holds and is made from.
 
-A name may say which copies are meant, `cub:84`: the side in pixels of the
-squares that images are stored as. It decides which pixels random crops see, so
-it is part of the protocol's name, which every result carries.
+To add one that people have as a folder of images, put its class list into
+`splits/NAME.json` and one entry into `BENCHMARKS`. One that is made from an
+archive also needs a reader in `archive_formats`.
+
+A name may say which copies are meant, as in `cub:84`: the side in pixels of the
+squares that images are stored as. The side decides which pixels random crops
+see, so it is part of the protocol's name, which every result carries.
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 
 from deepemd_jax.data.published import splits
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import registry
 
 ORIGINAL = 0  # the side that stands for images as they are
+_FEW_SHOT = ("train", "val", "test")
+_RETRIEVAL = ("train", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +27,11 @@ class Archive:
   """A file that a data set is made from.
 
   Attributes:
-    file: what it is called.
+    file: its name.
     url: where it comes from.
-    size: in bytes, about where there is no sha256; 0 if small.
+    size: in bytes; rounded if there is no sha256, and 0 if the file is small.
     sha256: of its content, if known; else "".
-    open: whether it may be fetched from `url` by http, without an account.
+    open: whether it may be downloaded from `url` by http, without an account.
   """
 
   file: str
@@ -42,32 +48,39 @@ class Benchmark:
   Attributes:
     name: in configs and on the command line.
     title: what it is, in one line: part of every result.
-    splits: their names.
     side: of the stored copies, in pixels, unless a name says otherwise;
       `ORIGINAL` keeps the images as they are.
-    native: side of every original, where all are squares of one size; else 0.
-    version: of the recipe that makes it.
-    kind: of the archive, see `archives.read`.
-    archives: the files it is made from.
-    lists: the published classes and numbers of images, as `splits.load`.
+    kind: which of `archive_formats.FORMATS` the archive has; "" if the data set
+      is only ever a ready folder.
+    archives: the files it is made from; () if it is only ever a ready folder.
+    layouts: of ready folders that hold the same images; see `layouts`.
+    splits: their names.
+    native: side of every original, if all are squares of one size; else 0.
     boxed: whether images are cropped to the bounding boxes in the archive.
-    layouts: of ready folders that hold the same images, see `layouts.LAYOUTS`.
+    version: of the recipe that makes it.
+    lists: returns the published classes and numbers of images, as
+      `splits.load` does; by default those of `splits/NAME.json`.
   """
 
   name: str
   title: str
-  splits: tuple[str, ...]
-  side: int
-  native: int
-  version: str
-  kind: str
-  archives: tuple[Archive, ...]
-  lists: Callable[[], dict]
-  boxed: bool = False
+  side: int = 160
+  kind: str = ""
+  archives: tuple[Archive, ...] = ()
   layouts: tuple[str, ...] = ()
+  splits: tuple[str, ...] = _FEW_SHOT
+  native: int = 0
+  boxed: bool = False
+  version: str = "1.0.0"
+  lists: Callable[[], dict] = dict
+
+  def __post_init__(self):
+    if self.lists is dict:
+      lists = functools.partial(splits.load, self.name)
+      object.__setattr__(self, "lists", lists)
 
   def counts(self, split: str) -> dict[str, int]:
-    """Images by class, as published; at least so many unless `exact`.
+    """Returns the images by class, as published; lower bounds unless `exact`.
 
     Raises:
       InputError: there is no such split.
@@ -79,11 +92,11 @@ class Benchmark:
     }
 
   def exact(self, split: str) -> bool:
-    """Whether `counts` are the numbers of images, not lower bounds."""
+    """Returns whether `counts` are numbers of images, not lower bounds."""
     return all("images" in row for row in self._rows(split).values())
 
   def total(self, split: str) -> int:
-    """Images of a split, as published."""
+    """Returns the number of images in a split, as published."""
     if self.exact(split):
       return sum(self.counts(split).values())
     return self.lists()["totals"][split]
@@ -97,12 +110,10 @@ class Benchmark:
     return self.lists()["splits"][split]
 
   def split_of(self) -> dict[str, str]:
-    """{class name: its split}, of all classes in the order of their labels."""
+    """Returns {class name: split}, in the order of the classes' labels."""
     return {name: split for split in self.splits for name in self.counts(split)}
 
 
-_FEW_SHOT = ("train", "val", "test")
-_RETRIEVAL = ("train", "test")
 _CUB = Archive(
   "CUB_200_2011.tgz",
   "https://data.caltech.edu/records/65de6-vp158/files/"
@@ -143,132 +154,144 @@ _CARS = (
 _FOLDERS = ("tables", "folders")
 
 
-def _benchmark(name, title, side, kind, archives, **more) -> Benchmark:
-  lists = functools.partial(splits.load, more.pop("listed", name))
-  settings = {"splits": _FEW_SHOT, "native": 0, "version": "1.0.0"} | more
-  return Benchmark(
-    name,
-    title,
-    side=side,
-    kind=kind,
-    archives=archives,
-    lists=lists,
-    **settings,
-  )
+_ALL = (
+  Benchmark(
+    "cub",
+    "CUB-200-2011 cropped to its bounding boxes, FEAT's and DeepEMD's "
+    "100/50/50 classes",
+    kind="cub",
+    archives=(_CUB,),
+    layouts=_FOLDERS,
+    boxed=True,
+  ),
+  Benchmark(
+    "cub_full",
+    "CUB-200-2011, whole images, FEAT's and DeepEMD's 100/50/50 classes",
+    kind="cub",
+    archives=(_CUB,),
+    layouts=("lists",),
+    lists=functools.partial(splits.load, "cub"),
+  ),
+  Benchmark(
+    "fc100",
+    "FC100 (Oreshkin et al. 2018) from CIFAR-100, train and test pooled",
+    side=32,
+    kind="cifar",
+    archives=(_CIFAR,),
+    layouts=_FOLDERS,
+    native=32,
+  ),
+  Benchmark(
+    "cifar_fs",
+    "CIFAR-FS (Bertinetto et al. 2019) from CIFAR-100, train and test pooled",
+    side=32,
+    kind="cifar",
+    archives=(_CIFAR,),
+    layouts=_FOLDERS,
+    native=32,
+  ),
+  Benchmark(
+    "miniimagenet",
+    "miniImageNet, Ravi & Larochelle's 64/16/20 classes of ILSVRC-2012, 600 "
+    "images each",
+    kind="ilsvrc",
+    archives=(_ILSVRC,),
+    layouts=(*_FOLDERS, "lists"),
+  ),
+  Benchmark(
+    "tieredimagenet",
+    "tieredImageNet (Ren et al. 2018): all images of its classes in "
+    "ILSVRC-2012",
+    side=ORIGINAL,
+    kind="ilsvrc",
+    archives=(_ILSVRC,),
+    layouts=(*_FOLDERS, "lists"),
+  ),
+  Benchmark(
+    "cub_retrieval",
+    "CUB-200-2011, whole images, first 100 classes train, last 100 test",
+    kind="cub",
+    archives=(_CUB,),
+    splits=_RETRIEVAL,
+  ),
+  Benchmark(
+    "cars196",
+    "Cars196, whole images, classes 1 to 98 train, 99 to 196 test",
+    kind="cars",
+    archives=_CARS,
+    splits=_RETRIEVAL,
+  ),
+  Benchmark(
+    "stanford_online_products",
+    "Stanford Online Products, whole images, Ebay_train and Ebay_test",
+    kind="products",
+    archives=(_PRODUCTS,),
+    splits=_RETRIEVAL,
+  ),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 
 
-BENCHMARKS = {
-  benchmark.name: benchmark
-  for benchmark in (
-    _benchmark(
-      "cub",
-      "CUB-200-2011 cropped to its bounding boxes, FEAT's and DeepEMD's "
-      "100/50/50 classes",
-      *(160, "cub", (_CUB,)),
-      boxed=True,
-      layouts=_FOLDERS,
-    ),
-    _benchmark(
-      "cub_full",
-      "CUB-200-2011, whole images, FEAT's and DeepEMD's 100/50/50 classes",
-      *(160, "cub", (_CUB,)),
-      listed="cub",
-      layouts=("lists",),
-    ),
-    _benchmark(
-      "fc100",
-      "FC100 (Oreshkin et al. 2018) from CIFAR-100, train and test pooled",
-      *(32, "cifar", (_CIFAR,)),
-      native=32,
-      layouts=_FOLDERS,
-    ),
-    _benchmark(
-      "cifar_fs",
-      "CIFAR-FS (Bertinetto et al. 2019) from CIFAR-100, train and test pooled",
-      *(32, "cifar", (_CIFAR,)),
-      native=32,
-      layouts=_FOLDERS,
-    ),
-    _benchmark(
-      "miniimagenet",
-      "miniImageNet, Ravi & Larochelle's 64/16/20 classes of ILSVRC-2012, 600 "
-      "images each",
-      *(160, "ilsvrc", (_ILSVRC,)),
-      layouts=(*_FOLDERS, "lists"),
-    ),
-    _benchmark(
-      "tieredimagenet",
-      "tieredImageNet (Ren et al. 2018): all images of its classes in "
-      "ILSVRC-2012",
-      *(ORIGINAL, "ilsvrc", (_ILSVRC,)),
-      layouts=(*_FOLDERS, "lists"),
-    ),
-    _benchmark(
-      "cub_retrieval",
-      "CUB-200-2011, whole images, first 100 classes train, last 100 test",
-      *(160, "cub", (_CUB,)),
-      splits=_RETRIEVAL,
-    ),
-    _benchmark(
-      "cars196",
-      "Cars196, whole images, classes 1 to 98 train, 99 to 196 test",
-      *(160, "cars", _CARS),
-      splits=_RETRIEVAL,
-    ),
-    _benchmark(
-      "stanford_online_products",
-      "Stanford Online Products, whole images, Ebay_train and Ebay_test",
-      *(160, "products", (_PRODUCTS,)),
-      splits=_RETRIEVAL,
-    ),
+def stored_side(name: str) -> int | None:
+  """Returns the side in pixels that a name asks for, or None if it does not.
+
+  `cub:84` is 84, and `cub:original` is `ORIGINAL`.
+
+  Raises:
+    InputError: copies cannot have that size.
+  """
+  plain, colon, suffix = name.partition(":")
+  if not colon:
+    return None
+  if suffix == "original":
+    return ORIGINAL
+  number = suffix.isascii() and suffix.isdecimal() and suffix[0] != "0"
+  if number and 16 <= int(suffix) <= 1024:
+    return int(suffix)
+  raise InputError(
+    f"data set {name!r}: {suffix!r} is no size of stored copies; use "
+    f"{plain}:original or a side of 16 to 1024 pixels, such as {plain}:84"
   )
-}
 
 
 def parse(name: str) -> tuple[Benchmark, int]:
-  """`cub:84` to the benchmark and the side of its stored copies, in pixels.
+  """Returns the benchmark that `cub:84` names, and the side of its copies.
 
   Raises:
     InputError: there is no such data set, or its copies cannot be so.
   """
-  plain, colon, suffix = name.partition(":")
+  plain = name.partition(":")[0]
   if plain not in BENCHMARKS:
-    near = difflib.get_close_matches(plain, BENCHMARKS, 2)
-    hint = (
-      f"did you mean {' or '.join(near)}?"
-      if near
-      else f"there are {', '.join(BENCHMARKS)}"
-    )
+    hint = registry.hint(plain, BENCHMARKS)
     raise InputError(f"no data set {plain!r}; {hint}")
-  benchmark = BENCHMARKS[plain]
-  if not colon:
+  benchmark, side = BENCHMARKS[plain], stored_side(name)
+  if side is None:
     return benchmark, benchmark.side
-  if suffix == "original":
+  if side == ORIGINAL:
     return benchmark, benchmark.native or ORIGINAL
-  number = suffix.isascii() and suffix.isdecimal() and suffix[0] != "0"
-  if not number or not 16 <= int(suffix) <= 1024:
-    raise InputError(
-      f"data set {name!r}: {suffix!r} is no size of stored copies; use "
-      f"{plain}:original or a side of 16 to 1024 pixels, such as {plain}:84"
-    )
-  if benchmark.native and int(suffix) != benchmark.native:
+  if benchmark.native and side != benchmark.native:
     raise InputError(
       f"data set {name!r}: its images are {benchmark.native} pixels wide, and "
       f"are stored as they are; use {plain}"
     )
-  return benchmark, int(suffix)
+  return benchmark, side
 
 
 HELD_OUT = "every tenth training class held out for validation"
 
 
-def part(benchmark: Benchmark, split: str) -> tuple[str, Callable[[int], bool]]:
-  """The published split that `split` is, or is a part of, and which classes of
-  it, by number, are in there.
+def published_split(
+  benchmark: Benchmark, split: str
+) -> tuple[str, Callable[[int], bool]]:
+  """Returns the published split that `split` belongs to, and its classes there.
 
   Where no validation classes were published, as in retrieval, every tenth
   training class is one: training leaves it out, and settings and checkpoints
   are chosen on it, not on the test classes.
+
+  Returns:
+    The name of the published split, and a function that says whether its n-th
+    class belongs to `split`.
   """
   if "val" in benchmark.splits or split not in ("train", "val"):
     return split, lambda number: True
@@ -276,10 +299,10 @@ def part(benchmark: Benchmark, split: str) -> tuple[str, Callable[[int], bool]]:
 
 
 def protocol(benchmark: Benchmark, side: int) -> str:
-  """The full name, with the size of the stored copies: "cub:160"."""
+  """Returns the full name, with the side of the stored copies: "cub:160"."""
   return f"{benchmark.name}:{side if side != ORIGINAL else 'original'}"
 
 
 def folder_name(benchmark: Benchmark) -> str:
-  """The name that TFDS knows it by: some have builders there that differ."""
+  """Returns the name that TFDS gets: some of its own builders differ."""
   return f"deepemd_{benchmark.name}"

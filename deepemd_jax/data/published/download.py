@@ -1,30 +1,29 @@
-"""Downloads of archives that may be fetched by anybody, with checksums."""
+"""Downloads the archives that need no account, and compares their checksums."""
 
 import concurrent.futures
 import contextlib
-import fcntl
 import logging
 import pathlib
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from deepemd_jax.data.file_lock import locked
 from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
 
 
 class FetchError(InputError):
-  """An archive cannot be fetched, or is not the one that it should be."""
+  """An archive cannot be fetched, or its content is not the right one."""
 
 
-def folder(directory: str) -> pathlib.Path:
-  """Where archives are fetched to, and looked for."""
+def download_folder(directory: str) -> pathlib.Path:
+  """Returns the folder that archives are downloaded to."""
   return pathlib.Path(directory) / "downloads" / "deepemd_jax"
 
 
-def manual(directory: str) -> pathlib.Path:
-  """Where TFDS looks for files that a person has put there."""
+def manual_folder(directory: str) -> pathlib.Path:
+  """Returns the folder in which TFDS expects files that a person put there."""
   return pathlib.Path(directory) / "downloads" / "manual"
 
 
@@ -33,24 +32,26 @@ def fetch(
   directory: str,
   progress: Callable[[int, int], None],
 ) -> pathlib.Path:
-  """The archive's path on this machine, downloaded if it is not there yet.
+  """Downloads an archive, unless it is there already, and returns its path.
 
-  One put into the `manual` folder is taken, once its checksum is right.
+  A file that a person put into the manual folder is used instead, if its
+  checksum is right.
 
   Args:
-    archive: an open one.
-    directory: of prepared TFDS data sets.
-    progress: called with the number of bytes fetched and of all.
+    archive: one that may be downloaded (`open`).
+    directory: where TFDS keeps prepared data sets.
+    progress: called with the number of bytes downloaded, and the total.
 
   Raises:
-    FetchError: it cannot be fetched, or the checksum is another.
+    FetchError: the archive cannot be fetched, or has a different checksum.
   """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.download import downloader
 
-  # Ten, each waiting twice as long, would be minutes without a word.
+  # By default TFDS tries ten times and waits twice as long after each: that is
+  # minutes without a word.
   downloader.MAX_RETRIES = 3
-  place = folder(directory)
+  place = download_folder(directory)
   place.mkdir(parents=True, exist_ok=True)
   urls = {
     archive.url: tfds.download.checksums.UrlInfo(
@@ -58,19 +59,18 @@ def fetch(
     )
   }
   with locked(place / ".lock", f"the download of {archive.file}"):
-    for ruin in place.glob("*.tmp.*"):  # of a killed process
-      shutil.rmtree(ruin)
+    _remove_partial_downloads(place)  # a killed process left them
     manager = tfds.download.DownloadManager(
       download_dir=place,
       extract_dir=place,
-      manual_dir=manual(directory),
+      manual_dir=manual_folder(directory),
       url_infos=urls,
     )
     try:
-      with _watched(place, archive.size, progress), quiet():
+      with _report_arrivals(place, archive.size, progress), silence_tfds():
         return pathlib.Path(manager.download(archive.url))
     except tfds.download.download_manager.NonMatchingChecksumError as error:
-      put = manual(directory) / archive.file
+      put = manual_folder(directory) / archive.file
       remedy = f"remove {put}" if put.exists() else "try again"
       raise FetchError(
         f"{archive.file} from {archive.url} has the wrong size or checksum; "
@@ -81,12 +81,16 @@ def fetch(
         f"cannot fetch {archive.url} ({_reason(error)})"
       ) from error
     finally:
-      for ruin in place.glob("*.tmp.*"):
-        shutil.rmtree(ruin, ignore_errors=True)
+      _remove_partial_downloads(place)
+
+
+def _remove_partial_downloads(place: pathlib.Path) -> None:
+  for partial in place.glob("*.tmp.*"):
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:
-  """Why a download has failed, in a few words."""
+  """Returns why a download failed, in a few words."""
   import requests
 
   if isinstance(error, requests.exceptions.ConnectionError):
@@ -95,25 +99,29 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """TFDS draws bars of its own, and urllib3 warns of each try that failed."""
+def silence_tfds() -> Iterator[None]:
+  """Hides the bars that TFDS draws, and urllib3's warning at each retry."""
   import tensorflow_datasets as tfds
 
-  warnings_of = logging.getLogger("urllib3")
-  level = warnings_of.level
-  warnings_of.setLevel(logging.ERROR)
+  urllib3_log = logging.getLogger("urllib3")
+  level = urllib3_log.level
+  urllib3_log.setLevel(logging.ERROR)
   tfds.disable_progress_bar()
   try:
     yield
   finally:
     tfds.enable_progress_bar()
-    warnings_of.setLevel(level)
+    urllib3_log.setLevel(level)
 
 
 @contextlib.contextmanager
-def _watched(place: pathlib.Path, total: int, progress) -> Iterator[None]:
-  """Calls `progress` now and then with the size of what has arrived: TFDS tells
-  nobody but its own bars."""
+def _report_arrivals(
+  place: pathlib.Path, total: int, progress: Callable[[int, int], None]
+) -> Iterator[None]:
+  """Calls `progress` with the size of what has arrived, twice a second.
+
+  TFDS reports it to nobody but its own bars, so a thread looks at the files.
+  """
   done = threading.Event()
 
   def watch():
@@ -129,16 +137,3 @@ def _watched(place: pathlib.Path, total: int, progress) -> Iterator[None]:
       yield
     finally:
       done.set()
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path, what: str) -> Iterator[None]:
-  """Holds a lock file, so that one process at a time does `what`; says on
-  stderr when it has to wait. The lock of a killed process is free."""
-  with open(path, "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      print(f"another process is at {what}: waiting", file=sys.stderr)
-      fcntl.flock(lock, fcntl.LOCK_EX)
-    yield

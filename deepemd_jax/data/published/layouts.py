@@ -1,4 +1,4 @@
-"""Folders of few-shot data sets that people already have.
+"""Ready folders: few-shot data sets as people already have them.
 
     tables    images/ and split/{train,val,test}.csv: filename,label; images may
               also lie anywhere that the names say (the official DeepEMD code,
@@ -25,15 +25,15 @@ from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
 
 
-class Item(NamedTuple):
-  """One image of a data set, not looked at yet.
+class SourceImage(NamedTuple):
+  """One image of a data set, not decoded yet.
 
   Attributes:
     key: its name, unique in the data set.
     label: its class.
-    content: a file's bytes, the path of a file, or pixels; None if it is listed
-      but not there.
-    box: the part of it to keep: left, top, width, height in pixels.
+    content: a file's bytes, the path of a file, or pixels; None if the image is
+      listed but not there.
+    box: the part to keep, in pixels: left, top, width, height.
   """
 
   key: str
@@ -42,8 +42,8 @@ class Item(NamedTuple):
   box: tuple[float, ...] | None = None
 
 
-def listdir(folder: pathlib.Path) -> list[str]:
-  """Sorted names in a folder, without hidden ones.
+def list_folder(folder: pathlib.Path) -> list[str]:
+  """Returns the names in a folder, sorted, without hidden ones.
 
   Raises:
     InputError: it cannot be read.
@@ -56,14 +56,16 @@ def listdir(folder: pathlib.Path) -> list[str]:
     ) from error
 
 
-def read(benchmark: catalogue.Benchmark, root: pathlib.Path) -> Iterator[Item]:
-  """The images of a ready folder.
+def read(
+  benchmark: catalogue.Benchmark, root: pathlib.Path
+) -> Iterator[SourceImage]:
+  """Returns the images of a ready folder.
 
   Raises:
-    InputError: its layout is unknown, unfinished, or not one that holds the
-      images of this data set.
+    InputError: the layout is unknown, a part of it is missing, or folders of
+      this layout do not hold the images of this data set.
   """
-  for name in listdir(root):
+  for name in list_folder(root):
     if name.endswith((".pkl", ".pickle")):
       raise InputError(
         f"{str(root)!r} holds pickles ({name}), as FEAT's and MetaOptNet's "
@@ -73,48 +75,52 @@ def read(benchmark: catalogue.Benchmark, root: pathlib.Path) -> Iterator[Item]:
   for layout, (reader, places) in _LAYOUTS.items():
     for place in places:
       paths = {s: root / place.format(split=s) for s in benchmark.splits}
-      there = [split for split, path in paths.items() if path.exists()]
-      if not there:
+      present = [s for s, path in paths.items() if path.exists()]
+      if not present:
         continue
-      lacking = [str(p) for s, p in paths.items() if s not in there]
-      if lacking:
+      missing = [str(p) for s, p in paths.items() if s not in present]
+      if missing:
         raise InputError(
-          f"{str(root)!r} is not whole: there is no {', '.join(lacking)}"
+          f"{str(root)!r} is not whole: there is no {', '.join(missing)}"
         )
       if layout not in benchmark.layouts:
-        raise InputError(_foreign(benchmark, root, layout))
+        raise InputError(_why_layout_is_refused(benchmark, root, layout))
       return reader(root, list(paths.values()), set(benchmark.split_of()))
-  raise InputError(_unknown(benchmark, root))
+  raise InputError(_what_was_expected(benchmark, root))
 
 
-def _foreign(benchmark, root, layout) -> str:
-  """Why a layout is refused that holds other images of the same name."""
+def _why_layout_is_refused(benchmark, root, layout) -> str:
+  """Returns why folders of this layout hold other images of the same name."""
   if benchmark.boxed:
     why = "easyfsl's images are whole, these must be cropped: cub_full is that"
   elif benchmark.name == "cub_full":
     why = "DeepEMD's and FEAT's images are cropped to their boxes: cub is that"
+  elif benchmark.layouts:
+    why = f"its ready folders are {' or '.join(benchmark.layouts)}"
   else:
     why = "ready folders of it are not known"
+  other = "".join(f"; or use {a.file}" for a in benchmark.archives[:1])
   return (
-    f"{str(root)!r} ({layout}) cannot become {benchmark.name}: {why}; or use "
-    f"{benchmark.archives[0].file}"
+    f"{str(root)!r} ({layout}) cannot become {benchmark.name}: {why}{other}"
   )
 
 
-def _unknown(benchmark, root) -> str:
-  looked = [benchmark.archives[0].file, "what is in it, unpacked"]
+def _what_was_expected(benchmark, root) -> str:
+  expected = []
+  if benchmark.archives:
+    expected += [benchmark.archives[0].file, "what is in it, unpacked"]
   for layout, (_, places) in _LAYOUTS.items():
     if layout in benchmark.layouts:
-      looked += [place.format(split="train") for place in places]
+      expected += [place.format(split="train") for place in places]
   return (
     f"{str(root)!r} holds nothing that {benchmark.name} can be made from; "
-    f"looked for {', '.join(looked)}"
+    f"looked for {', '.join(expected)}"
   )
 
 
-def _tables(root, paths, classes) -> Iterator[Item]:
+def _read_tables(root, paths, classes) -> Iterator[SourceImage]:
   for path in paths:
-    for number, row in enumerate(_rows(path), 2):
+    for number, row in enumerate(_csv_rows(path), 2):
       where = f"{str(path)!r} line {number}"
       if "filename" in row:
         label, name = row["label"], row["filename"]
@@ -122,10 +128,10 @@ def _tables(root, paths, classes) -> Iterator[Item]:
         label = row["class_name"]
         name = f"{label}/{row['image_name']}"
       _require_class(label, classes, where)
-      yield Item(name, label, _find(root, name, where))
+      yield SourceImage(name, label, _find(root, name, where))
 
 
-def _rows(path) -> list[dict[str, str]]:
+def _csv_rows(path) -> list[dict[str, str]]:
   try:
     with open(path, newline="", encoding="utf-8-sig") as file:
       lines = csv.reader(file)
@@ -154,8 +160,11 @@ def _require_class(label: str, classes, where: str) -> None:
 
 
 def _find(root: pathlib.Path, name: str, where: str) -> pathlib.Path | None:
-  """A file or folder that a list names: below root, or images/, by as much of
-  its path as fits there. None if it is nowhere."""
+  """Finds a file or folder that a list names; returns None if it is not there.
+
+  It lies below `root` or `root/images`, under the end of its path: lists may
+  have been written on another machine.
+  """
   parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
   if ".." in parts:
     raise InputError(f"{where}: {name!r} points out of the folder")
@@ -167,23 +176,23 @@ def _find(root: pathlib.Path, name: str, where: str) -> pathlib.Path | None:
   return None
 
 
-def _folders(root, paths, classes) -> Iterator[Item]:
+def _read_folders(root, paths, classes) -> Iterator[SourceImage]:
   del root
   for path in paths:
-    for label in listdir(path):
+    for label in list_folder(path):
       if not (path / label).is_dir():
         continue
       _require_class(label, classes, str(path))
-      yield from _images(path / label, label)
+      yield from _class_images(path / label, label)
 
 
-def _images(folder: pathlib.Path, label: str) -> Iterator[Item]:
-  for name in listdir(folder):
+def _class_images(folder: pathlib.Path, label: str) -> Iterator[SourceImage]:
+  for name in list_folder(folder):
     if name.lower().endswith(image_io.SUFFIXES):
-      yield Item(f"{label}/{name}", label, folder / name)
+      yield SourceImage(f"{label}/{name}", label, folder / name)
 
 
-def _lists(root, paths, classes) -> Iterator[Item]:
+def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
   for path in paths:
     where = repr(str(path))
     try:
@@ -194,17 +203,17 @@ def _lists(root, paths, classes) -> Iterator[Item]:
         f"cannot read {where}: it needs class_names and class_roots, as many"
       ) from error
     for label, folder in pairs:
-      if label not in classes:  # a name for people; the folder's is the wnid
+      if label not in classes:  # a name for people; the folder has the wnid
         label = pathlib.PurePosixPath(str(folder)).name
       _require_class(label, classes, where)
-      found = _find(root, str(folder), where)
-      if found is None or not found.is_dir():
+      path = _find(root, str(folder), where)
+      if path is None or not path.is_dir():
         raise InputError(f"{where}: there is no folder {folder!r}")
-      yield from _images(found, label)
+      yield from _class_images(path, label)
 
 
 _LAYOUTS = {
-  "tables": (_tables, ("split/{split}.csv", "{split}.csv")),
-  "lists": (_lists, ("{split}.json",)),
-  "folders": (_folders, ("{split}", "meta-{split}")),
+  "tables": (_read_tables, ("split/{split}.csv", "{split}.csv")),
+  "lists": (_read_lists, ("{split}.json",)),
+  "folders": (_read_folders, ("{split}", "meta-{split}")),
 }

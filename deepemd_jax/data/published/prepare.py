@@ -1,6 +1,6 @@
-"""Preparing the published data sets: whole or not at all.
+"""Prepares the published data sets: whole or not at all.
 
-TFDS is imported where it is needed: `is_ready` and `missing` answer at once.
+TFDS is imported where it is needed, so `is_ready` and `missing` answer at once.
 """
 
 import contextlib
@@ -13,17 +13,20 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from deepemd_jax.data.file_lock import locked
 from deepemd_jax.data.published import catalogue, download
 from deepemd_jax.errors import InputError, MissingData
 
+COMMAND = "python -m deepemd_jax data"  # for messages
 
-def make(benchmark: catalogue.Benchmark, directory: str, **how):
-  """The TFDS builder of a data set, prepared or not.
+
+def make_builder(benchmark: catalogue.Benchmark, directory: str, **settings):
+  """Returns the TFDS builder of a data set, prepared or not.
 
   Args:
-    benchmark: which.
-    directory: of prepared TFDS data sets.
-    **how: further arguments of the builder; `prepare` gives `work`.
+    benchmark: which data set.
+    directory: where TFDS keeps prepared data sets.
+    **settings: of the builder; `prepare` gives `work`.
 
   Returns:
     A builder whose examples have "image" (the bytes of an upright RGB JPEG or
@@ -35,29 +38,33 @@ def make(benchmark: catalogue.Benchmark, directory: str, **how):
   from deepemd_jax.data.published import tfds_builder
 
   builder = tfds_builder.builder_class(benchmark)
-  return builder(data_dir=directory, file_format="array_record", **how)
+  return builder(data_dir=directory, file_format="array_record", **settings)
 
 
-def place(benchmark: catalogue.Benchmark, directory: str) -> pathlib.Path:
-  """The folder of a prepared data set."""
+def prepared_folder(
+  benchmark: catalogue.Benchmark, directory: str
+) -> pathlib.Path:
+  """Returns the folder of a data set, prepared or not."""
   name = catalogue.folder_name(benchmark)
   return pathlib.Path(directory) / name / benchmark.version
 
 
 def is_ready(benchmark: catalogue.Benchmark, directory: str) -> bool:
-  """Whether a data set is prepared, whole; opens none of its records."""
-  folder = place(benchmark, directory)
+  """Returns whether a data set is prepared; opens none of its records."""
+  folder = prepared_folder(benchmark, directory)
   files = ("dataset_info.json", "features.json", "metadata.json")
   return all((folder / name).is_file() for name in files)
 
 
 def metadata(benchmark: catalogue.Benchmark, directory: str) -> dict:
-  """`info.metadata` of a prepared data set, see `make`, without TFDS.
+  """Reads `info.metadata` of a prepared data set, without loading TFDS.
+
+  See `make_builder` for what is in it.
 
   Raises:
-    InputError: somebody has changed it.
+    InputError: the file is damaged.
   """
-  folder = place(benchmark, directory)
+  folder = prepared_folder(benchmark, directory)
   try:
     return json.loads((folder / "metadata.json").read_text("utf-8"))
   except (OSError, ValueError) as error:
@@ -74,28 +81,37 @@ def _damaged(folder: pathlib.Path) -> InputError:
 def missing(
   benchmark: catalogue.Benchmark, directory: str, reason: str = ""
 ) -> MissingData:
-  """The error that tells how to get a data set, in at most eight lines.
+  """Returns the error that tells how to get a data set, in at most eight lines.
 
   Args:
-    benchmark: which.
-    directory: of prepared TFDS data sets.
-    reason: what has failed, in a sentence; "" says that it is not prepared.
+    benchmark: which data set.
+    directory: where TFDS keeps prepared data sets.
+    reason: what failed, in a sentence; "" says that it is not prepared.
   """
   name = benchmark.name
-  command = f"python -m deepemd_jax.data prepare {name}"
+  command = f"{COMMAND} prepare {name}"
   if directory != default_directory():
     command += f" --directory {directory}"
   lines = [reason or f"data set {name} is not prepared in {directory}"]
+  if not benchmark.archives:
+    lines.append(f"  needed: a folder of its images ({benchmark.title})")
+    lines.append(f"  then run: {command} --from FOLDER")
+    return MissingData(lines)
   for archive in benchmark.archives:
     size = f" ({human_size(archive.size)})" if archive.size else ""
     lines.append(f"  needed: {archive.file}{size} from {archive.url}")
-  lines.append(f"  put into: {download.manual(directory)}")
-  if all(archive.open for archive in benchmark.archives):
+  lines.append(f"  put into: {download.manual_folder(directory)}")
+  if _may_download(benchmark):
     lines[-1] += " (or it is downloaded)"
   lines.append(f"  then run: {command}")
   other = "or unpacked" + ", or as a ready folder" * bool(benchmark.layouts)
   lines.append(f"  it may lie elsewhere, {other}: add --from PATH")
   return MissingData(lines)
+
+
+def _may_download(benchmark: catalogue.Benchmark) -> bool:
+  archives = benchmark.archives
+  return bool(archives) and all(archive.open for archive in archives)
 
 
 def prepare(
@@ -108,51 +124,54 @@ def prepare(
 ) -> None:
   """Prepares a data set, unless it is ready.
 
-  It appears in `directory` in one piece: whatever happens on the way, there is
-  nothing that could be taken for it, and what a killed process left behind is
-  removed by the next one.
+  The data set appears in `directory` in one piece. Whatever happens on the way,
+  nothing is there that could be taken for it, and the next process removes what
+  a killed one left behind.
 
   Args:
-    benchmark: which.
-    directory: of prepared TFDS data sets.
-    source: an archive or a folder, see `archives.read`; None looks for the
-      archive in the folder for manual downloads, and fetches it if it may.
+    benchmark: which data set.
+    directory: where TFDS keeps prepared data sets.
+    source: an archive or a folder, see `archives.read`. None looks for the
+      archive in the folder for manual downloads, and downloads it if anybody
+      may.
     skip_bad: leave unreadable images out, and note them in the metadata.
-    progress: called with what is counted ("bytes" or "images"), the number done
-      and of all.
+    progress: called with what is counted ("bytes" or "images"), the number
+      done, and the total.
 
   Raises:
-    MissingData: the archive is not there and cannot be fetched.
-    BadImages: some images cannot be read; it names them all.
+    MissingData: the archive is not there and cannot be downloaded.
+    BadImages: some images cannot be read; the error names them all.
     InputError: the source is not the published data set, or the directory
       cannot be written to.
   """
   if is_ready(benchmark, directory):
     return
-  if place(benchmark, directory).exists():
-    raise _damaged(place(benchmark, directory))
+  folder = prepared_folder(benchmark, directory)
+  if folder.exists():
+    raise _damaged(folder)
   if source is None:
-    source = _source(benchmark, directory, progress)
+    source = _find_archive(benchmark, directory, progress)
   from deepemd_jax.data.published import tfds_builder
 
   work = tfds_builder.Work(
     source, skip_bad, lambda done, total: progress("images", done, total)
   )
   try:
-    builder = make(benchmark, directory, work=work)
+    builder = make_builder(benchmark, directory, work=work)
   except OSError as error:  # TFDS wants a temporary folder even for this
     raise _unwritable(pathlib.Path(directory), error) from error
   with warnings.catch_warnings():
-    # Of Pillow, about oddities in files that it reads nevertheless.
+    # Pillow warns of oddities in files that it reads nevertheless.
     warnings.filterwarnings("ignore", module="PIL")
-    once(builder)
+    prepare_once(builder)
 
 
-def _source(benchmark, directory, progress) -> pathlib.Path:
-  """Where the archive is found, or fetched to."""
+def _find_archive(benchmark, directory, progress) -> pathlib.Path:
+  """Returns where the archive is; downloads it if anybody may."""
+  if not benchmark.archives:
+    raise missing(benchmark, directory)
   first = benchmark.archives[0]
-  put = download.manual(directory) / first.file
-  if all(archive.open for archive in benchmark.archives):
+  if _may_download(benchmark):
     try:
       return download.fetch(
         first, directory, lambda done, total: progress("bytes", done, total)
@@ -161,20 +180,21 @@ def _source(benchmark, directory, progress) -> pathlib.Path:
       raise missing(benchmark, directory, str(error)) from error
     except OSError as error:
       raise _unwritable(pathlib.Path(directory), error) from error
-  if put.is_file():
-    return put
+  path = download.manual_folder(directory) / first.file
+  if path.is_file():
+    return path
   raise missing(benchmark, directory)
 
 
-def once(builder) -> None:
-  """TFDS preparation by one process at a time; leaves no ruins.
+def prepare_once(builder) -> None:
+  """Has a TFDS builder prepare its data set, in one process at a time.
 
-  TFDS writes into a directory called incomplete and renames it at the end, so
-  what is there is whole. What a killed process left is removed: under the lock
-  nobody else is writing.
+  TFDS writes into a folder called incomplete and renames it at the end, so a
+  data set that is there is whole. What a killed process left is removed: the
+  lock makes sure that nobody else is writing.
 
   Raises:
-    InputError: the data set's folder cannot be written.
+    InputError: the data set's folder cannot be written to.
   """
   final = pathlib.Path(builder.data_path)
   if final.exists():
@@ -183,12 +203,12 @@ def once(builder) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     config = builder.builder_config
     name = f"{builder.name}/{config.name}" if config else builder.name
-    with download.locked(final.parent / ".lock", name):
-      for ruin in final.parent.glob(f"incomplete.*_{final.name}"):
-        shutil.rmtree(ruin)
+    with locked(final.parent / ".lock", name):
+      for unfinished in final.parent.glob(f"incomplete.*_{final.name}"):
+        shutil.rmtree(unfinished)
       if not final.exists():
         print(f"preparing {name} in {final}", file=sys.stderr, flush=True)
-        with download.quiet(), contextlib.redirect_stdout(io.StringIO()):
+        with download.silence_tfds(), contextlib.redirect_stdout(io.StringIO()):
           builder.download_and_prepare()
   except OSError as error:
     raise _unwritable(final, error) from error
@@ -197,19 +217,18 @@ def once(builder) -> None:
 def _unwritable(path: pathlib.Path, error: OSError) -> InputError:
   return InputError(
     f"cannot prepare data in {path}: {error.strerror or error}; choose another "
-    "place (--config.data.directory, or --directory of python -m "
-    "deepemd_jax.data)"
+    f"place (--config.data.directory, or --directory of {COMMAND})"
   )
 
 
 def default_directory() -> str:
-  """Where TensorFlow Datasets keeps its data sets on this machine."""
+  """Returns where TensorFlow Datasets keeps its data sets on this machine."""
   home = os.path.join("~", "tensorflow_datasets")
   return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or home)
 
 
 def human_size(count: int) -> str:
-  """1150585339 to "1.2 GB"."""
+  """Returns a number of bytes for people: 1150585339 is "1.2 GB"."""
   for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if count >= size:
       return f"{count / size:.1f} {unit}"

@@ -61,7 +61,7 @@ def archive(server, content):
 
 def left(directory):
   """What a failed download leaves besides its lock."""
-  place = download.folder(str(directory))
+  place = download.download_folder(str(directory))
   return [p.name for p in place.iterdir() if p.name != ".lock"]
 
 
@@ -101,7 +101,7 @@ def test_a_cut_off_or_refused_download_is_refused(server, tmp_path):
 
 
 def test_ruins_of_a_killed_download_are_removed(server, tmp_path):
-  ruin = download.folder(str(tmp_path)) / "archive.tgz.tmp.0123"
+  ruin = download.download_folder(str(tmp_path)) / "archive.tgz.tmp.0123"
   ruin.mkdir(parents=True)
   (ruin / "archive.tgz").write_bytes(b"con")
   download.fetch(archive(server, b"content"), str(tmp_path), quiet)
@@ -110,7 +110,7 @@ def test_ruins_of_a_killed_download_are_removed(server, tmp_path):
 
 def test_a_file_put_there_is_taken_if_it_is_the_right_one(server, tmp_path):
   wanted = archive(server, b"content")
-  put = download.manual(str(tmp_path)) / "archive.tgz"
+  put = download.manual_folder(str(tmp_path)) / "archive.tgz"
   put.parent.mkdir(parents=True)
   put.write_bytes(b"content")
   assert download.fetch(wanted, str(tmp_path), quiet) == put
@@ -154,7 +154,7 @@ def test_progress_counts_the_bytes(tmp_path):
     arrived.set()
 
   with contextlib.ExitStack() as stack:
-    stack.enter_context(download._watched(place, 100, progress))
+    stack.enter_context(download._report_arrivals(place, 100, progress))
     (place / "x.tmp.1").mkdir()
     (place / "x.tmp.1" / "x").write_bytes(bytes(40))
     assert arrived.wait(5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepemd_jax.data import uploads
+from deepemd_jax.data import image_input
 from deepemd_jax.errors import InputError
 
 
@@ -16,7 +16,7 @@ def pixels():
 
 
 def decoded(source):
-  return np.asarray(uploads.decode(uploads.read(source)[1]))
+  return np.asarray(image_input.decode(image_input.read(source)[1]))
 
 
 def test_a_path_a_picture_and_arrays_show_the_same(pixels, tmp_path):
@@ -58,7 +58,7 @@ def test_gray_arrays(pixels):
 )
 def test_arrays_that_are_no_image(source, reason):
   with pytest.raises(ValueError, match=reason):
-    uploads.read(source)
+    image_input.read(source)
 
 
 def test_paths_that_are_no_image(tmp_path):
@@ -68,33 +68,37 @@ def test_paths_that_are_no_image(tmp_path):
     file.truncate(2**30 + 1)
   for name in ("pipe.png", "folder.png"):
     with pytest.raises(ValueError, match="not a file"):
-      uploads.read(tmp_path / name)
+      image_input.read(tmp_path / name)
   with pytest.raises(ValueError, match="1 GiB"):
-    uploads.read(tmp_path / "large.png")
+    image_input.read(tmp_path / "large.png")
   with pytest.raises(OSError, match="No such file"):
-    uploads.read(tmp_path / "absent.png")
+    image_input.read(tmp_path / "absent.png")
 
 
 def test_what_identifies_an_image(pixels, tmp_path):
   """A file's bytes, whatever its name; pixels otherwise, and their shape."""
   Image.fromarray(pixels).save(tmp_path / "a.png")
   (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
-  first, second = (uploads.read(tmp_path / x)[0] for x in ("a.png", "b.png"))
+  first, second = (
+    image_input.read(tmp_path / x)[0] for x in ("a.png", "b.png")
+  )
   assert first == second
-  assert uploads.read(pixels)[0] == uploads.read(Image.fromarray(pixels))[0]
+  assert (
+    image_input.read(pixels)[0] == image_input.read(Image.fromarray(pixels))[0]
+  )
   turned = pixels.reshape(7, 5, 3)
-  assert uploads.read(turned)[0] != uploads.read(pixels)[0]
+  assert image_input.read(turned)[0] != image_input.read(pixels)[0]
 
 
 def test_several(pixels):
   stack = np.stack([pixels] * 2)
-  assert len(uploads.several(stack)) == 2
-  assert len(uploads.several(stack[..., 0])) == 2
-  assert uploads.several(np.array(["a.png", "b.png"])) == ["a.png", "b.png"]
-  assert uploads.several(("a.png",)) == ["a.png"]
+  assert len(image_input.several(stack)) == 2
+  assert len(image_input.several(stack[..., 0])) == 2
+  assert image_input.several(np.array(["a.png", "b.png"])) == ["a.png", "b.png"]
+  assert image_input.several(("a.png",)) == ["a.png"]
   one = [pixels, pixels[..., 0], "a.png", Image.fromarray(pixels)]
   for image in one:
     with pytest.raises(InputError, match="one image"):
-      uploads.several(image)
+      image_input.several(image)
   with pytest.raises(InputError, match="not a int"):
-    uploads.several(5)
+    image_input.several(5)

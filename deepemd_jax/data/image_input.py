@@ -1,4 +1,8 @@
-"""Images as people hand them over: a path, a picture of Pillow's, an array."""
+"""Images as people hand them over: a path, a Pillow image or an array.
+
+`read` identifies one and `decode` makes it upright RGB; `image_io` opens the
+files.
+"""
 
 import hashlib
 import os
@@ -10,18 +14,18 @@ from PIL import Image
 from deepemd_jax.data import image_io
 from deepemd_jax.errors import InputError
 
-_LARGEST = 2**30  # bytes of a file; those of honest pictures are smaller
+_LARGEST_FILE = 2**30  # bytes; no honest image file is larger
 
 
 def several(images) -> list:
-  """The images of an argument that means many, as a list.
+  """Returns the images of an argument that stands for several, as a list.
 
   Args:
-    images: paths, Pillow's images or arrays in a list or an array: a uint8
-      [N, H, W, 3] too.
+    images: a sequence of paths, Pillow images or arrays; an array [N, H, W, 3]
+      is one, too.
 
   Raises:
-    InputError: it is one image, or no sequence at all.
+    InputError: this is a single image, or not a sequence.
   """
   single = isinstance(images, str | bytes | os.PathLike | Image.Image)
   if getattr(getattr(images, "dtype", None), "kind", "O") in "buif":
@@ -38,31 +42,32 @@ def several(images) -> list:
 
 
 def name(source, number: int) -> str:
-  """What to call an image in a message."""
+  """Returns what a message calls an image: its path, or its number."""
   if isinstance(source, str | os.PathLike):
     return repr(os.fspath(source))
   return f"image {number}"
 
 
 def read(source) -> tuple[str, bytes | Image.Image]:
-  """What identifies an image, and what `decode` makes its pixels of.
+  """Reads an image, without decoding a file.
 
   Args:
-    source: a path; an image of Pillow's; or an array [H, W] or [H, W, 1 | 3 |
-      4] of whole numbers 0..255, uint16, booleans, or floats 0..1.
+    source: a path; a Pillow image; or an array [H, W], [H, W, 1], [H, W, 3] or
+      [H, W, 4] of whole numbers 0..255, uint16, booleans, or floats 0..1.
 
   Returns:
-    The SHA-256, hexadecimal, of the file or, where there is none, of the RGB
-    pixels; the file's bytes or the RGB image.
+    What identifies the image: the SHA-256, in hexadecimal, of the file or, if
+    there is none, of the RGB pixels. And what `decode` takes: the file's bytes
+    or the RGB image.
 
   Raises:
-    OSError, ValueError and nearly anything else: as `pictures.open_image`.
+    OSError, ValueError and nearly anything else: as `image_io.open_image`.
   """
   if isinstance(source, str | os.PathLike):
-    # A named pipe would be waited for.
+    # Opening a named pipe would wait for a writer.
     if os.path.exists(source) and not os.path.isfile(source):
       raise ValueError("not a file")
-    if os.path.getsize(source) > _LARGEST:
+    if os.path.getsize(source) > _LARGEST_FILE:
       raise ValueError("larger than 1 GiB")
     with open(source, "rb") as file:
       content = file.read()
@@ -73,15 +78,14 @@ def read(source) -> tuple[str, bytes | Image.Image]:
 
 
 def decode(content: bytes | Image.Image) -> Image.Image:
-  """The upright RGB image of what `read` gave; raises what that raises."""
+  """Returns the upright RGB image of what `read` returned; raises the same."""
   if isinstance(content, Image.Image):
     return content
-  with image_io.open_image(content) as file:
-    return image_io.to_rgb(file)
+  return image_io.read_rgb(content)
 
 
 def fingerprint(image: Image.Image) -> str:
-  """SHA-256, hexadecimal, of an RGB image's size and pixels."""
+  """Returns the SHA-256, in hexadecimal, of an RGB image's size and pixels."""
   digest = hashlib.sha256(repr(image.size).encode())
   digest.update(image.tobytes())
   return digest.hexdigest()
@@ -105,7 +109,7 @@ def _from_array(source) -> Image.Image:
   if array.dtype == np.uint16:
     return Image.fromarray(np.rint(array / 257).astype(np.uint8))
   top = 1 if kind == "f" else 255
-  # Not `any outside`: that would let NaN through.
+  # Not `min < 0 or max > top`: that would let NaN through.
   if not (array.min() >= 0 and array.max() <= top):
     raise ValueError(
       f"values of {array.dtype} must lie in 0..{top}; they lie in "

@@ -1,0 +1,153 @@
+"""The user's own images as a source; see `folder`."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from deepemd_jax.data import folder, pixel_cache, registry
+from deepemd_jax.data.image_set import CachedImages, EncodedImages, ImageSet
+from deepemd_jax.data.sources import DataSpec
+from deepemd_jax.errors import InputError
+
+
+def open_folder(spec: DataSpec, name: str, variant: str) -> "FolderSource":
+  """Returns the source of a user's images; see `sources.open_source`."""
+  del variant  # there are none
+  return FolderSource(
+    spec.folder,
+    spec.directory,
+    side=registry.folder_side(name, spec.image_size),
+    fractions=spec.fractions,
+    csv=spec.csv or None,
+    seed=spec.seed,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+  """The user's images, a `sources.Source`.
+
+  Attributes:
+    root: the image folder.
+    directory: the copies are in its subfolder `stored`.
+    side: of the copies, in pixels; 0 keeps none, and images are decoded when
+      they are read.
+    fractions: shares of the classes for train, val and test.
+    csv: a CSV that says which split a class or a file belongs to, or None.
+    seed: shuffles the classes before they are shared out.
+  """
+
+  root: str
+  directory: str
+  side: int = 160
+  fractions: tuple[float, float, float] = (0.64, 0.16, 0.2)
+  csv: str | None = None
+  seed: int = 0
+
+  @property
+  def protocol(self) -> str:
+    """The name in full: "folder:160"."""
+    return f"folder:{pixel_cache.side_name(self.side)}"
+
+  @property
+  def title(self) -> str:
+    """What it is, in one line."""
+    how = f"by {self.csv}" if self.csv else "by folders, or fractions and seed"
+    return f"images of {self.root}, split {how}"
+
+  def check(self) -> None:
+    """Does nothing: `counts` refuses a folder that does not fit."""
+
+  def _listing(self) -> dict[str, dict[str, list[pathlib.Path]]]:
+    return folder.listing(
+      self.root, fractions=self.fractions, table=self.csv, seed=self.seed
+    )
+
+  def _classes(self, split: str) -> dict[str, list[pathlib.Path]]:
+    listing = self._listing()
+    if split not in listing:
+      raise InputError(f"no split {split!r}; use one of {', '.join(listing)}")
+    return dict(sorted(listing[split].items()))
+
+  def counts(self, split: str) -> dict[str, int]:
+    """Returns the images by class name; opens no image."""
+    return {name: len(paths) for name, paths in self._classes(split).items()}
+
+  def load(self, split: str) -> ImageSet:
+    """Opens a split; the first time, it decodes the images of all splits.
+
+    So a bad test image is found before training, not after it. The copies do
+    not depend on the splits, which another seed changes.
+
+    Raises:
+      InputError: some images cannot be read, and the error names them; or the
+        copies cannot be written.
+    """
+    classes = self._classes(split)
+    if not classes:
+      raise InputError(f"{self.root!r} has no classes for split {split!r}")
+    every = sorted(
+      path
+      for split_classes in self._listing().values()
+      for paths in split_classes.values()
+      for path in paths
+    )
+    keys = {path: os.path.relpath(path, self.root) for path in every}
+    cache = pixel_cache.load(
+      self._copies_folder(),
+      lambda: (pixel_cache.ImageFile(str(p), keys[p]) for p in every),
+      count=len(every),
+      side=self.side,
+      made_from=_fingerprint(keys),
+      name=f"the images in {self.root}",
+    )
+    row_of = {key: row for row, key in enumerate(cache.keys)}
+    paths = [path for each in classes.values() for path in each]
+    rows = np.array([row_of[keys[path]] for path in paths])
+    fields = {
+      "labels": np.repeat(
+        np.arange(len(classes), dtype=np.int32),
+        [len(each) for each in classes.values()],
+      ),
+      "class_names": tuple(classes),
+      "keys": tuple(keys[path] for path in paths),
+      "sizes": cache.sizes[rows],
+    }
+    if not self.side:
+      return EncodedImages(files=Paths(tuple(map(str, paths))), **fields)
+    return CachedImages(images=cache.pixels.only(rows), **fields)
+
+  def _copies_folder(self) -> pathlib.Path:
+    root = pathlib.Path(self.root).resolve()
+    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    side = pixel_cache.side_name(self.side)
+    return pathlib.Path(self.directory, "stored", "folder", name, side)
+
+
+def _fingerprint(keys: dict[pathlib.Path, str]) -> str:
+  """Identifies a folder's images by their names, sizes and times."""
+  digest = hashlib.sha256()
+  for path, key in keys.items():
+    stat = path.stat()
+    line = f"{key}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+    digest.update(os.fsencode(line))
+  return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+  """Image files; `image_set.Files`.
+
+  Attributes:
+    paths: of all images, by row.
+  """
+
+  paths: tuple[str, ...]
+
+  def read(self, rows: Sequence[int]) -> list[str]:
+    """Returns the path of each row."""
+    return [self.paths[row] for row in rows]

@@ -1,0 +1,103 @@
+"""The embedded data set as a source; see `glyph_clutter`."""
+
+import collections
+import dataclasses
+import functools
+import io
+
+import numpy as np
+from PIL import Image
+
+from deepemd_jax.data import registry
+from deepemd_jax.data.image_set import CachedImages, ImageSet
+from deepemd_jax.data.published import prepare, splits
+from deepemd_jax.data.sources import DataSpec
+from deepemd_jax.errors import InputError
+
+_VARIANTS = registry.DATA_SETS["glyph_clutter"].variants
+
+
+def open_glyphs(
+  spec: DataSpec, name: str, variant: str
+) -> "GlyphClutterSource":
+  """Returns the source of glyph_clutter; see `sources.open_source`."""
+  registry.check_name(name, spec.image_size)
+  return GlyphClutterSource(spec.directory, variant)
+
+
+@dataclasses.dataclass(frozen=True)
+class GlyphClutterSource:
+  """The embedded data set, a `sources.Source`.
+
+  Attributes:
+    directory: where TFDS keeps prepared data sets.
+    variant: "default", or a clutter variant, which has a test split only.
+  """
+
+  directory: str
+  variant: str = "default"
+
+  protocol = "glyph_clutter:64"
+  title = "glyph_clutter, made on the spot: characters in 64 x 64 scenes"
+
+  def check(self) -> None:
+    """Does nothing: no images have to be fetched."""
+
+  def counts(self, split: str) -> dict[str, int]:
+    """Returns the images by class name."""
+    scenes = 1 if self.variant == "default" else 3
+    classes = self._classes(split)
+    return {name: row["images"] // scenes for name, row in classes.items()}
+
+  def _classes(self, split: str) -> dict:
+    lists = splits.load("glyph_clutter")["splits"]
+    if self.variant not in ("default", *_VARIANTS):
+      raise InputError(
+        f"glyph_clutter has no variant {self.variant!r}; use one of "
+        f"{', '.join(_VARIANTS)}"
+      )
+    if split not in lists or (self.variant != "default" and split != "test"):
+      raise InputError(
+        f"glyph_clutter, variant {self.variant!r}, has no split {split!r}"
+      )
+    return lists[split]
+
+  def load(self, split: str) -> ImageSet:
+    """Decodes a split; prepares the data set if it is not there yet.
+
+    Raises:
+      InputError: the data set cannot be written, or is not what it should be.
+    """
+    import tensorflow_datasets as tfds
+
+    from deepemd_jax.data import glyph_clutter
+
+    names = tuple(self._classes(split))
+    make_builder = functools.partial(
+      glyph_clutter.GlyphClutter,
+      config=self.variant,
+      data_dir=self.directory,
+      file_format="array_record",
+    )
+    prepare.prepare_once(make_builder())
+    # A second builder: the first may have read its info before there was any.
+    builder = make_builder()
+    # Pillow decodes: TFDS would ask, on stderr, for OpenCV.
+    raw = {"image": tfds.decode.SkipDecoding()}
+    rows = list(builder.as_data_source(split, decoders=raw))
+    labels = [builder.info.features["label"].int2str(r["label"]) for r in rows]
+    if dict(collections.Counter(labels)) != self.counts(split):
+      # The fonts are of another version, or somebody changed a file.
+      raise InputError(
+        f"the data set in {builder.data_path} does not hold the images it "
+        "should; delete that folder, and it will be prepared again"
+      )
+    index = {name: i for i, name in enumerate(names)}
+    images = np.stack([Image.open(io.BytesIO(row["image"])) for row in rows])
+    return CachedImages(
+      images=images,
+      labels=np.array([index[label] for label in labels], np.int32),
+      class_names=names,
+      keys=tuple(row["key"].decode() for row in rows),
+      sizes=np.full((len(rows), 2), images.shape[1], np.int32),
+    )

@@ -1,0 +1,226 @@
+"""The official archives: which files in them are images, and of which class.
+
+Each function yields the images of one data set, in the order of the archive,
+and `FORMATS` names them. A data set that is only ever a ready folder of images
+needs none; see `layouts`.
+"""
+
+import dataclasses
+import functools
+import io
+import pathlib
+import tarfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from deepemd_jax.data.published import layouts, splits
+from deepemd_jax.data.published.archive_members import (
+  archive_member,
+  read_members,
+  read_texts,
+  report_damage,
+)
+from deepemd_jax.data.published.catalogue import Benchmark
+from deepemd_jax.data.published.layouts import SourceImage
+from deepemd_jax.errors import InputError
+
+_CIFAR_RECORD = 2 + 3 * 32 * 32  # bytes: coarse label, fine label, pixels
+
+
+def read_cub(benchmark: Benchmark, path: pathlib.Path) -> Iterator[SourceImage]:
+  """Reads CUB_200_2011.tgz: CUB_200_2011/images/<class>/<image>, and tables."""
+  classes = set(benchmark.split_of())
+  boxes = _bounding_boxes(path) if benchmark.boxed else {}
+  for member in read_members(path):
+    parent, label, name = ["", "", *member.name.split("/")][-3:]
+    if parent != "images" or label not in classes or name.startswith("."):
+      continue
+    key = f"{label}/{name}"
+    if benchmark.boxed and key not in boxes:
+      raise InputError(f"{str(path)!r} has no bounding box for {key!r}")
+    yield SourceImage(key, label, member.content(), boxes.get(key))
+
+
+def _bounding_boxes(path: pathlib.Path) -> dict[str, tuple[float, ...]]:
+  """Returns {image: (left, top, width, height) in pixels}."""
+  images, boxes = read_texts(path, "images.txt", "bounding_boxes.txt")
+  try:
+    names = dict(line.split(None, 1) for line in images.splitlines())
+    rows = [line.split() for line in boxes.splitlines()]
+    return {names[row[0]].strip(): tuple(map(float, row[1:5])) for row in rows}
+  except (ValueError, KeyError, IndexError) as error:
+    raise InputError(
+      f"{str(path)!r}: images.txt and bounding_boxes.txt do not fit each other "
+      f"({error}); fetch it again"
+    ) from error
+
+
+def read_cifar(
+  benchmark: Benchmark, path: pathlib.Path
+) -> Iterator[SourceImage]:
+  """Reads cifar-100-binary.tar.gz: train.bin and test.bin, pooled."""
+  del benchmark  # which has all 100 classes
+  (text,) = read_texts(path, "fine_label_names.txt")
+  missing = {"train.bin", "test.bin"}
+  for member in read_members(path):
+    part = member.name.rpartition("/")[2]
+    if part in missing:
+      missing.discard(part)
+      with report_damage(path), member.open() as file:
+        yield from _cifar_images(file, part, text.split(), path)
+  if missing:
+    names = ", ".join(sorted(missing))
+    raise InputError(f"{str(path)!r} holds no {names}; fetch it again")
+
+
+def _cifar_images(file, part, names, path) -> Iterator[SourceImage]:
+  """Reads the records of train.bin or test.bin, 3,074 bytes each."""
+  number = 0
+  while record := file.read(_CIFAR_RECORD):
+    if len(record) < _CIFAR_RECORD or record[1] >= len(names):
+      raise InputError(
+        f"{str(path)!r}: {part} is damaged at image {number}; fetch it again"
+      )
+    pixels = np.frombuffer(record, np.uint8, offset=2).reshape(3, 32, 32)
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    key = f"{part.removesuffix('.bin')}_{number:05d}"
+    yield SourceImage(key, names[record[1]], image)
+    number += 1
+
+
+def read_ilsvrc(
+  benchmark: Benchmark, path: pathlib.Path
+) -> Iterator[SourceImage]:
+  """Reads ILSVRC2012_img_train.tar, which holds one tar for each class (wnid).
+
+  `path` may also be a folder with one folder for each class. miniImageNet takes
+  the 600 images of a class that its list of files names.
+  """
+  classes, numbers = set(benchmark.split_of()), None
+  if benchmark.name == "miniimagenet":
+    numbers = splits.file_numbers(benchmark.name)
+
+  def belongs(label: str, name: str) -> bool:
+    stem, _, suffix = name.partition(".")
+    number = stem.removeprefix(f"{label}_")
+    if number == stem or suffix.lower() not in ("jpeg", "jpg"):
+      return False
+    return numbers is None or (
+      number.isdecimal() and int(number) in numbers[label]
+    )
+
+  if path.is_dir():
+    for label in sorted(classes):
+      for name in layouts.list_folder(path / label):
+        if belongs(label, name):
+          yield SourceImage(name, label, path / label / name)
+    return
+  for outer in read_members(path):
+    label = outer.name.rpartition("/")[2].removesuffix(".tar")
+    if label not in classes:
+      continue
+    with report_damage(path), outer.open() as file:
+      with tarfile.open(fileobj=file, mode="r:") as archive:
+        for info in archive:
+          name = info.name.rpartition("/")[2]
+          if info.isfile() and belongs(label, name):
+            start = functools.partial(archive.extractfile, info)
+            member = archive_member(name, info.size, start, path)
+            yield SourceImage(name, label, member.content())
+
+
+def read_products(
+  benchmark: Benchmark, path: pathlib.Path
+) -> Iterator[SourceImage]:
+  """Reads Stanford_Online_Products.zip: <kind>_final/<image>, and two tables.
+
+  The lines of Ebay_train.txt and Ebay_test.txt are
+  image_id class_id super_class_id path.
+  """
+  del benchmark  # which has all classes
+  label_of = {}
+  for text in read_texts(path, "Ebay_train.txt", "Ebay_test.txt"):
+    for line in text.splitlines()[1:]:
+      try:
+        _, number, _, name = line.split()
+        label_of[name] = f"{int(number):05d}"
+      except ValueError as error:
+        raise InputError(
+          f"{str(path)!r}: {line!r} is no line of Ebay_train.txt or "
+          "Ebay_test.txt; fetch it again"
+        ) from error
+  yield from _images_in_table(path, label_of)
+
+
+def read_cars(
+  benchmark: Benchmark, path: pathlib.Path
+) -> Iterator[SourceImage]:
+  """Reads car_ims.tgz, and cars_annos.mat beside it; or the folder of both."""
+  import scipy.io
+
+  lists = splits.load(benchmark.name)["splits"]
+  names = [name for split in lists.values() for name in split]
+  table = (path if path.is_dir() else path.parent) / "cars_annos.mat"
+  if not table.is_file():
+    raise InputError(
+      f"there is no {str(table)!r}, which says what is on the images of "
+      f"{str(path)!r}; put it there"
+    )
+  try:
+    rows = scipy.io.loadmat(io.BytesIO(table.read_bytes()))["annotations"]
+    label_of = {
+      str(row["relative_im_path"].item()): names[int(row["class"].item()) - 1]
+      for row in rows.ravel()
+    }
+  except Exception as error:  # scipy raises nearly anything on broken files
+    raise InputError(
+      f"{str(table)!r} is damaged, or not the table it should be; fetch it "
+      "again"
+    ) from error
+  yield from _images_in_table(path, label_of)
+
+
+def _images_in_table(
+  path: pathlib.Path, label_of: dict[str, str]
+) -> Iterator[SourceImage]:
+  """Yields the images that a table lists, by the last two parts of their paths.
+
+  Those that are not there come last, without content.
+  """
+  missing = dict(label_of)
+  for member in read_members(path):
+    key = "/".join(member.name.split("/")[-2:])
+    if key in missing:
+      yield SourceImage(key, missing.pop(key), member.content())
+  for key, label in missing.items():
+    yield SourceImage(key, label, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchiveFormat:
+  """How the images of an official archive are read.
+
+  Attributes:
+    read: yields the images of a benchmark in an archive, or in the folder that
+      it was unpacked into.
+    folder: into which folder the archive unpacks.
+    sign: a file in that folder, by which it is recognized; "" if the folder is
+      recognized by its classes.
+  """
+
+  read: Callable[[Benchmark, pathlib.Path], Iterator[SourceImage]]
+  folder: str = ""
+  sign: str = ""
+
+
+FORMATS = {
+  "cub": ArchiveFormat(read_cub, "CUB_200_2011", "images.txt"),
+  "cifar": ArchiveFormat(read_cifar, "cifar-100-binary", "train.bin"),
+  "ilsvrc": ArchiveFormat(read_ilsvrc),
+  "cars": ArchiveFormat(read_cars, "", "cars_annos.mat"),
+  "products": ArchiveFormat(
+    read_products, "Stanford_Online_Products", "Ebay_train.txt"
+  ),
+}

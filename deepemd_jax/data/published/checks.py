@@ -1,0 +1,64 @@
+"""What a source must hold to be the published data set."""
+
+import collections
+
+from deepemd_jax.data.published import catalogue
+from deepemd_jax.errors import InputError
+
+_LISTED = 5  # classes that an error names
+
+
+class BadImages(InputError):
+  """Some images of a published data set cannot be read.
+
+  Attributes:
+    lines: one for each bad image: its key, and why.
+  """
+
+  def __init__(self, lines: list[str], total: int):
+    super().__init__(
+      f"{len(lines)} of {total} images cannot be read; repair them, or leave "
+      "them out with --skip-bad"
+    )
+    self.lines = lines
+
+
+def compare_counts(
+  benchmark: catalogue.Benchmark,
+  written: collections.Counter,
+  skipped: collections.Counter,
+) -> None:
+  """Compares the numbers of images by class with the published ones.
+
+  Args:
+    benchmark: says how many there should be.
+    written: images by class.
+    skipped: bad images by class.
+
+  Raises:
+    InputError: they differ; it names the classes.
+  """
+  counts = written + skipped
+  problems = []
+  for split in benchmark.splits:
+    exact = benchmark.exact(split)
+    for name, expected in benchmark.counts(split).items():
+      if counts[name] < expected or (exact and counts[name] > expected):
+        least = "" if exact else "at least "
+        problems.append(
+          f"class {name!r} ({split}) has {counts[name]} images and should have "
+          f"{least}{expected}"
+        )
+    has = sum(counts[name] for name in benchmark.counts(split))
+    if not exact and has != benchmark.total(split):
+      problems.append(
+        f"split {split} has {has} images and should have "
+        f"{benchmark.total(split)}"
+      )
+  if problems:
+    more = len(problems) - _LISTED
+    raise InputError(
+      f"this is not the published {benchmark.name}: "
+      f"{'; '.join(problems[:_LISTED])}{f'; and {more} more' * (more > 0)}; is "
+      "the source whole?"
+    )

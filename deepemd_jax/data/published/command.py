@@ -1,0 +1,146 @@
+"""The command `data`: lists the published data sets, and prepares them."""
+
+import argparse
+import os
+import pathlib
+import textwrap
+
+from deepemd_jax.data import registry
+from deepemd_jax.data.published import catalogue, prepare
+from deepemd_jax.errors import InputError
+from deepemd_jax.utils.progress import Progress
+
+HELP = "list the data sets, and prepare the published ones"
+DESCRIPTION = "Lists the data sets, and prepares the published ones for use."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the subcommands `list` and `prepare`."""
+  commands = parser.add_subparsers(dest="data_command", required=True)
+  listing = commands.add_parser(
+    "list", help="all data sets, and which are ready"
+  )
+  preparing = commands.add_parser("prepare", help="make one ready")
+  preparing.add_argument(
+    "name",
+    help="of the data set; cub:84 also makes copies of its images that are 84 "
+    "pixels wide instead of the usual ones",
+  )
+  preparing.add_argument(
+    "--from",
+    dest="source",
+    metavar="PATH",
+    help="the archive, the folder it was unpacked into, or a ready folder",
+  )
+  preparing.add_argument(
+    "--skip-bad",
+    action="store_true",
+    help="leave out images that cannot be read, and note which",
+  )
+  for command in (listing, preparing):
+    command.add_argument(
+      "--directory",
+      default=prepare.default_directory(),
+      help="where prepared data sets are (default %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> str:
+  """Runs the command; returns what to print.
+
+  Raises:
+    MissingData: the data set is not there, and cannot be downloaded.
+    BadImages: some images cannot be read; its `lines` name them.
+    InputError: anything else that a person has to change.
+  """
+  directory = os.path.abspath(os.path.expanduser(options.directory))
+  if options.data_command == "list":
+    return table(directory)
+  if options.name == "glyph_clutter":
+    return _prepare_glyphs(options, directory)
+  return _prepare(options, directory)
+
+
+def table(directory: str) -> str:
+  """Returns a text on all data sets: what they hold, and which are ready."""
+  rows = [("name", "classes", "images", "state", "on disk")]
+  rows += [_row(b, directory) for b in catalogue.BENCHMARKS.values()]
+  rows.append(("glyph_clutter", "47/16/31", "made on first use", "-", "-"))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    for row in rows
+  ]
+  lines += ["classes and images: train/val/test, or train/test", ""]
+  for name, entry in registry.DATA_SETS.items():
+    line = f"  {name}: {entry.title}"
+    lines += textwrap.wrap(line, 98, subsequent_indent="    ")
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(benchmark: catalogue.Benchmark, directory: str) -> tuple[str, ...]:
+  """Returns a line of the table, as cells."""
+  classes = [len(benchmark.counts(split)) for split in benchmark.splits]
+  images = [benchmark.total(split) for split in benchmark.splits]
+  state, size = "not prepared", "-"
+  if prepare.is_ready(benchmark, directory):
+    metadata = prepare.metadata(benchmark, directory)
+    images = [sum(metadata["counts"][s].values()) for s in benchmark.splits]
+    state = "ready"
+    if metadata["skipped"]:
+      state += f", {len(metadata['skipped'])} bad left out"
+    folders = (
+      prepare.prepared_folder(benchmark, directory),
+      pathlib.Path(directory, "stored", benchmark.name),
+    )
+    size = prepare.human_size(sum(map(_bytes_in_folder, folders)))
+  return (
+    catalogue.protocol(benchmark, benchmark.side),
+    "/".join(map(str, classes)),
+    "/".join(f"{count:,}" for count in images),
+    state,
+    size,
+  )
+
+
+def _bytes_in_folder(folder: pathlib.Path) -> int:
+  return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _prepare(options: argparse.Namespace, directory: str) -> str:
+  """Prepares a published data set, and its copies of the size in its name."""
+  from deepemd_jax.data import published_source
+
+  benchmark, side = catalogue.parse(options.name)
+  folder = prepare.prepared_folder(benchmark, directory)
+  if options.source and prepare.is_ready(benchmark, directory):
+    raise InputError(
+      f"{benchmark.name} is ready in {folder}; delete that folder to make it "
+      "anew from another source"
+    )
+  progress = Progress()
+  try:
+    prepare.prepare(
+      benchmark,
+      directory,
+      source=options.source,
+      skip_bad=options.skip_bad,
+      progress=progress,
+    )
+  finally:
+    progress.close()
+  name = catalogue.protocol(benchmark, side)
+  for split in benchmark.splits:
+    published_source.PublishedSource(name, directory).load(split)
+  skipped = prepare.metadata(benchmark, directory)["skipped"]
+  lines = [f"left out {key}: {reason}" for key, reason in skipped]
+  return "\n".join([*lines, f"{name} is ready in {folder}"])
+
+
+def _prepare_glyphs(options: argparse.Namespace, directory: str) -> str:
+  from deepemd_jax.data import glyph_source
+
+  if options.source or options.skip_bad:
+    raise InputError("glyph_clutter is made of nothing: give its name alone")
+  glyph_source.GlyphClutterSource(directory).load("val")
+  return f"glyph_clutter is ready in {directory}"

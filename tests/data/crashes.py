@@ -1,0 +1,111 @@
+"""What runs in processes that are killed, interrupted or out of disk space.
+
+`forked` calls these functions; they print what the test wants to know.
+"""
+
+import dataclasses
+import os
+import resource
+import signal
+import sys
+
+import fake
+
+from deepemd_jax.data import glyph_clutter, glyph_source, image_io, pixel_cache
+from deepemd_jax.data.published import prepare
+from deepemd_jax.errors import InputError
+
+
+def kill_at(module, name, moment, number=signal.SIGKILL, calls=None):
+  """The `moment`-th call of module.name sends a signal to this process."""
+  function, calls = getattr(module, name), [] if calls is None else calls
+
+  def until_killed(*arguments, **more):
+    calls.append(name)
+    if len(calls) == moment:
+      os.kill(os.getpid(), number)
+    return function(*arguments, **more)
+
+  setattr(module, name, until_killed)
+
+
+def loaded(*names):
+  """Which of these modules are loaded."""
+  return [name for name in names if name in sys.modules]
+
+
+def prepare_cub(directory, source):
+  """45 images of CUB; prints whether they are ready."""
+  benchmark = fake.small("cub", 5)
+  prepare.prepare(benchmark, directory, source=source)
+  print(prepare.is_ready(benchmark, directory), loaded("tensorflow", "jax"))
+
+
+def prepare_cub_until_killed(directory, source, image, number):
+  """The same, with a signal while this image is encoded."""
+  kill_at(image_io, "as_rgb_file", image, number)
+  prepare_cub(directory, source)
+
+
+def prepare_cub_on_a_full_disk(directory, source, limits):
+  """The same once for each limit, in bytes, at which writing a file fails."""
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  for limit in limits:
+    hard = resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+      prepare_cub(directory, source)
+    except InputError as error:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+      print(error, prepare.is_ready(fake.small("cub", 5), directory))
+
+
+def load_glyphs(directory, variant, split):
+  """Prints how many images there are."""
+  source = glyph_source.GlyphClutterSource(directory, variant=variant)
+  images = source.load(split)
+  heavy = loaded("tensorflow", "matplotlib", "jax")
+  print(len(images.labels), heavy)
+
+
+def load_glyphs_until_killed(directory, variant, split, scene):
+  """The same, killed when this scene is drawn."""
+  kill_at(glyph_clutter, "scene", scene)
+  load_glyphs(directory, variant, split)
+
+
+def make_copies(place, items):
+  """Copies of 16 pixels; a mistake is one line and exit code 1."""
+  try:
+    pixel_cache.load(
+      place,
+      lambda: items,
+      count=len(items),
+      side=16,
+      made_from="these",
+      name="them",
+    )
+  except InputError as error:
+    sys.exit(f"error: {error}")
+
+
+def make_copies_until_killed(place, items, moment):
+  """The same; decoding, syncing and renaming are moments."""
+  calls = []
+  for module, name in ((os, "fsync"), (os, "rename"), (pixel_cache, "_copy")):
+    kill_at(module, name, moment, calls=calls)
+  make_copies(place, items)
+
+
+def make_copies_on_a_full_disk(place, items, limit):
+  """The same where a file can have so many bytes."""
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+  make_copies(place, items)
+
+
+def prepare_from(url, directory):
+  """Downloads CUB from another place, without trying again."""
+  cub = fake.small("cub", 5)
+  archive = dataclasses.replace(cub.archives[0], url=url)
+  prepare.prepare(dataclasses.replace(cub, archives=(archive,)), directory)

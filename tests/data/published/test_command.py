@@ -1,0 +1,249 @@
+"""`python -m deepemd_jax data`: what it prints, and what it refuses."""
+
+import argparse
+import dataclasses
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import crashes
+import fake
+import forked
+import pytest
+from paths import ROOT
+
+from deepemd_jax.data import image_io, published_source, registry
+from deepemd_jax.data.published import catalogue, checks, command, prepare
+from deepemd_jax.errors import InputError, MissingData
+
+
+class Parser(argparse.ArgumentParser):
+  """Raises as the parser of the one command does."""
+
+  def error(self, message):
+    raise InputError(message)
+
+
+def run(*arguments):
+  """What the command prints at its end."""
+  parser = Parser()
+  command.add_arguments(parser)
+  return command.run(parser.parse_args(list(map(str, arguments))))
+
+
+@pytest.fixture
+def small_cub(monkeypatch):
+  """`cub` with 45 images; its copies are not made, but asked for."""
+  made = []
+
+  class Source:
+    def __init__(self, name, directory):
+      self.name, self.directory = name, directory
+
+    def load(self, split):
+      made.append((self.name, self.directory, split))
+
+  monkeypatch.setattr(published_source, "PublishedSource", Source)
+  monkeypatch.setitem(catalogue.BENCHMARKS, "cub", fake.small("cub", 5))
+  return made
+
+
+def test_list_shows_every_data_set_at_once(tmp_path, capfd):
+  lines = run("list", "--directory", tmp_path / "none").splitlines()
+  for benchmark in catalogue.BENCHMARKS.values():
+    (line,) = [x for x in lines if x.startswith(f"{benchmark.name}:")]
+    assert "not prepared" in line
+    assert f"{benchmark.total('test'):,}" in line
+  for name, entry in registry.DATA_SETS.items():
+    assert any(x.startswith(f"  {name}: {entry.title[:20]}") for x in lines)
+  assert any(line.startswith("glyph_clutter") for line in lines)
+  assert max(map(len, lines)) <= 100 and capfd.readouterr() == ("", "")
+  assert not (tmp_path / "none").exists()
+
+
+def test_prepare_makes_the_set_and_its_copies(small_cub, tmp_path, capfd):
+  source = fake.cub_archive(tmp_path / "x.tgz", 5)
+  directory = str(tmp_path / "tfds")
+  cub = ["prepare", "cub:84", "--directory", directory]
+  text = run(*cub, "--from", source)
+  assert small_cub == [
+    ("cub:84", directory, split) for split in ("train", "val", "test")
+  ]
+  place = prepare.prepared_folder(catalogue.BENCHMARKS["cub"], directory)
+  assert text == f"cub:84 is ready in {place}"
+  assert capfd.readouterr() == ("", f"preparing deepemd_cub in {place}\n")
+  # Again: the copies are asked for, nothing else happens.
+  assert run(*cub) == text
+  assert capfd.readouterr() == ("", "") and len(small_cub) == 6
+  with pytest.raises(InputError, match="delete that folder"):
+    run(*cub, "--from", source)
+  lines = run("list", "--directory", directory).splitlines()
+  (line,) = [x for x in lines if x.startswith("cub:160")]
+  assert "15/15/15" in line and "ready" in line and "kB" in line
+
+
+def test_bad_images_are_listed_one_a_line(small_cub, tmp_path):
+  names = [f"{c}/{c[4:]}_0000_7.jpg" for c in fake.all_names("cub")]
+  source = fake.cub_archive(
+    tmp_path / "x.tgz", 5, change=dict.fromkeys(names, b"no image")
+  )
+  arguments = ["prepare", "cub", "--directory", tmp_path / "tfds"]
+  arguments += ["--from", source]
+  with pytest.raises(checks.BadImages) as refused:
+    run(*arguments)
+  assert refused.value.lines == [f"{n}: not an image" for n in names]
+  assert str(refused.value) == (
+    "9 of 45 images cannot be read; repair them, or leave them out with "
+    "--skip-bad"
+  )
+  lines = run(*arguments, "--skip-bad").splitlines()
+  assert lines[:-1] == [f"left out {name}: not an image" for name in names]
+  assert "ready, 9 bad left out" in run("list", *arguments[2:4])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([], "required: data_command"),
+    (["make"], "invalid choice: 'make'"),
+    (["prepare"], "required: name"),
+    (["prepare", "cubs"], "no data set 'cubs'; did you mean cub"),
+    (["prepare", "fc100:84"], "32 pixels wide"),
+    (["prepare", "cub", "--from", "/no/file"], "no file or folder '/no/file'"),
+    (["prepare", "glyph_clutter", "--skip-bad"], "give its name alone"),
+    (["list", "all"], "unrecognized arguments: all"),
+  ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+  with pytest.raises(InputError, match=message) as refused:
+    run(*arguments)
+  assert "\n" not in str(refused.value)
+
+
+def test_missing_data_are_explained(tmp_path):
+  with pytest.raises(MissingData) as refused:
+    run("prepare", "miniimagenet", "--directory", tmp_path)
+  lines = refused.value.lines
+  assert lines[0].startswith("data set miniimagenet is not prepared")
+  assert 3 < len(lines) <= 8
+  assert not list(tmp_path.iterdir())
+
+
+def test_help_names_everything(capsys):
+  with pytest.raises(SystemExit):
+    run("prepare", "--help")
+  assert "--skip-bad" in capsys.readouterr().out
+  assert command.HELP and "\n" not in command.HELP and command.DESCRIPTION
+
+
+def test_help_and_list_load_nothing_heavy():
+  code = (
+    "import sys, argparse;"
+    "from deepemd_jax.data import sources;"
+    "from deepemd_jax.data.published import command;"
+    "parser = argparse.ArgumentParser(); command.add_arguments(parser);"
+    "command.run(parser.parse_args(['list']));"
+    "print([m for m in ('tensorflow_datasets', 'jax', 'numpy', 'PIL')"
+    " if m in sys.modules])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.stdout == "[]\n", done.stderr
+
+
+def test_an_interrupt_leaves_nothing(small_cub, tmp_path, monkeypatch):
+  """Ctrl-C while images are encoded."""
+  source = fake.cub_archive(tmp_path / "x.tgz", 5)
+  with monkeypatch.context() as patch:
+    patch.setattr(image_io, "as_rgb_file", image_io.as_rgb_file)
+    crashes.kill_at(image_io, "as_rgb_file", 20, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+      run("prepare", "cub", "--directory", tmp_path / "tfds", "--from", source)
+      time.sleep(10)  # until the signal arrives
+  left = (tmp_path / "tfds" / "deepemd_cub").iterdir()
+  assert [p.name for p in left] == [".lock"]
+
+
+class Endless(http.server.BaseHTTPRequestHandler):
+  """Says that it has a GB, sends a little, and nothing more."""
+
+  def do_GET(self):
+    self.send_response(200)
+    self.send_header("Content-Length", "1000000000")
+    self.end_headers()
+    self.wfile.write(bytes(100000))
+    self.wfile.flush()
+    self.server.started.set()
+    self.server.ended.wait(60)
+
+  def log_message(self, *arguments):
+    pass
+
+
+@pytest.fixture
+def endless():
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+    server.daemon_threads = True
+    server.started, server.ended = threading.Event(), threading.Event()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.ended.set()
+    server.shutdown()
+    thread.join()
+
+
+def test_a_download_can_be_interrupted(endless, tmp_path):
+  """A server that never ends: Ctrl-C does, at once."""
+  url = f"http://127.0.0.1:{endless.server_port}/x"
+  child = forked.start(crashes.prepare_from, url, str(tmp_path))
+  assert endless.started.wait(60)
+  os.kill(child.process.pid, signal.SIGINT)
+  code, _, errors = child.communicate()
+  assert code == 130, errors
+  place = tmp_path / "downloads" / "deepemd_jax"
+  assert [p.name for p in place.iterdir()] == [".lock"]
+
+
+def test_a_data_set_is_a_list_and_a_folder(tmp_path, monkeypatch):
+  """One that is made of no archive: `--from` is the only way."""
+  flowers = dataclasses.replace(
+    fake.small("cub_full"),
+    **{"name": "flowers", "title": "flowers, 3/3/3 classes", "kind": ""},
+    archives=(),
+    layouts=("folders",),
+  )
+  monkeypatch.setitem(catalogue.BENCHMARKS, "flowers", flowers)
+  where = ["--directory", tmp_path / "tfds"]
+  with pytest.raises(MissingData) as refused:
+    run("prepare", "flowers", *where)
+  assert refused.value.lines == [
+    f"data set flowers is not prepared in {tmp_path / 'tfds'}",
+    "  needed: a folder of its images (flowers, 3/3/3 classes)",
+    f"  then run: {prepare.COMMAND} prepare flowers --directory "
+    f"{tmp_path / 'tfds'} --from FOLDER",
+  ]
+  (tmp_path / "file").touch()
+  (tmp_path / "other").mkdir()
+  tables = fake.ready_tables(tmp_path / "tables", "cub_full")
+  for path, message in (
+    (tmp_path / "file", "is a file; give the folder"),
+    (tmp_path / "other", "looked for train, meta-train"),
+    (tables, "its ready folders are folders"),
+  ):
+    with pytest.raises(InputError, match=message):
+      run("prepare", "flowers", *where, "--from", path)
+  folder = fake.ready_folders(tmp_path / "flowers", "cub_full")
+  text = run("prepare", "flowers:84", *where, "--from", folder)
+  assert text.startswith("flowers:84 is ready in ")
+  images = published_source.PublishedSource("flowers:84", str(where[1]))
+  assert images.load("val").images.shape == (6, 84, 84, 3)
+  assert images.title.endswith(
+    "made from flowers, a ready folder, its images as they were"
+  )

@@ -1,0 +1,151 @@
+"""Ready folders: their images, or why they are refused."""
+
+import os
+
+import fake
+import pytest
+from preparing import expected, labels, read
+
+from deepemd_jax.data.published import archives, catalogue
+from deepemd_jax.errors import InputError
+
+READY = {
+  "DeepEMD's miniImageNet": ("miniimagenet", fake.ready_tables, {}),
+  "DeepEMD's CUB": ("cub", fake.ready_tables, {"below": ""}),
+  "FEAT's CUB": ("cub", fake.ready_tables, {}),
+  "DeepEMD's FC100": ("fc100", fake.ready_folders, {}),
+  "DeepEMD's CIFAR-FS": ("cifar_fs", fake.ready_folders, {"meta": True}),
+  "DeepEMD's tiered": ("tieredimagenet", fake.ready_folders, {}),
+  "easyfsl's mini": ("miniimagenet", fake.easyfsl_tables, {}),
+  "easyfsl's tiered": ("tieredimagenet", fake.easyfsl_lists, {}),
+  "easyfsl's CUB": ("cub_full", fake.easyfsl_lists, {}),
+}
+
+
+@pytest.mark.parametrize("case", READY)
+def test_ready_folders(case, tmp_path):
+  name, make, options = READY[case]
+  root = make(tmp_path / "ready", name, **options)
+  benchmark = fake.small(name)
+  found = read(benchmark, root)
+  assert labels(found) == expected(benchmark)
+  files = [
+    group[file]
+    for classes in fake.ready_files(name).values()
+    for group in classes.values()
+    for file in group
+  ]
+  assert sorted(c for _, c, _ in found.values()) == sorted(files)
+  assert "a ready folder" in archives.describe(benchmark, root)
+
+
+def test_the_published_list_decides_on_the_split(tmp_path):
+  """A folder of CIFAR-FS has the images of FC100, split otherwise."""
+  fc100 = fake.small("fc100", classes=100)
+  root = fake.ready_folders(tmp_path, "cifar_fs", classes=100, meta=True)
+  assert labels(read(fc100, root)) == expected(fc100)
+
+
+@pytest.mark.parametrize(
+  ("name", "make", "message"),
+  [
+    ("cub", fake.easyfsl_lists, "easyfsl's images are whole"),
+    ("cub_full", fake.ready_tables, "images are cropped to their boxes"),
+    ("cub_retrieval", fake.ready_folders, "ready folders of it are not known"),
+    ("cars196", fake.ready_folders, "or use car_ims.tgz"),
+  ],
+)
+def test_ready_folders_of_other_images_are_refused(
+  name, make, message, tmp_path
+):
+  root = make(tmp_path, name)
+  with pytest.raises(InputError, match=message):
+    read(fake.small(name), root)
+
+
+@pytest.mark.parametrize("name", ["train_labels.pkl", "CIFAR_FS_test.pickle"])
+def test_pickles_are_refused_with_the_reason(name, tmp_path):
+  (tmp_path / "train_images.npz").touch()
+  (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+  with pytest.raises(InputError, match="pickles are programs.*no class names"):
+    read(fake.small("tieredimagenet"), tmp_path)
+
+
+@pytest.mark.parametrize("name", catalogue.BENCHMARKS)
+def test_an_unknown_folder_is_told_what_was_looked_for(name, tmp_path):
+  (tmp_path / "notes.txt").touch()
+  benchmark = catalogue.BENCHMARKS[name]
+  with pytest.raises(InputError) as refused:
+    read(benchmark, tmp_path)
+  message = str(refused.value)
+  assert f"{name} can be made from; looked for" in message
+  assert all(a.file in message for a in benchmark.archives[:1])
+  assert "\n" not in message
+  for layout, sign in (
+    ("tables", "split/train.csv"),
+    ("folders", "meta-train"),
+    ("lists", "train.json"),
+  ):
+    assert (sign in message) == (layout in benchmark.layouts)
+  with pytest.raises(InputError, match="there is no file or folder"):
+    read(benchmark, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+  ("make", "removed"),
+  [
+    (fake.ready_tables, "split/val.csv"),
+    (fake.ready_folders, "val"),
+    (fake.easyfsl_tables, "val.csv"),
+    (fake.easyfsl_lists, "val.json"),
+  ],
+)
+def test_an_unfinished_folder_is_refused(make, removed, tmp_path):
+  root = make(tmp_path / "root", "miniimagenet")
+  os.rename(root / removed, tmp_path / "aside")
+  with pytest.raises(
+    InputError, match=f"is not whole: there is no .*{removed}"
+  ):
+    read(fake.small("miniimagenet"), root)
+
+
+HEAD = "filename,label\n"
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("", "needs a header"),
+    ("a,b\n1,2\n", r"it has \['a', 'b'\]"),
+    (HEAD + "x.jpg,7\n", "line 2: '7' is no class of this data set.*'n01"),
+    (HEAD + "x.jpg\n", "line 2: a field is empty"),
+    (HEAD + "../x.jpg,n01930112\n", "'../x.jpg' points out of the folder"),
+    (HEAD + "a/../../x.jpg,n01930112\n", "points out of the folder"),
+  ],
+)
+def test_wrong_tables_are_refused(text, message, tmp_path):
+  root = fake.ready_tables(tmp_path / "root", "miniimagenet")
+  (tmp_path / "x.jpg").write_bytes(fake.picture("outside"))
+  (root / "split" / "test.csv").write_text(text)
+  with pytest.raises(InputError, match=message) as refused:
+    read(fake.small("miniimagenet"), root)
+  assert "test.csv" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_listed_image_that_is_not_there_has_no_content(tmp_path):
+  root = fake.ready_tables(tmp_path, "miniimagenet")
+  (root / "images" / "n01930112_0.jpg").unlink()
+  assert read(fake.small("miniimagenet"), root)["n01930112_0.jpg"][1] is None
+  table = root / "split" / "test.csv"
+  table.write_text(HEAD + "/etc/passwd,n01930112\n")  # absolute: below root
+  assert read(fake.small("miniimagenet"), root)["/etc/passwd"][1] is None
+
+
+@pytest.mark.parametrize(
+  "text", ["", "[]", "{}", '{"class_names": ["a"], "class_roots": []}']
+)
+def test_wrong_lists_are_refused(text, tmp_path):
+  root = fake.easyfsl_lists(tmp_path, "tieredimagenet")
+  (root / "val.json").write_text(text)
+  with pytest.raises(InputError, match="val.json.*class_names and class_roots"):
+    read(fake.small("tieredimagenet"), root)
