@@ -176,7 +176,9 @@ def _programs(trained) -> dict:
       pixels = resolve.normalize(trained.config)(images.astype(np.float32))
     pyramid = tuple(trained.config.nodes.pyramid)
     precision = trained.config.model.precision
-    return encodings.encode(trained.variables, pixels, whole, pyramid, precision)
+    return encodings.encode(
+      trained.variables, pixels, whole, pyramid, precision
+    )
 
   def logits(support, query):
     return matching.logits(nodes(query), nodes(support), solver, temperature)
