@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import jax
 import jaxtyping
 import numpy as np
@@ -74,8 +75,8 @@ def images(count, height, width, seed=0):
 
 
 def test_another_process_with_jax_alone(run, exported, tmp_path):
-  """Any number of classes and queries, of any size, as in this process."""
-  cases = {"few": (1, 1, 32, 32), "many": (3, 70, 90, 33)}
+  """Numbers of classes and queries, and sizes, that were never compiled."""
+  cases = {"many": (3, 70, 90, 33)}
   given = {"keys": list(cases)}
   for key, (way, queries, height, width) in cases.items():
     given[f"support {key}"] = images(way, 36, 48)
@@ -103,8 +104,8 @@ def test_another_process_with_jax_alone(run, exported, tmp_path):
 
 def test_load_gives_the_same(run, exported):
   programs = export.load(exported)
-  support, query = images(2, 30, 30), images(3, 20, 30)
-  ours = FewShotClassifier(run).fit(support, ["a", "b"])
+  support, query = images(1, 30, 30), images(1, 32, 32)
+  ours = FewShotClassifier(run).fit(support, ["a"])
   np.testing.assert_allclose(
     programs.classify(support, query), ours.logits(query), atol=5e-4
   )
@@ -182,7 +183,9 @@ def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
   capsys.readouterr()
 
 
-@pytest.mark.parametrize("kind", ["grid", "sampling"])
+@pytest.mark.parametrize(
+  "kind", [pytest.param("grid", marks=pytest.mark.soak), "sampling"]
+)
 def test_where_crops_are_nodes(kind, tmp_path):
   nodes = {"kind": kind, "grid": [2], "patches": 4}
   run = tiny_run(tmp_path / "run", nodes=nodes)
@@ -202,7 +205,9 @@ def test_where_crops_are_nodes(kind, tmp_path):
   )
 
 
-@pytest.mark.parametrize("solver", ["sinkhorn", "regularized_qp"])
+@pytest.mark.parametrize(
+  "solver", ["sinkhorn", pytest.param("regularized_qp", marks=pytest.mark.soak)]
+)
 def test_the_runs_own_solver(solver, tmp_path):
   fields = {"solver": solver, "epsilon": 0.1, "l2_strength": 1.0}
   run = tiny_run(tmp_path / "run", emd=fields)
@@ -215,47 +220,58 @@ def test_the_runs_own_solver(solver, tmp_path):
   np.testing.assert_allclose(programs.classify(support, query), ours, atol=2e-4)
 
 
-def refused(capsys, message, *arguments):
-  assert export.main([str(a) for a in arguments]) == 2
-  out, errors = capsys.readouterr()
-  assert out == "" and errors.startswith("deepemd_jax: error: ")
-  assert errors.count("\n") == 1 and message in errors, errors
+@pytest.fixture
+def refused(capsys):
+  """Calls the command, which refuses with a message."""
+
+  def calling(message, *arguments):
+    commands.assert_refused(
+      commands.call(capsys, "export", *arguments), message
+    )
+
+  return calling
 
 
-def test_mistakes(run, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def no_programs(monkeypatch):
+  """An export is all but its programs, which take seconds."""
+  monkeypatch.setattr(export, "_programs", lambda trained: {})
+
+
+def test_mistakes(run, tmp_path, refused, no_programs, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   checkpoint = f"--checkpoint={run}"
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "precious").touch()
   (tmp_path / "file").touch()
-  refused(capsys, "required: --out", checkpoint)
-  refused(capsys, "full is in use", checkpoint, "--out=full")
-  refused(capsys, "file is in use", checkpoint, "--out=file")
-  refused(capsys, "cannot write /proc/x", checkpoint, "--out=/proc/x")
-  refused(capsys, "'absent' is not", "--checkpoint=absent", "--out=new")
-  refused(capsys, "make quickstart", "--out=new")
-  refused(capsys, "unrecognized arguments: --solver", "--out=new", "--solver")
+  refused("required: --out", checkpoint)
+  refused("full is in use", checkpoint, "--out=full")
+  refused("file is in use", checkpoint, "--out=file")
+  refused("cannot write /proc/x", checkpoint, "--out=/proc/x")
+  refused("'absent' is not", "--checkpoint=absent", "--out=new")
+  refused("make quickstart", "--out=new")
+  refused("unrecognized arguments: --solver", "--out=new", "--solver")
   assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
   (tmp_path / "empty").mkdir()
-  assert export.main([checkpoint, "--out=empty"]) == 0
-  assert "empty is ready" in capsys.readouterr().out
+  code, out, _ = commands.call(capsys, "export", checkpoint, "--out=empty")
+  assert code == 0 and "empty is ready" in out
   assert (tmp_path / "empty" / "manifest.json").is_file()
 
 
-def test_a_full_disk_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_nothing(
+  run, tmp_path, refused, no_programs, monkeypatch
+):
   def full(path, content):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(export.pathlib.Path, "write_text", full)
   message = "new: No space left on device"
-  refused(capsys, message, f"--checkpoint={run}", f"--out={tmp_path / 'new'}")
+  refused(message, f"--checkpoint={run}", f"--out={tmp_path / 'new'}")
   assert not list(tmp_path.iterdir())
 
 
 def test_damage_and_other_folders_are_told(run, exported, tmp_path):
-  with pytest.raises(
-    InputError, match="not what deepemd_jax.inference.export writes"
-  ):
+  with pytest.raises(InputError, match="not what export writes"):
     export.load(run)
   broken = tmp_path / "broken"
   broken.mkdir()
@@ -287,7 +303,7 @@ def test_training_does_not_go_on_from_it(exported):
 def test_interrupted(run, tmp_path):
   process = subprocess.Popen(
     [
-      *(sys.executable, "-m", "deepemd_jax.inference.export"),
+      *(sys.executable, "-m", "deepemd_jax", "export"),
       f"--checkpoint={run}",
       f"--out={tmp_path / 'new'}",
     ],
@@ -301,16 +317,5 @@ def test_interrupted(run, tmp_path):
   process.send_signal(signal.SIGINT)
   out, errors = process.communicate()
   assert (process.returncode, out) == (130, ""), errors
-  assert errors.strip() == "interrupted; nothing was written"
+  assert errors.strip() == "interrupted; nothing half-made is left"
   assert not list(tmp_path.iterdir())
-
-
-def test_mistakes_are_told_before_jax_is_loaded():
-  code = (
-    "import sys, deepemd_jax.inference.export as e; print(e.main(['--out']), "
-    "[m for m in ('jax', 'flax', 'orbax') if m in sys.modules])"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True
-  )
-  assert done.stdout.strip() == "2 []", done.stdout + done.stderr
