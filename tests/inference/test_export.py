@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_load_gives_the_same(run, exported):
     programs.classify(support, query), ours.logits(query), atol=5e-4
   )
   nodes = programs.encode(query)
-  assert nodes.shape == (3, 4, 40) and nodes.dtype == np.float32
+  assert nodes.shape == (1, 4, 40) and nodes.dtype == np.float32
   assert programs.manifest["encoder"] == "metatrain, step 7"
 
 
@@ -146,15 +147,16 @@ def test_the_folder_is_a_run_without_what_training_needs(run, exported):
   assert len(list(run.rglob("train"))) == 2
   ours, again = pretrained.load(run), pretrained.load(exported)
   assert (ours.fingerprint, ours.config) == (again.fingerprint, again.config)
-  support, query = images(4, 30, 30), images(9, 30, 30)
-  logits = [
-    FewShotClassifier(place).fit(support, [0, 0, 1, 1]).logits(query)
-    for place in (run, exported)
-  ]
-  np.testing.assert_array_equal(*logits)
+  width = ours.config.model.width
+  encoders = [list(pretrained.encoders(d, width)) for d in (run, exported)]
+  assert [best.stage for best in encoders[0]] == ["metatrain", "pretrain"]
+  for best, copy in zip(*encoders, strict=True):
+    assert best[:3] == copy[:3]
+    jax.tree.map(np.testing.assert_array_equal, best.variables, copy.variables)
 
 
-def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
+@pytest.mark.soak
+def test_it_is_tested_as_the_run_itself(run, exported, tmp_path, capsys):
   """The prototype's encoder, which may be another stage's, is there too."""
   for split, name, number in itertools.product(
     ("train", "val", "test"), "ab", range(6)
@@ -172,7 +174,7 @@ def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
   config.metatrain.validation_episodes = config.evaluate.episodes = 20
   config.evaluate.batch_size, config.evaluate.encode_batch_size = 10, 6
   config.evaluate.pictures = 0
-  export.save(run, tmp_path / "exported")
+  shutil.copytree(exported, tmp_path / "exported")
   found = []
   for workdir in (run, tmp_path / "exported"):
     main.run(config, workdir)
@@ -184,40 +186,36 @@ def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  "kind", [pytest.param("grid", marks=pytest.mark.soak), "sampling"]
+  ("kind", "solver"),
+  [
+    ("sampling", "sinkhorn"),
+    pytest.param("grid", "regularized_qp", marks=pytest.mark.soak),
+  ],
 )
-def test_where_crops_are_nodes(kind, tmp_path):
-  nodes = {"kind": kind, "grid": [2], "patches": 4}
-  run = tiny_run(tmp_path / "run", nodes=nodes)
+def test_crops_as_nodes_and_the_runs_own_solver(
+  kind, solver, tmp_path, monkeypatch
+):
+  # The others are lowered for above, which takes its time.
+  monkeypatch.setattr(export, "PLATFORMS", ("cpu",))
+  run = tiny_run(
+    tmp_path / "run",
+    nodes={"kind": kind, "grid": [2], "patches": 4},
+    emd={"solver": solver, "epsilon": 0.1, "l2_strength": 1.0},
+  )
   export.save(run, tmp_path / "exported")
   programs = export.load(tmp_path / "exported")
   (inputs,) = programs.manifest["programs"]["encoder.stablehlo"]["inputs"]
   assert inputs == "uint8[images, 4, 32, 32, 3]"
-  found = pretrained.load(run)
-  look = pretrained.look(found.config, None)
-  support, query = (
-    np.stack([look.cut(Image.fromarray(x))[0] for x in images(k, 50, 60)])
-    for k in (2, 3)
-  )
-  ours = FewShotClassifier(run).fit(images(2, 50, 60), [0, 1])
-  np.testing.assert_allclose(
-    programs.classify(support, query), ours.logits(images(3, 50, 60)), atol=1e-4
-  )
-
-
-@pytest.mark.parametrize(
-  "solver", ["sinkhorn", pytest.param("regularized_qp", marks=pytest.mark.soak)]
-)
-def test_the_runs_own_solver(solver, tmp_path):
-  fields = {"solver": solver, "epsilon": 0.1, "l2_strength": 1.0}
-  run = tiny_run(tmp_path / "run", emd=fields)
-  export.save(run, tmp_path / "exported")
-  programs = export.load(tmp_path / "exported")
-  support, query = images(2, 30, 30), images(3, 20, 30)
+  look = pretrained.look(pretrained.load(run).config, None)
+  support, query = images(2, 50, 60), images(3, 50, 60)
+  crops = [
+    np.stack([look.cut(Image.fromarray(image))[0] for image in several])
+    for several in (support, query)
+  ]
   ours = FewShotClassifier(run).fit(support, ["a", "b"]).logits(query)
-  exact = FewShotClassifier(run, solver="auto").fit(support, [0, 1])
+  exact = FewShotClassifier(run, solver="auto").fit(support, ["a", "b"])
   assert np.abs(exact.logits(query) - ours).max() > 1e-3
-  np.testing.assert_allclose(programs.classify(support, query), ours, atol=2e-4)
+  np.testing.assert_allclose(programs.classify(*crops), ours, atol=2e-4)
 
 
 @pytest.fixture
