@@ -1,20 +1,22 @@
 """The official PyTorch checkpoints, in our names.
 
-    python -m deepemd_jax.checkpoints.convert max_acc.pth DIR
+    python -m deepemd_jax convert max_acc.pth DIR
 
 makes DIR, a workdir that `deepemd_jax.main` evaluates, or meta-trains on.
+PyTorch is not needed, and a file that calls anything is refused.
 """
 
+import argparse
 import json
 import pathlib
 import re
-import sys
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-
-from deepemd_jax.checkpoints import pretrained, torch_file
 from deepemd_jax.errors import InputError
+
+HELP = "read a checkpoint of the authors' PyTorch code"
+DESCRIPTION = __doc__
 
 _BN = {
   "weight": ("params", "scale"),
@@ -27,8 +29,24 @@ _NAME = re.compile(
 )
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict:
-  """Variables of `resnet` from the official code's state dict.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what the command takes."""
+  parser.add_argument("file", metavar="FILE.pth", help="what the authors saved")
+  parser.add_argument("directory", metavar="DIR", help="the workdir to make")
+
+
+def run(options: argparse.Namespace) -> str:
+  """Converts; returns what to do next."""
+  convert(options.file, options.directory)
+  return (
+    f"{options.directory} is ready; test it with python -m deepemd_jax train "
+    f"--config=configs/NAME.py --config.stages='(\"evaluate\",)' "
+    f"--workdir={options.directory}"
+  )
+
+
+def from_torch(state_dict: Mapping[str, Any]) -> dict:
+  """Variables of ResNet-12 from the official code's state dict.
 
   Args:
     state_dict: {name: array} with the names of icoz69/DeepEMD's ResNet, bare or
@@ -41,14 +59,16 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> dict:
   Raises:
     InputError: names that are missing, or that no ResNet-12 has.
   """
+  import numpy as np
+
   variables: dict = {"params": {}, "batch_stats": {}}
   extra = []
   for name, value in state_dict.items():
     bare = re.sub(r"^(module\.)?(encoder\.)?", "", name)
     if bare.startswith("fc.") or bare.endswith("num_batches_tracked"):
       continue
-    found = _NAME.fullmatch(bare)
-    target = found and _target(*found.groups())
+    match = _NAME.fullmatch(bare)
+    target = match and _target(*match.groups())
     if not target:
       extra.append(name)
       continue
@@ -113,15 +133,17 @@ def convert(source, directory) -> None:
     InputError: the file cannot be read, is refused (see `torch_file`), or holds
       another network; the directory is in use. Nothing is left behind.
   """
+  from deepemd_jax.checkpoints import pretrained, torch_file
+
   with pretrained.new_workdir(directory) as workdir:
-    found = torch_file.load(source)
-    if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
-      found = found["params"]
-    if not isinstance(found, Mapping):
+    state = torch_file.load(source)
+    if isinstance(state, Mapping) and isinstance(state.get("params"), Mapping):
+      state = state["params"]
+    if not isinstance(state, Mapping):
       raise InputError(
-        f"{source} holds a {type(found).__name__}, not a state dict"
+        f"{source} holds a {type(state).__name__}, not a state dict"
       )
-    variables = from_torch(found)
+    variables = from_torch(state)
     stem = variables["params"]["layer1"]["conv1"]["kernel"]
     fields = {"model": {"width": stem.shape[-1] / 64}}
     (workdir / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
@@ -129,28 +151,3 @@ def convert(source, directory) -> None:
     pretrained.keep(
       workdir, best, {"converted_from": pathlib.Path(source).name}
     )
-
-
-def main(arguments: list[str]) -> int:
-  """The command line; the exit code."""
-  if len(arguments) != 2:
-    sys.stderr.write(
-      "deepemd_jax: error: use python -m deepemd_jax.checkpoints.convert "
-      "FILE.pth DIR\n"
-    )
-    return 2
-  try:
-    convert(*arguments)
-  except InputError as error:
-    sys.stderr.write(f"deepemd_jax: error: {' '.join(str(error).split())}\n")
-    return 2
-  print(
-    f"{arguments[1]} is ready; test it with python -m deepemd_jax.main "
-    f"--config=configs/NAME.py --config.stages='(\"evaluate\",)' "
-    f"--workdir={arguments[1]}"
-  )
-  return 0
-
-
-if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))

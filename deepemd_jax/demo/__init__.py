@@ -1,1 +1,1 @@
-"""A local web page that classifies images dropped into it; see `__main__`."""
+"""A local web page that classifies images dropped on it."""

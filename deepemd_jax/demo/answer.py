@@ -1,4 +1,4 @@
-"""From a form to what the page shows, as plain JSON."""
+"""Answers a form with what the page shows, as plain JSON."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 from deepemd_jax.demo.form import Form
 from deepemd_jax.evaluation import plots
 from deepemd_jax.inference.classifier import FewShotClassifier
-from deepemd_jax.inference.explanation import Explanation, Shown
+from deepemd_jax.inference.explanation import Explanation, Side
 
 
 def classify(form: Form, checkpoint) -> dict:
@@ -20,11 +20,11 @@ def classify(form: Form, checkpoint) -> dict:
     checkpoint: as `FewShotClassifier` takes it.
 
   Returns:
-    "predicted": number of a class, from 0; "facts": as
-    `FewShotClassifier.describe`; "query": a picture, a data URL; "classes": of
-    each its "name", "probability", "logit", and how it was matched: "support"
-    and "query" with their pictures, "pairs" and "remainder", which with the
-    pairs' contributions sums to the logit, and "images", their number.
+    "predicted": the number of a class, from 0; "facts": as
+    `FewShotClassifier.describe`; "query": a picture, a data URL; "classes": for
+    each its "name", "probability" and "logit", the number of its "images", and
+    how it was matched: "support" and "query" with their pictures, the "pairs",
+    and the "remainder", which sums with their contributions to the logit.
 
   Raises:
     InputError: there is no such variant or solver, or no checkpoint any more.
@@ -32,37 +32,41 @@ def classify(form: Form, checkpoint) -> dict:
   classifier = FewShotClassifier(checkpoint, form.variant, form.solver)
   # Numbers, so that the order of the form is kept.
   classifier.fit(
-    [image for found in form.support for image in found],
-    [k for k, found in enumerate(form.support) for _ in found],
+    [image for images in form.support for image in images],
+    [k for k, images in enumerate(form.support) for _ in images],
   )
-  whys = [classifier.explain(form.query, k) for k in range(len(form.names))]
+  explanations = [
+    classifier.explain(form.query, k) for k in range(len(form.names))
+  ]
   return {
-    "predicted": int(np.argmax([why.logit for why in whys])),
+    "predicted": int(np.argmax([each.logit for each in explanations])),
     "facts": classifier.describe(),
-    "query": _url(whys[0].query.picture),
+    "query": _url(explanations[0].query.picture),
     "classes": [
-      {"name": name, **_match(why)}
-      for name, why in zip(form.names, whys, strict=True)
+      {"name": name, **_match(explanation)}
+      for name, explanation in zip(form.names, explanations, strict=True)
     ],
   }
 
 
-def _match(why: Explanation) -> dict:
+def _match(explanation: Explanation) -> dict:
+  support, query = explanation.support, explanation.query
   return {
-    "probability": why.probability,
-    "logit": why.logit,
-    "images": why.images,
-    "remainder": why.remainder,
-    "support": {"picture": _url(why.support.picture), **_side(why.support)},
-    "query": _side(why.query),
-    "pairs": [pair._asdict() for pair in why.pairs],
+    "probability": explanation.probability,
+    "logit": explanation.logit,
+    "images": explanation.images,
+    "remainder": explanation.remainder,
+    "support": {"picture": _url(support.picture), **_side(support)},
+    "query": _side(query),
+    "pairs": [pair._asdict() for pair in explanation.pairs],
   }
 
 
-def _side(shown: Shown) -> dict:
-  """Its size in pixels, which boxes are in, and its picture under weights."""
-  height, width = shown.size
-  weighted = plots.weighted(shown.picture, shown.small_boxes(), shown.weights)
+def _side(side: Side) -> dict:
+  """The size of an image in pixels, the unit of the boxes, and its picture
+  darkened where its weights are small."""
+  height, width = side.size
+  weighted = plots.weighted(side.picture, side.small_boxes(), side.weights)
   return {"width": width, "height": height, "weighted": _url(weighted)}
 
 

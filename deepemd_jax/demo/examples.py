@@ -1,5 +1,7 @@
-"""Examples to try, drawn on the spot: scenes of `glyph_clutter`'s test classes,
-which the quickstart's encoder was not trained on."""
+"""Examples to try: new scenes of the test classes of `glyph_clutter`.
+
+The quickstart's encoder was not trained on these classes.
+"""
 
 import base64
 import io
@@ -9,7 +11,7 @@ from deepemd_jax.data import glyph_clutter
 from deepemd_jax.data.published import splits
 
 WAY = 5
-# Name: what the page calls it, images a class, variant of the data set.
+# name -> title on the page, images a class, variant of the data set
 KINDS = {
   "one": ("1 image a class", 1, "default"),
   "five": ("5 images a class", 5, "default"),
@@ -18,11 +20,11 @@ KINDS = {
 
 
 def make(kind: str, seed: int) -> dict:
-  """An example, a function of its arguments alone.
+  """Makes an example. Equal arguments give equal examples.
 
   Args:
     kind: one of `KINDS`.
-    seed: another one is another example.
+    seed: another seed gives another example.
 
   Returns:
     "classes": "name" and "images" of each, PNG in base64; "query": the same;

@@ -1,8 +1,9 @@
-"""From what a browser sends to classes, images and settings, within limits.
+"""Reads the form that a browser sends: classes, images and settings.
 
-The form has the fields `name`, once a class; `support0`, `support1`, ..., files
-of the first class, the second, ...; `query`, one file; and, if wanted,
-`variant` and `solver`. Names of files are shown in messages, never opened.
+The form has a field `name` for each class; fields `support0`, `support1`, ...
+with the files of the first class, the second, and so on; `query`, one file;
+and, if wanted, `variant` and `solver`. File names appear in messages only; no
+file of that name is opened.
 """
 
 import dataclasses
@@ -20,17 +21,17 @@ from deepemd_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Of one classification.
+  """The most that one classification may have.
 
   Attributes:
     file: bytes of an image file.
-    request: bytes of everything that is sent.
-    classes: their largest number.
-    images: of one class, their largest number.
+    request: bytes of the whole request.
+    classes: classes.
+    images: images of one class.
     name: characters of a class's name.
-    pixels: of one image. They are counted before any is decoded.
-    all_pixels: of all images together, which are in memory at once, 3 bytes
-      each.
+    pixels: pixels of one image. They are counted before any is decoded.
+    all_pixels: pixels of all images together. They are in memory at once, with
+      3 bytes each.
   """
 
   file: int = 20 * 2**20
@@ -42,17 +43,17 @@ class Limits:
   all_pixels: int = 300_000_000
 
   def parts(self) -> int:
-    """The largest number of fields and files of a form."""
+    """How many fields and files a form may have."""
     return self.classes * (self.images + 1) + 3
 
 
 class Refused(InputError):
-  """What was sent cannot be classified.
+  """The form cannot be classified.
 
   Attributes:
-    status: of HTTP.
-    where: {"class": number, "image": number}, {"class": number},
-      {"query": True}, or {}, all from 0: what the message is about.
+    status: the HTTP status.
+    where: what the message is about: {"class": number, "image": number},
+      {"class": number}, {"query": True}, or {}. Numbers start at 0.
   """
 
   def __init__(self, status: int, message: str, **where):
@@ -69,14 +70,14 @@ class Upload(Request):
 
 
 class Form(NamedTuple):
-  """What is to be classified, and how.
+  """An image to classify, and the examples.
 
   Attributes:
-    names: of the classes, in the order of the form.
+    names: names of the classes, in the order of the form.
     support: RGB images of each class, at least one.
     query: an RGB image.
-    variant: of the nodes, a name or None; not looked at yet.
-    solver: of the EMD, a name or None; not looked at yet.
+    variant: name of the kind of nodes, or None; not checked yet.
+    solver: name of the EMD solver, or None; not checked yet.
   """
 
   names: list[str]
@@ -98,49 +99,49 @@ def read(request: Upload, limits: Limits) -> Form:
     raise Refused(415, "send a multipart form (multipart/form-data)")
   names = _names(request.form.getlist("name"), limits)
   files = [
-    _given(request.files.getlist(f"support{k}")) for k in range(len(names))
+    _chosen(request.files.getlist(f"support{k}")) for k in range(len(names))
   ]
   known = {"query", *(f"support{k}" for k in range(len(names)))}
   for field in request.files:
     if field not in known:
-      raise Refused(400, f"there is no class for the files {_shown(field)}")
-  for k, (name, found) in enumerate(zip(names, files, strict=True)):
+      raise Refused(400, f"there is no class for the files {_quoted(field)}")
+  for k, (name, uploads) in enumerate(zip(names, files, strict=True)):
     where = {"class": k}
-    if not found:
-      raise Refused(400, f"{_shown(name)} has no image; add one", **where)
-    if len(found) > limits.images:
+    if not uploads:
+      raise Refused(400, f"{_quoted(name)} has no image; add one", **where)
+    if len(uploads) > limits.images:
       raise Refused(
         413,
-        f"{len(found)} images of {_shown(name)}; at most {limits.images} a "
+        f"{len(uploads)} images of {_quoted(name)}; at most {limits.images} a "
         "class are taken",
         **where,
       )
-  queries = _given(request.files.getlist("query"))
+  queries = _chosen(request.files.getlist("query"))
   if len(queries) != 1:
     message = f"{len(queries)} queries; give one" if queries else "add a query"
     raise Refused(400, message, query=True)
   everything = [
     ({"class": k, "image": i}, file)
-    for k, found in enumerate(files)
-    for i, file in enumerate(found)
+    for k, uploads in enumerate(files)
+    for i, file in enumerate(uploads)
   ] + [({"query": True}, queries[0])]
   *support, query = _images(everything, limits)
   images = iter(support)
   return Form(
     names,
-    [[next(images) for _ in found] for found in files],
+    [[next(images) for _ in uploads] for uploads in files],
     query,
     request.form.get("variant") or None,
     request.form.get("solver") or None,
   )
 
 
-def _names(given: list[str], limits: Limits) -> list[str]:
-  if len(given) > limits.classes:
+def _names(fields: list[str], limits: Limits) -> list[str]:
+  if len(fields) > limits.classes:
     raise Refused(
-      413, f"{len(given)} classes; at most {limits.classes} are taken"
+      413, f"{len(fields)} classes; at most {limits.classes} are taken"
     )
-  names = [" ".join(name.split()) for name in given]
+  names = [" ".join(name.split()) for name in fields]
   for k, name in enumerate(names):
     where = {"class": k}
     if not name:
@@ -153,22 +154,22 @@ def _names(given: list[str], limits: Limits) -> list[str]:
         **where,
       )
     if name in names[:k]:
-      raise Refused(400, f"two classes are called {_shown(name)}", **where)
+      raise Refused(400, f"two classes are called {_quoted(name)}", **where)
   if len(names) < 2:
     raise Refused(400, "give at least two classes")
   return names
 
 
-def _given(files: list[FileStorage]) -> list[FileStorage]:
+def _chosen(files: list[FileStorage]) -> list[FileStorage]:
   """Without the nameless empty file that a browser sends for none."""
   return [file for file in files if file.filename]
 
 
 def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
-  """Decodes files, each with the place it is for."""
+  """Decodes files, each of which comes with what it is: see `Refused.where`."""
   left = limits.all_pixels
   for where, file in files:
-    name = _shown(file.filename)
+    name = _quoted(file.filename)
     content = file.read()
     if len(content) > limits.file:
       raise Refused(
@@ -206,7 +207,7 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
     yield rgb
 
 
-def _shown(name: str) -> str:
-  """A name in a message: its printable characters, and not too many."""
+def _quoted(name: str) -> str:
+  """A name as messages have it: short, and with printable characters only."""
   text = "".join(c if c.isprintable() else "\ufffd" for c in name)
   return f"“{text[:60]}{'…' if text[60:] else ''}”"

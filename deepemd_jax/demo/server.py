@@ -27,15 +27,15 @@ from deepemd_jax.config import resolve
 from deepemd_jax.demo import answer, examples, form
 from deepemd_jax.errors import InputError
 
-# Everything that is served from a file.
+# address -> file and its type; no other file is served.
 _PAGE = {
   "/": ("page.html", "text/html; charset=utf-8"),
   "/page.css": ("page.css", "text/css; charset=utf-8"),
   "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
-_PLACES = 4  # requests at work or waiting; each may hold its images in memory
-_SILENCE = 60  # seconds until a client that sends nothing is given up
+_MAX_REQUESTS = 4  # at work or waiting; each may hold its images in memory
+_TIMEOUT = 60  # seconds until a client that sends nothing is given up
 _HEADERS = {
   "Cache-Control": "no-store",
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
@@ -50,31 +50,31 @@ _HEADERS = {
 class Demo:
   """The WSGI application.
 
-  GET / is the page; GET /settings what can be chosen, and the limits; GET
-  /example?kind=...&seed=... an example; POST /classify a form, see `form`,
-  answered as `answer.classify` says. Refusals are {"error": one sentence,
-  "where": what it is about}.
+  GET / gives the page; GET /settings what can be chosen, and the limits; GET
+  /example?kind=...&seed=... an example. POST /classify takes a form, see
+  `form`, and answers as `answer.classify` says. A refusal is {"error": one
+  sentence, "where": what it is about}.
   """
 
   def __init__(self, checkpoint=None, limits: form.Limits | None = None):
-    """Looks at the checkpoint.
+    """Loads the checkpoint once, to refuse a wrong one at the start.
 
     Args:
       checkpoint: as `FewShotClassifier` takes it.
-      limits: of one classification; None are the usual ones.
+      limits: of one classification; None is the default ones.
 
     Raises:
       InputError: there is no such checkpoint.
     """
-    found = pretrained.load(checkpoint)
+    trained = pretrained.load(checkpoint)
     self._checkpoint = checkpoint
     self._limits = limits or form.Limits()
     self._settings = {
-      "encoder": f"{checkpoint or pretrained.DEFAULT} ({found.place})",
+      "encoder": f"{checkpoint or pretrained.DEFAULT} ({trained.place})",
       "variants": resolve.NODES,
-      "variant": found.config.nodes.kind,
+      "variant": trained.config.nodes.kind,
       "solvers": resolve.SOLVERS,
-      "solver": found.config.emd.solver,
+      "solver": trained.config.emd.solver,
       "examples": {name: kind[0] for name, kind in examples.KINDS.items()},
       "limits": dataclasses.asdict(self._limits),
     }
@@ -83,7 +83,7 @@ class Demo:
       path: ((folder / name).read_bytes(), kind)
       for path, (name, kind) in _PAGE.items()
     }
-    self._places = threading.BoundedSemaphore(_PLACES)
+    self._places = threading.BoundedSemaphore(_MAX_REQUESTS)
     self.turn = threading.Lock()  # one classification at a time
 
   def __call__(self, environ, start_response):
@@ -106,11 +106,11 @@ class Demo:
   def _answer(self, request: form.Upload) -> Response:
     _check_sender(request)
     path = request.path
-    wanted = ("POST",) if path == "/classify" else ("GET", "HEAD")
+    methods = ("POST",) if path == "/classify" else ("GET", "HEAD")
     if path not in (*self._page, "/settings", "/example", "/classify"):
       raise form.Refused(404, "there is nothing at this address")
-    if request.method not in wanted:
-      raise form.Refused(405, f"use {wanted[0]}")
+    if request.method not in methods:
+      raise form.Refused(405, f"use {methods[0]}")
     if path in self._page:
       content, kind = self._page[path]
       return Response(content, content_type=kind)
@@ -131,7 +131,8 @@ class Demo:
       raise too_large
     if not self._places.acquire(blocking=False):
       raise form.Refused(
-        503, f"{_PLACES} requests are waiting already; try again in a moment"
+        503,
+        f"{_MAX_REQUESTS} requests are waiting already; try again in a moment",
       )
     try:
       request.max_content_length = limits.request
@@ -141,8 +142,8 @@ class Demo:
       except RequestEntityTooLarge as error:
         raise too_large from error
       with self.turn:
-        found = form.read(request, limits)
-        return _json(200, answer.classify(found, self._checkpoint))
+        content = form.read(request, limits)
+        return _json(200, answer.classify(content, self._checkpoint))
     finally:
       self._places.release()
 
@@ -185,10 +186,10 @@ def _refusal(status: int, message: str, where: dict | None = None) -> Response:
   return _json(status, {"error": text, "where": where or {}})
 
 
-class _Quiet(WSGIRequestHandler):
-  """Logs nothing; gives up clients that send nothing."""
+class _QuietHandler(WSGIRequestHandler):
+  """Logs nothing, and gives up a client that sends nothing."""
 
-  timeout = _SILENCE
+  timeout = _TIMEOUT
 
   def log(self, type, message, *args):
     pass
@@ -203,6 +204,6 @@ def make(demo: Demo, listening: socket.socket) -> BaseWSGIServer:
   return make_server(
     *(host, port, demo),
     threaded=True,
-    request_handler=_Quiet,
+    request_handler=_QuietHandler,
     fd=listening.fileno(),
   )

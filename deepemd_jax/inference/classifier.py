@@ -130,7 +130,7 @@ class FewShotClassifier:
     self._encoder = None
     encoded = self.encoder().all(images)
     self._support = [
-      explanation.Shown(
+      explanation.Side(
         _picture(image), tuple(size.tolist()), boxes, mirrored, None
       )
       for image, size, boxes, mirrored in zip(
@@ -300,7 +300,7 @@ class FewShotClassifier:
       label=self.classes_[k],
       logit=float(logits[k]),
       probability=float(softmax(logits)[k]),
-      query=explanation.Shown(
+      query=explanation.Side(
         _picture(image),
         size,
         encoded.boxes[0],
@@ -336,9 +336,7 @@ def _classes(images, labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _picture(image) -> np.ndarray:
-  return explanation.small(
-    image_input.decode(image_input.read(image)[1]), _PICTURE
-  )
+  return explanation.thumbnail(image_input.decode(image_input.read(image)[1]), _PICTURE)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

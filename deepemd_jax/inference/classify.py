@@ -1,21 +1,27 @@
-"""Classifies images by a few examples of each class.
+"""The command `classify`: images by a few examples of each class."""
 
-python -m deepemd_jax.inference.classify --support DIR --query DIR --out CSV
-"""
-
+import argparse
 import csv
 import io
 import os
 import pathlib
-import sys
+from collections.abc import Iterable
 
-from deepemd_jax.data import folder
 from deepemd_jax.errors import InputError
-from deepemd_jax.utils import terminal
+from deepemd_jax.inference import options as shared
+from deepemd_jax.utils import files, terminal
+
+HELP = "classify images by a few examples of each class"
+DESCRIPTION = """
+Classifies images by a few examples of each class:
+
+  python -m deepemd_jax classify --support DIR --query DIR --out CSV
+"""
+CLEANS_UP = False
 
 
-def _parse(arguments: list[str]):
-  parser = terminal.Parser("classify", __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what the command takes."""
   parser.add_argument(
     "--support",
     metavar="DIR",
@@ -45,11 +51,93 @@ def _parse(arguments: list[str]):
     help="matched regions shown in the report (default %(default)s), those of "
     "the worst predictions first",
   )
-  parser.add_images("query")
-  options = parser.parse_args(arguments)
+  shared.add_encoding(parser, "query")
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
+  """Classifies; returns the files to write, by path, and a summary.
+
+  Raises:
+    InputError: an option, an image or the checkpoint does not fit.
+  """
   if options.pictures < 0:
     raise InputError(f"--pictures is {options.pictures}; use 0 or more")
-  return options
+
+  from deepemd_jax.data import folder
+
+  support = folder.classes(options.support)
+  if len(support) < 2:
+    raise InputError(
+      f"{options.support!r} has one class, {list(support)[0]!r}, which every "
+      "image would get; give at least two"
+    )
+  paths = folder.below(options.query)
+  labels, remark = truth(options.query, paths, support)
+  examples = [path for images in support.values() for path in images]
+  _check_outputs(options, [*examples, *paths])
+
+  from deepemd_jax.inference.classifier import FewShotClassifier
+  from deepemd_jax.utils.progress import Progress
+
+  classifier = FewShotClassifier(
+    options.checkpoint, options.variant, options.solver, cache=options.cache
+  )
+  classifier.fit(
+    examples, [name for name, images in support.items() for _ in images]
+  )
+  with Progress() as progress:
+    results, contents = _classified(
+      classifier, paths, labels, options.skip_bad, progress
+    )
+    outputs = {options.out: table(results)}
+    if options.report:
+      facts = _facts(classifier, support, contents)
+      outputs[options.report] = _report(
+        results, facts, classifier, paths, options.pictures, progress
+      )
+  if remark:
+    terminal.note(remark)
+  return outputs, f"{results.summary()}\nwrote {' and '.join(outputs)}"
+
+
+def _classified(classifier, paths, labels, skip_bad: bool, progress):
+  """The results, and the SHA-256 of each image that could be read."""
+  import numpy as np
+
+  from deepemd_jax.inference import encodings, report
+  from deepemd_jax.inference.classifier import softmax
+
+  logits = np.zeros((len(paths), len(classifier.classes_)))
+  bad: dict[int, str] = {}
+  contents: set[str] = set()
+  scored = classifier.scored(
+    paths, bad, lambda done: progress("images classified", done, len(paths))
+  )
+  for numbers, scores, digests in scored:
+    logits[numbers] = scores
+    contents |= set(digests)
+  if not skip_bad or len(bad) == len(paths):
+    encodings.refuse(paths, bad, ", or leave them out with --skip-bad")
+  results = report.Results(
+    classes=tuple(classifier.classes_.tolist()),
+    files=tuple(map(str, paths)),
+    probabilities=softmax(logits),
+    truth=labels and np.searchsorted(classifier.classes_, labels),
+    bad=bad,
+  )
+  return results, contents
+
+
+def _report(results, facts, classifier, paths, pictures: int, progress):
+  from deepemd_jax.inference import report
+
+  return report.page(
+    results,
+    facts=facts,
+    explain=lambda i, label: classifier.explain(paths[i], label),
+    pictures=pictures,
+    progress=lambda done, total: progress("pictures drawn", done, total),
+  )
 
 
 def truth(
@@ -77,68 +165,41 @@ def truth(
   )
 
 
-def _work(options) -> tuple[dict[str, bytes], str]:
-  support = folder.classes(options.support)
-  if len(support) < 2:
-    raise InputError(
-      f"{options.support!r} has one class, {list(support)[0]!r}, which every "
-      "image would get; give at least two"
-    )
-  paths = folder.below(options.query)
-  labels, remark = truth(options.query, paths, support)
+def _check_outputs(options: argparse.Namespace, inputs: Iterable) -> None:
   outputs = [path for path in (options.out, options.report) if path]
-  examples = [path for found in support.values() for path in found]
+  inputs = {pathlib.Path(path).resolve() for path in inputs}
   for path in outputs:
-    terminal.check_output(path, [*examples, *paths])
+    _check_output(path, inputs)
   if len({os.path.realpath(path) for path in outputs}) < len(outputs):
     raise InputError("--out and --report are the same file; give two names")
 
-  import numpy as np
 
-  from deepemd_jax.inference import classifier as classifiers
-  from deepemd_jax.inference import encodings, report
-  from deepemd_jax.utils.progress import Progress
+def _check_output(path: str, inputs: set[pathlib.Path]) -> None:
+  """Refuses a path that a result cannot go to, before any work.
 
-  classifier = classifiers.FewShotClassifier(
-    options.checkpoint, options.variant, options.solver, cache=options.cache
-  )
-  classifier.fit(
-    examples, [name for name, found in support.items() for _ in found]
-  )
-  logits = np.zeros((len(paths), len(support)))
-  bad: dict[int, str] = {}
-  contents: set[str] = set()
-  progress = Progress()
+  Args:
+    path: of the result; a file that is there will be replaced.
+    inputs: resolved paths that must not be replaced.
+
+  Raises:
+    InputError: its folder is missing or not writable, it is no file, or it is
+      one of the inputs.
+  """
+  target = pathlib.Path(path).resolve()
+  if target.exists() and not target.is_file():
+    raise InputError(f"cannot write {path!r}: there is something, not a file")
+  if not target.parent.is_dir():
+    raise InputError(f"cannot write {path!r}: there is no such folder")
+  if target.exists() and not os.access(target, os.W_OK):
+    raise InputError(f"cannot write {path!r}: it is write-protected")
+  scratch = files.scratch_beside(target)
   try:
-    scored = classifier.scored(
-      paths, bad, lambda done: progress("images classified", done, len(paths))
-    )
-    for numbers, found, seen in scored:
-      logits[numbers] = found
-      contents |= set(seen)
-    if not options.skip_bad or len(bad) == len(paths):
-      encodings.refuse(paths, bad, ", or leave them out with --skip-bad")
-    results = report.Results(
-      classes=tuple(classifier.classes_.tolist()),
-      files=tuple(map(str, paths)),
-      probabilities=classifiers.softmax(logits),
-      truth=labels and np.searchsorted(classifier.classes_, labels),
-      bad=bad,
-    )
-    files = {options.out: table(results)}
-    if options.report:
-      files[options.report] = report.page(
-        results,
-        facts=_facts(classifier, support, contents),
-        explain=lambda i, label: classifier.explain(paths[i], label),
-        pictures=options.pictures,
-        progress=lambda done, total: progress("pictures drawn", done, total),
-      )
-  finally:
-    progress.close()
-  if remark:
-    print(remark, file=sys.stderr)
-  return files, f"{results.summary()}\nwrote {' and '.join(files)}"
+    scratch.touch()
+    scratch.unlink()
+  except OSError as error:
+    raise InputError(f"cannot write {path!r}: {error.strerror}") from error
+  if target in inputs:
+    raise InputError(f"{path!r} is one of the images; give another name")
 
 
 def table(results) -> bytes:
@@ -174,7 +235,7 @@ def table(results) -> bytes:
 
 def _facts(classifier, support, contents) -> dict[str, str]:
   """What a reader of the report should know, by name."""
-  shots = sorted({len(found) for found in support.values()})
+  shots = sorted({len(images) for images in support.values()})
   number = str(shots[0]) if len(shots) == 1 else f"{shots[0]} to {shots[-1]}"
   facts = classifier.describe()
   facts["examples"] = f"{number} a class"
@@ -184,12 +245,3 @@ def _facts(classifier, support, contents) -> dict[str, str]:
       f"{len(repeated)} of the queries are examples too: they are not evidence"
     )
   return facts
-
-
-def main(arguments: list[str]) -> int:
-  """The command line; the exit code."""
-  return terminal.run(_parse, _work, arguments)
-
-
-if __name__ == "__main__":
-  terminal.leave(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Why an image got its score: matched regions whose contributions add up."""
+"""Why an image got its score: matched regions, and what each contributes."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,16 +9,16 @@ from PIL import Image
 from deepemd_jax.evaluation import plots
 
 
-class Shown(NamedTuple):
-  """One side of a match.
+class Side(NamedTuple):
+  """One side of a match: the query or the class.
 
   Attributes:
     picture: uint8 [h, w, 3], a small copy of the image.
     size: height and width of the original in pixels.
     boxes: [n, 4] left, top, right, bottom of each node in pixels of the
       original.
-    mirrored: bool [n], which nodes are of a mirrored crop.
-    weights: [n], as they entered the EMD; they sum to n.
+    mirrored: bool [n], whether a node is of a mirrored crop.
+    weights: [n], what each node supplies or demands in the EMD; they sum to n.
   """
 
   picture: np.ndarray
@@ -34,14 +34,15 @@ class Shown(NamedTuple):
 
 
 class Pair(NamedTuple):
-  """A region of the query matched with one of the class.
+  """A region of the query, and one of the class that it was matched with.
 
   Attributes:
     query_box: left, top, right, bottom in pixels of the query image.
     support_box: the same in the support image.
     similarity: cosine, -1 to 1.
-    flow: mass moved.
-    contribution: T / n * similarity * flow, this pair's part of the logit.
+    flow: the mass that the EMD moves between them.
+    contribution: T / n * similarity * flow: this pair's part of the logit, with
+      the temperature T and n nodes a side.
   """
 
   query_box: tuple[float, ...]
@@ -58,20 +59,20 @@ class Explanation:
   Attributes:
     label: the class.
     logit: the class's score, as `FewShotClassifier.logits` gives it.
-    probability: of the class, among those fitted.
-    pairs: all with a flow, the largest contribution first. They sum to `logit -
-      remainder`.
-    remainder: what of the logit no pair has: rounding, but for solvers that
-      smooth (sinkhorn, regularized_qp).
+    probability: of the class, among all that the classifier knows.
+    pairs: all that have a flow, the largest contribution first. Their
+      contributions sum to `logit - remainder`.
+    remainder: the part of the logit that no pair has. It is rounding, except
+      with solvers that smooth (sinkhorn, regularized_qp).
     query: the image.
-    support: of the class's images the one most like the query. With several
-      images a class, class nodes are fitted to all of them, and their boxes are
-      those of this image's nodes of the same number: the same places with fcn
-      and grid; with sampling, whose crops are random, they say little.
+    support: the image of the class that is most like the query. If the class
+      has several images, its nodes are fitted to all of them, and are shown at
+      the places of this image's nodes. With fcn and grid these are the same in
+      every image. With sampling crops are random, and the places say little.
     images: how many images the class was fitted to.
-    similarity: [n, m], query nodes by class nodes.
-    flow: [n, m].
-    contributions: [n, m].
+    similarity: cosine, [n, m], query nodes by class nodes.
+    flow: mass, [n, m].
+    contributions: to the logit, [n, m].
   """
 
   label: object
@@ -79,15 +80,19 @@ class Explanation:
   probability: float
   pairs: tuple[Pair, ...]
   remainder: float
-  query: Shown
-  support: Shown
+  query: Side
+  support: Side
   images: int
   similarity: np.ndarray
   flow: np.ndarray
   contributions: np.ndarray
 
   def matched(self, title: str | None = None) -> plots.MatchedPair:
-    """For `visualize.matched_regions`, which draws several on a page."""
+    """What `plots.matched_regions` draws, several on a page.
+
+    Args:
+      title: above the images; None is the label and `sum`.
+    """
     if title is None:
       title = f"{self.label}: {self.sum()}"
     return plots.MatchedPair(
@@ -105,10 +110,13 @@ class Explanation:
       contributions=self.contributions,
     )
 
-  def sum(self, shown: int = 4) -> str:
-    """The logit as a sum, in words: "logit 9.10 = 2.01 + 1.50 + 5.59 (40
-    others)"."""
-    first = [pair.contribution for pair in self.pairs[:shown]]
+  def sum(self, terms: int = 4) -> str:
+    """The logit as a sum: "logit 9.10 = 2.01 + 1.50 + 5.59 (40 other pairs)".
+
+    Args:
+      terms: how many pairs have a term of their own.
+    """
+    first = [pair.contribution for pair in self.pairs[:terms]]
     rest = self.logit - sum(first)
     parts = [f"{x:.2f}" for x in first]
     others = len(self.pairs) - len(first)
@@ -118,8 +126,11 @@ class Explanation:
     return f"logit {self.logit:.2f} = {text}"
 
   def figure(self, lines: int = 8):
-    """A matplotlib figure: both images, their weights, the `lines` pairs that
-    contribute most."""
+    """A matplotlib figure of both images and their weights.
+
+    Args:
+      lines: how many pairs are drawn, those that contribute most.
+    """
     return plots.matched_regions([self.matched()], lines)
 
   def save(self, path, lines: int = 8) -> None:
@@ -132,14 +143,19 @@ def explain(
   label,
   logit: float,
   probability: float,
-  query: Shown,
-  support: Shown,
+  query: Side,
+  support: Side,
   images: int,
   similarity: np.ndarray,
   flow: np.ndarray,
   temperature: float,
 ) -> Explanation:
-  """Takes a match apart; see `Explanation`."""
+  """Splits a logit into its pairs of regions.
+
+  Args:
+    temperature: the factor of the logit.
+    **others: as in `Explanation`.
+  """
   contributions = temperature / len(flow) * similarity * flow
   rows, columns = np.nonzero(flow > 1e-6)
   order = np.argsort(-contributions[rows, columns], kind="stable")
@@ -168,10 +184,18 @@ def explain(
   )
 
 
-def small(image: Image.Image, side: int) -> np.ndarray:
-  """A copy to look at, uint8 [h, w, 3]: no side longer than `side`, and none
-  shorter than a quarter of the other, where nothing could be seen."""
-  share = min(1.0, side / max(image.size))
-  least = max(image.size) * share / 4
-  size = tuple(max(1, round(max(x * share, least))) for x in image.size)
+def thumbnail(image: Image.Image, side: int) -> np.ndarray:
+  """A small copy to look at.
+
+  Args:
+    image: of any size.
+    side: pixels that the longer side has at most.
+
+  Returns:
+    uint8 [h, w, 3]. The shorter side is at least a quarter of the longer one:
+    in a thinner image nothing could be seen.
+  """
+  scale = min(1.0, side / max(image.size))
+  least = max(image.size) * scale / 4
+  size = tuple(max(1, round(max(x * scale, least))) for x in image.size)
   return np.asarray(image.resize(size, Image.Resampling.BILINEAR))

@@ -1,6 +1,6 @@
 """A trained encoder for use elsewhere: programs that need nothing but JAX.
 
-    python -m deepemd_jax.inference.export --checkpoint RUN --out DIR
+    python -m deepemd_jax export --checkpoint RUN --out DIR
 
 makes DIR, a folder with
 
@@ -19,17 +19,19 @@ A program cannot call back to the host, so `NetworkSimplex`, the choice on a
 CPU, is exported as `InteriorPoint`: as exact, and at home on every device.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import pathlib
-import sys
 from collections.abc import Callable
 
 from deepemd_jax.errors import InputError
-from deepemd_jax.utils import terminal
+from deepemd_jax.inference import options as shared
 
+HELP = "save the encoder and a classifier as programs that need only JAX"
+DESCRIPTION = __doc__
 PLATFORMS = ("cpu", "cuda", "tpu")
 _NAMES = ("encoder.stablehlo", "classifier.stablehlo")
 _FORMAT = 1
@@ -44,7 +46,7 @@ _LOAD = (
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """What `load` found in a folder; compiled once for each shape of its input.
+  """What `load` finds in a folder; compiled once for each shape of its input.
 
   Attributes:
     encode: uint8 images to float32 nodes [images, n, c].
@@ -60,11 +62,25 @@ class Programs:
   manifest: dict
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what the command takes."""
+  shared.add_checkpoint(parser)
+  parser.add_argument(
+    "--out", metavar="DIR", required=True, help="the folder to make"
+  )
+
+
+def run(options: argparse.Namespace) -> str:
+  """Exports; returns what to say of it."""
+  save(options.checkpoint, options.out)
+  return f"{options.out} is ready; its manifest.json says how to use it"
+
+
 def save(checkpoint, directory) -> dict:
   """Exports a run.
 
   Args:
-    checkpoint: as `trained.load`'s.
+    checkpoint: as `pretrained.load` takes it.
     directory: the folder to make; must not exist, or be empty.
 
   Returns:
@@ -78,15 +94,15 @@ def save(checkpoint, directory) -> dict:
 
   with pretrained.new_workdir(directory) as workdir:
     source = pretrained.find(checkpoint)
-    found = pretrained.load(checkpoint)
+    trained = pretrained.load(checkpoint)
     config = (source / "config.json").read_bytes()
     (workdir / "config.json").write_bytes(config)
     meta = {"exported_from": source.resolve().name}
     # Of all stages: the prototype head is tested with the one that suits it.
-    for best in pretrained.encoders(source, found.config.model.width):
+    for best in pretrained.encoders(source, trained.config.model.width):
       pretrained.keep(workdir, best, meta)
-    manifest = _described(found) | {"programs": {}}
-    for name, program in _programs(found).items():
+    manifest = _described(trained) | {"programs": {}}
+    for name, program in _programs(trained).items():
       content = bytes(program.serialize())
       (workdir / name).write_bytes(content)
       manifest["programs"][name] = {
@@ -138,7 +154,7 @@ def load(directory) -> Programs:
   return Programs(*calls, manifest)
 
 
-def _programs(found) -> dict:
+def _programs(trained) -> dict:
   """Both programs of a `Trained`, by file name, lowered for all platforms."""
   import jax
   import numpy as np
@@ -149,18 +165,20 @@ def _programs(found) -> dict:
   from deepemd_jax.inference import encodings
   from deepemd_jax.models import matching
 
-  look = pretrained.look(found.config, None)
+  look = pretrained.look(trained.config, None)
   whole = look.kind == "fcn"
-  solver, temperature = _solver(found.config), found.config.emd.temperature
+  solver, temperature = _solver(trained.config), trained.config.emd.temperature
 
   def nodes(images):
     if whole:
-      pixels = resolve.evaluation_view(found.config)(images)[:, None]
+      pixels = resolve.evaluation_view(trained.config)(images)[:, None]
     else:
-      pixels = resolve.normalize(found.config)(images.astype(np.float32))
-    pyramid = tuple(found.config.nodes.pyramid)
-    precision = found.config.model.precision
-    return encodings.encode(found.variables, pixels, whole, pyramid, precision)
+      pixels = resolve.normalize(trained.config)(images.astype(np.float32))
+    pyramid = tuple(trained.config.nodes.pyramid)
+    precision = trained.config.model.precision
+    return encodings.encode(
+      trained.variables, pixels, whole, pyramid, precision
+    )
 
   def logits(support, query):
     return matching.logits(nodes(query), nodes(support), solver, temperature)
@@ -193,12 +211,12 @@ def _solver(config):
   return own
 
 
-def _described(found) -> dict:
+def _described(trained) -> dict:
   """What the programs of a `Trained` do, for their users."""
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.data import views
 
-  look, image = pretrained.look(found.config, None), found.config.image
+  look, image = pretrained.look(trained.config, None), trained.config.image
   if look.kind == "fcn":
     outside = "decoding to upright RGB; images of one call have one size"
     kept = f"{look.size} x {look.size} pixels"
@@ -214,15 +232,15 @@ def _described(found) -> dict:
     )
   return {
     "format": _FORMAT,
-    "encoder": found.place,
-    "parameters_sha256": found.fingerprint,
+    "encoder": trained.place,
+    "parameters_sha256": trained.fingerprint,
     "nodes": look.kind,
     "in_the_programs": {
       "resizing": resized,
       "mean": image.mean,
       "std": image.std,
-      "solver": repr(_solver(found.config)),
-      "temperature": found.config.emd.temperature,
+      "solver": repr(_solver(trained.config)),
+      "temperature": trained.config.emd.temperature,
     },
     "before_them": outside,
     "platforms": PLATFORMS,
@@ -233,32 +251,3 @@ def _described(found) -> dict:
     "one, as jax.export promises; and flatbuffers",
     "load": _LOAD,
   }
-
-
-def _parse(arguments: list[str]):
-  parser = terminal.Parser("export", __doc__)
-  parser.add_checkpoint()
-  parser.add_argument(
-    "--out", metavar="DIR", required=True, help="the folder to make"
-  )
-  return parser.parse_args(arguments)
-
-
-def main(arguments: list[str]) -> int:
-  """The command line; the exit code."""
-  try:
-    options = _parse(arguments)
-    save(options.checkpoint, options.out)
-  except InputError as error:
-    message = " ".join(str(error).split())
-    print(f"deepemd_jax: error: {message}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("\ninterrupted; nothing was written", file=sys.stderr)
-    return 130
-  print(f"{options.out} is ready; its manifest.json says how to use it")
-  return 0
-
-
-if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))

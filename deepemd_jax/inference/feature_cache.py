@@ -1,9 +1,8 @@
 """Encodings of images, kept between runs.
 
-One file an image, found by what the model is and what the image's file holds,
-not by its name: renamed images are found again, changed ones are not. Files are
-written whole or not at all; what is damaged counts as absent. The folder may be
-deleted at any time.
+There is one file for each image. Its name is made of two digests: of the model
+and of the image's content. So a renamed image is found again, and a changed one
+is not. A damaged file counts as absent. The folder may be deleted at any time.
 """
 
 import contextlib
@@ -15,20 +14,17 @@ import zipfile
 import numpy as np
 
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import files
 
-LIMIT = 2 * 2**30  # bytes; the longest unused go first
-_STALE = 3600.0  # seconds after which a scratch file is nobody's
-
-
-def default_directory() -> str:
-  """Of the encodings and the compiled programs of this user."""
-  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return os.path.join(home, "deepemd_jax")
+LIMIT = 2 * 2**30  # bytes
+_STALE = 3600.0  # seconds after which nobody still writes a scratch file
 
 
 class Cache:
-  """Named arrays by (model, image). One that cannot be written to any more, on
-  a full disk say, keeps nothing and does not complain."""
+  """Named arrays by (model, image).
+
+  If the disk fills up, it keeps nothing more and does not complain.
+  """
 
   def __init__(self, directory, *, limit: int = LIMIT) -> None:
     """Opens the folder; makes it where it is missing.
@@ -45,7 +41,7 @@ class Cache:
     self._wrote = False
     try:
       self._root.mkdir(parents=True, exist_ok=True)
-      probe = self._root / f".{os.getpid()}.tmp"
+      probe = files.scratch_beside(self._root / "probe")
       probe.touch()
       probe.unlink()
     except OSError as error:
@@ -67,46 +63,42 @@ class Cache:
     path = self._path(model, image)
     try:
       with np.load(path, allow_pickle=False) as file:
-        found = {name: file[name] for name in file.files}
+        arrays = {name: file[name] for name in file.files}
       os.utime(path)
     # zipfile has a checksum of each array, and several ways to be displeased.
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
       return None
-    return found
+    return arrays
 
   def put(self, model: str, image: str, **arrays: np.ndarray) -> None:
     """Keeps arrays; see `get`."""
     path = self._path(model, image)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      try:
-        with open(scratch, "wb") as file:
-          np.savez(file, **arrays)
-        os.replace(scratch, path)
-      finally:
-        scratch.unlink(missing_ok=True)
+      with files.replacing(path) as scratch, open(scratch, "wb") as file:
+        np.savez(file, **arrays)
       self._wrote = True
     except OSError:
       pass
 
   def prune(self) -> None:
-    """Deletes the longest unused encodings beyond the limit, if any were added
-    since the last time, and scratch files that a killed run left."""
+    """Deletes the encodings that were not used for longest, down to the limit,
+    and scratch files that a killed run left. Does nothing if none was added
+    since the last time."""
     if not self._wrote:
       return
     self._wrote = False
-    files = []
+    encodings = []
     for path in self._root.rglob("*.npz"):
       with contextlib.suppress(OSError):  # another run deletes too
-        found = path.stat()
-        files.append((found.st_mtime, found.st_size, path))
-    spare = sum(size for _, size, _ in files) - self._limit
-    for _, size, path in sorted(files):
-      if spare <= 0:
+        stat = path.stat()
+        encodings.append((stat.st_mtime, stat.st_size, path))
+    excess = sum(size for _, size, _ in encodings) - self._limit
+    for _, size, path in sorted(encodings):
+      if excess <= 0:
         break
       path.unlink(missing_ok=True)
-      spare -= size
+      excess -= size
     for path in self._root.rglob("*.tmp"):
       with contextlib.suppress(OSError):
         if path.stat().st_mtime < time.time() - _STALE:

@@ -1,7 +1,7 @@
 """Predictions as one HTML file that needs no network.
 
-Everything that comes from names of files or classes is escaped, and the page
-forbids itself scripts and anything from elsewhere.
+Names of files and classes are escaped. The page also forbids scripts, and
+everything that is not inside it, by its Content-Security-Policy.
 """
 
 import base64
@@ -36,18 +36,26 @@ section img { max-width: 100%; } section p { margin: 4px 0; }
   border-radius: 2px; }
 .quiet { color: #666; }
 """
+_HOW_TO_READ = (
+  "<p class=quiet>On the left is the example most like the query, on the right "
+  "the query. Between them are both again, dark where they have little weight, "
+  "joined by the pairs of regions that contribute most. A score (logit) is the "
+  "sum of the contributions of all pairs. If a class has several examples, its "
+  "nodes are fitted to all of them, and are shown on this one: exactly with "
+  "fcn and grid, loosely with sampling.</p>"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """What a classifier made of some images.
+  """The predictions of a classifier for some images.
 
   Attributes:
     classes: names.
     files: name of each image.
-    probabilities: [N, way]; of no meaning for bad images.
-    truth: int [N], the true columns, or None.
-    bad: numbers of the images that were left out, and why.
+    probabilities: [N, way]; rows of bad images mean nothing.
+    truth: int [N], the column of the true class, or None if it is unknown.
+    bad: why an image was left out, by its number.
   """
 
   classes: tuple[str, ...]
@@ -57,11 +65,11 @@ class Results:
   bad: dict[int, str]
 
   def good(self) -> np.ndarray:
-    """Numbers of the images that were classified."""
+    """The numbers of the images that were classified, [n]."""
     return np.array([i for i in range(len(self.files)) if i not in self.bad])
 
   def summary(self) -> str:
-    """One line."""
+    """Counts and accuracy in one line."""
     rows = self.good()
     text = f"{len(rows)} images, {len(self.classes)} classes"
     if self.truth is not None:
@@ -81,17 +89,17 @@ def page(
   pictures: int,
   progress: Callable[[int, int], None],
 ) -> bytes:
-  """The report.
+  """Makes the report.
 
   Args:
     results: to report.
     facts: shown at the top, by name.
-    explain: number of an image and name of a class to how they matched.
+    explain: tells how an image, by its number, matches a class, by its name.
     pictures: how many images get a picture of that, the worst first.
-    progress: called with the pictures done, and how many there are.
+    progress: called with the number of pictures done, and of all.
 
   Returns:
-    UTF-8.
+    The HTML document, in UTF-8.
   """
   rows = results.good()
   probabilities = results.probabilities[rows]
@@ -105,24 +113,20 @@ def page(
   if truth is not None:
     parts.append(_confusion(results, rows))
     parts.append(_calibration(probabilities, truth))
-  shown = order[:pictures]
-  if len(shown):
+  if pictures:
     first = "most wrong" if truth is not None else "least certain"
-    parts.append(f"<h2>Matched regions, the {first} first</h2>")
-    parts.append(
-      "<p class=quiet>Left and right the example most like the query, and the "
-      "query; between them both, dark where they have little weight, joined by "
-      "the pairs of regions that contribute most. A score (logit) is the sum "
-      "of the contributions of all pairs. Where classes have several examples "
-      "their nodes are fitted to all of them, and stand here on the one shown: "
-      "exactly with fcn and grid, loosely with sampling.</p>"
-    )
-  for done, i in enumerate(shown, 1):
+    parts.append(f"<h2>Matched regions, the {first} first</h2>{_HOW_TO_READ}")
+  pictured = order[:pictures]
+  for done, i in enumerate(pictured, 1):
     parts.append(_card(results, i, explain))
-    progress(done, len(shown))
+    progress(done, len(pictured))
   parts.append(_everything(results, order))
-  body = "\n".join(parts)
-  document = (
+  # A file's name need not be text.
+  return _document("\n".join(parts)).encode("utf-8", "backslashreplace")
+
+
+def _document(body: str) -> str:
+  return (
     "<!doctype html><html lang=en><head><meta charset=utf-8>"
     "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
     "img-src data:; style-src 'unsafe-inline'\">"
@@ -130,8 +134,6 @@ def page(
     f"<title>deepemd_jax: predictions</title><style>{_STYLE}</style></head>"
     f"<body>{body}</body></html>\n"
   )
-  # A file's name need not be text.
-  return document.encode("utf-8", "backslashreplace")
 
 
 def _text(value) -> str:
@@ -139,7 +141,7 @@ def _text(value) -> str:
 
 
 def _table(header, rows: Iterable[tuple]) -> str:
-  """Cells are text; numbers stand right."""
+  """A table; whole numbers are aligned right, all else is escaped text."""
   lines = []
   if header:
     cells = "".join(f"<th>{_text(name)}</th>" for name in header)
@@ -156,7 +158,7 @@ def _table(header, rows: Iterable[tuple]) -> str:
 
 
 def _confusion(results: Results, rows: np.ndarray) -> str:
-  """Counts, darker where there are more of the row's class."""
+  """The confusion matrix; a cell is darker, the larger its share of the row."""
   way = len(results.classes)
   predicted = results.probabilities[rows].argmax(1)
   counts = calibration.confusion(results.truth[rows], predicted, way)
@@ -181,16 +183,14 @@ def _confusion(results: Results, rows: np.ndarray) -> str:
 
 
 def _calibration(probabilities: np.ndarray, truth: np.ndarray) -> str:
-  found = calibration.calibration(probabilities, truth)
-  figure = plots.reliability(found.confidence, found.accuracy, found.counts)
-  few = (
-    ""
-    if len(truth) >= 200
-    else (f" From {len(truth)} images this is a rough guess.")
-  )
+  bins = calibration.calibration(probabilities, truth)
+  figure = plots.reliability(bins.confidence, bins.accuracy, bins.counts)
+  few = ""
+  if len(truth) < 200:
+    few = f" From {len(truth)} images this is a rough guess."
   return (
     "<h2>Calibration</h2><p>Expected calibration error "
-    f"{100 * found.error:.1f} points: how far, on average, the probability of "
+    f"{100 * bins.error:.1f} points: how far, on average, the probability of "
     f"a prediction is from the share that is right.{few}</p>"
     + _image(figure, "share of right predictions against their probability")
   )
@@ -200,24 +200,24 @@ def _card(results: Results, i: int, explain) -> str:
   p = results.probabilities[i]
   best = int(p.argmax())
   kind, verdict = "", f"<b>{_text(results.classes[best])}</b>"
-  wanted = [best]
+  columns = [best]
   if results.truth is not None:
     true = int(results.truth[i])
     kind = "right" if true == best else "wrong"
     if true != best:
       verdict += f", is <b>{_text(results.classes[true])}</b>"
-      wanted.append(true)
+      columns.append(true)
   bars = "".join(
     f"<tr><td>{_text(results.classes[k])}</td><td class=n>{p[k]:.3f}</td>"
     f"<td><span class=bar style='width:{round(200 * p[k])}px'></span></td></tr>"
     for k in np.argsort(-p, kind="stable")[:3]
   )
-  whys = [explain(i, results.classes[k]) for k in wanted]
-  titles = ["predicted", "true class"][: len(whys)]
-  # Class names may have letters that the picture's font lacks.
+  explanations = [explain(i, results.classes[k]) for k in columns]
+  titles = ["predicted", "true class"][: len(columns)]
+  # Not the class names: the picture's font may lack their letters.
   pairs = [
-    why.matched(f"{title}: {why.sum(3)}")
-    for why, title in zip(whys, titles, strict=True)
+    explanation.matched(f"{title}: {explanation.sum(3)}")
+    for explanation, title in zip(explanations, titles, strict=True)
   ]
   figure = plots.matched_regions(pairs)
   picture = _image(figure, f"matched regions of {results.files[i]}")

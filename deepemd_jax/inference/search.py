@@ -1,21 +1,26 @@
-"""Finds the images of a folder that are most like one image.
+"""The command `search`: the images of a folder that are most like one image."""
 
-python -m deepemd_jax.inference.search --gallery DIR --query IMAGE --top 10
-
-Pooled descriptors choose --top images; these are then put in order by the Earth
-Mover's Distance between their regions and the query's.
-"""
-
+import argparse
 import os
-import sys
 
-from deepemd_jax.data import folder
 from deepemd_jax.errors import InputError
+from deepemd_jax.inference import options as shared
 from deepemd_jax.utils import terminal
 
+HELP = "find the images of a folder that are most like one image"
+DESCRIPTION = """
+Finds the images of a folder that are most like one image:
 
-def _parse(arguments: list[str]):
-  parser = terminal.Parser("search", __doc__)
+  python -m deepemd_jax search --gallery DIR --query IMAGE --top 10
+
+Pooled descriptors choose --top images. These are then put in order by the Earth
+Mover's Distance between their regions and the query's.
+"""
+CLEANS_UP = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what the command takes."""
   parser.add_argument(
     "--gallery", metavar="DIR", required=True, help="images anywhere below it"
   )
@@ -27,61 +32,79 @@ def _parse(arguments: list[str]):
     default=10,
     help="images to find (default %(default)s)",
   )
-  parser.add_images("gallery")
-  options = parser.parse_args(arguments)
+  shared.add_encoding(parser, "gallery")
+
+
+def run(options: argparse.Namespace) -> str:
+  """Searches; returns a table, the best image first.
+
+  Raises:
+    InputError: an option, an image or the checkpoint does not fit.
+  """
   if options.top < 1:
     raise InputError(f"--top is {options.top}; use 1 or more")
-  return options
 
+  from deepemd_jax.data import folder
 
-def _work(options) -> tuple[dict[str, bytes], str]:
   paths = folder.below(options.gallery)
   if not os.path.exists(options.query):
     raise InputError(f"there is no image {options.query!r}")
 
-  import numpy as np
-
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.inference import encodings, feature_cache
+
+  trained = pretrained.load(options.checkpoint)
+  solver = pretrained.solver(trained.config, options.solver)
+  look = pretrained.look(trained.config, options.variant)
+  cache = None
+  if options.cache is not None:
+    cache = feature_cache.Cache(options.cache)
+  encoder = encodings.Encoder(trained, look, cache)
+  query = encoder.all([options.query]).nodes
+  best, bad = _nearest(encoder, query, paths, options.top)
+  if not options.skip_bad or not best:
+    encodings.refuse(paths, bad, ", or leave them out with --skip-bad")
+  for i in sorted(bad):
+    terminal.note(f"left out {str(paths[i])!r}: {bad[i]}")
+  return _table(paths, best, query, solver)
+
+
+def _nearest(encoder, query, paths, top: int):
+  """The `top` images whose pooled nodes are most like the query's.
+
+  Returns:
+    {number of an image: (cosine, nodes [n, c])}, the most alike first, and the
+    bad images as `encodings.Encoder.batches` tells them.
+  """
   from deepemd_jax.utils.progress import Progress
 
-  found = pretrained.load(options.checkpoint)
-  solver = pretrained.solver(found.config, options.solver)
-  kept = None if options.cache is None else feature_cache.Cache(options.cache)
-  look = pretrained.look(found.config, options.variant)
-  encoder = encodings.Encoder(found, look, kept)
-  query = encoder.all([options.query]).nodes
   bad: dict[int, str] = {}
-  best: dict[int, tuple[float, np.ndarray]] = {}
-  progress = Progress()
-  try:
+  best: dict[int, tuple] = {}
+  with Progress() as progress:
     batches = encoder.batches(
       paths, bad, lambda done: progress("images encoded", done, len(paths))
     )
     for numbers, encoded in batches:
-      alike = similarities(query, encoded.nodes)
-      best |= dict(
-        zip(numbers, zip(alike, encoded.nodes, strict=True), strict=True)
-      )
+      cosines = similarities(query, encoded.nodes)
+      rows = zip(cosines, encoded.nodes, strict=True)
+      best |= dict(zip(numbers, rows, strict=True))
       # No more are kept than asked for, however large the gallery.
-      order = sorted(best, key=lambda i: (-best[i][0], i))[: options.top]
+      order = sorted(best, key=lambda i: (-best[i][0], i))[:top]
       best = {i: best[i] for i in order}
-  finally:
-    progress.close()
-  if not options.skip_bad or not best:
-    encodings.refuse(paths, bad, ", or leave them out with --skip-bad")
-  for i in sorted(bad):
-    print(f"left out {str(paths[i])!r}: {bad[i]}", file=sys.stderr)
-  nodes = np.stack([kept for _, kept in best.values()])
+  return best, bad
+
+
+def _table(paths, best, query, solver) -> str:
+  import numpy as np
+
+  nodes = np.stack([nodes for _, nodes in best.values()])
   matched = reranked(query, nodes, solver)
   lines = [f"{'rank':>4}  {'EMD':>6}  {'global':>6}  image"]
-  rows = zip(best, matched, strict=True)
-  for rank, (i, value) in enumerate(sorted(rows, key=lambda r: -r[1]), 1):
-    name = str(paths[i])
-    # A name must not steer the terminal.
-    name = name if name.isprintable() else repr(name)
+  rows = sorted(zip(best, matched, strict=True), key=lambda row: -row[1])
+  for rank, (i, value) in enumerate(rows, 1):
+    name = terminal.printable(str(paths[i]))
     lines.append(f"{rank:>4}  {value:>6.3f}  {best[i][0]:>6.3f}  {name}")
-  return {}, "\n".join(lines)
+  return "\n".join(lines)
 
 
 def similarities(query, nodes):
@@ -106,12 +129,3 @@ def _row(score, query, nodes, *settings):
 
   compiled = jax.jit(score, static_argnums=range(2, 2 + len(settings)))
   return np.asarray(compiled(query, nodes, *settings))[0]
-
-
-def main(arguments: list[str]) -> int:
-  """The command line; the exit code."""
-  return terminal.run(_parse, _work, arguments)
-
-
-if __name__ == "__main__":
-  terminal.leave(main(sys.argv[1:]))

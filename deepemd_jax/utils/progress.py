@@ -1,58 +1,145 @@
 """How far a long piece of work has come, on stderr."""
 
+import functools
+import io
 import sys
+import threading
 import time
 
-from deepemd_jax.data.published import prepare
+from deepemd_jax.utils import terminal
 
-_EVERY = 10.0  # seconds between two lines of progress in a log
-_REDRAW = 0.2  # on a terminal
+_REDRAW = 0.2  # seconds between two updates of a bar
+_SIGN_OF_LIFE = 30.0  # seconds between two lines where there is no terminal
+_BAR = (
+  "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+  "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+)
+_LINE = (
+  "{desc}: {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
+)
+
+
+@functools.cache
+def _bar_class():
+  # Not at import time: --help does not need it.
+  from tqdm import std
+
+  class Bar(std.tqdm):
+    monitor_interval = 0  # no thread that watches the bars
+
+  # The usual lock is shared with other processes and starts a helper process
+  # on some systems. Only this process draws.
+  Bar.set_lock(threading.RLock())
+  return Bar
 
 
 class Progress:
-  """Progress on stderr: a line that is redrawn, or one every ten seconds where
-  nobody watches. Of several processes the first shows its own."""
+  """Shows progress: a bar on a terminal, elsewhere a line every 30 seconds.
 
-  def __init__(self, stream=None, clock=time.monotonic):
+      with Progress() as progress:
+        for done, image in enumerate(images):
+          progress("images", done, len(images), loss=0.3)
+
+  The rate and the time left count from the first call with a name, so that
+  they are right after a resume. After `terminal.silence` nothing is shown.
+  """
+
+  def __init__(self, stream=None) -> None:
+    """Shows nothing yet.
+
+    Args:
+      stream: where to write; default stderr.
+    """
     self._stream = stream or sys.stderr
-    self._clock = clock
-    self._what = None
-    self._start = self._last = 0.0
-    self._first = 0
-    self._drawn = False
+    self._on_terminal = self._stream.isatty()
+    self._interval = _REDRAW if self._on_terminal else _SIGN_OF_LIFE
+    self._bar = None
+    self._name: str | None = None
+    self._scalars: dict[str, float] = {}
+    self._shown = 0.0
 
-  def __call__(self, what: str, done: int, total: int) -> None:
-    now = self._clock()
-    if what != self._what:
-      self.close()
-      self._what, self._start, self._first = what, now, done
-      self._last = now
-    terminal = self._stream.isatty()
-    if now - self._last < (_REDRAW if terminal else _EVERY):
-      return
-    self._last = now
-    rate = (done - self._first) / max(now - self._start, 1e-9)
-    show = prepare.human_size if what == "bytes" else "{:,}".format
-    unit = "" if what == "bytes" else f" {what}"
-    line = f"{show(done)} of {show(total)}{unit}, {show(round(rate))}/s"
-    if rate > 0:
-      left = round((total - done) / rate)
-      line += f", {left // 60}:{left % 60:02d} left"
-    if terminal:
-      self._stream.write(f"\r{line[:78]:<78}")
-    else:
-      self._stream.write(line + "\n")
-    self._drawn = terminal
-    self._stream.flush()
-
-  def __enter__(self):
+  def __enter__(self) -> "Progress":
     return self
 
-  def __exit__(self, *unused):
+  def __exit__(self, *unused) -> None:
     self.close()
 
+  def __call__(
+    self, name: str, done: int, total: int, **scalars: float
+  ) -> None:
+    """Notes how far the work is, and shows it if it is time to.
+
+    Args:
+      name: what is counted: "images" or a training stage, say. Another name
+        ends the bar and begins a new one. "bytes" are shown as MB and GB.
+      done: how many are done.
+      total: of how many.
+      **scalars: shown behind the bar.
+    """
+    if terminal.is_silent():
+      return
+    if name != self._name or self._bar is None:
+      self._begin(name, done, total)
+    self._bar.n, self._bar.total, self._scalars = done, total, scalars
+    if time.monotonic() - self._shown >= self._interval:
+      self._show()
+
+  def _begin(self, name: str, done: int, total: int) -> None:
+    self.close()
+    self._name, self._shown = name, time.monotonic()
+    # tqdm draws wherever it is; without a terminal `_show` prints its text.
+    self._bar = _bar_class()(
+      desc=name,
+      initial=done,
+      total=total,
+      unit="B" if name == "bytes" else "",
+      unit_scale=name == "bytes",
+      bar_format=_BAR if self._on_terminal else _LINE,
+      file=self._stream if self._on_terminal else io.StringIO(),
+      dynamic_ncols=True,
+    )
+
+  def _show(self) -> None:
+    self._shown = time.monotonic()
+    if self._on_terminal:
+      self._bar.set_postfix_str(_joined(self._scalars))
+    else:
+      self._write(self.text())
+
+  def text(self) -> str:
+    """What was noted last, as one line without a bar; "" if nothing was."""
+    if self._bar is None:
+      return ""
+    values = self._bar.format_dict | {
+      "bar_format": _LINE,
+      "postfix": _joined(self._scalars),
+    }
+    return self._bar.format_meter(**values)
+
+  def line(self, text: str) -> None:
+    """Writes a line that stays, above the bar."""
+    if terminal.is_silent():
+      return
+    self._shown = time.monotonic()
+    bar = self._bar if self._on_terminal else None
+    if bar is not None:
+      bar.clear()
+    self._write(text)
+    if bar is not None:
+      bar.refresh()
+
+  def _write(self, text: str) -> None:
+    self._stream.write(text + "\n")
+    self._stream.flush()
+
   def close(self) -> None:
-    """Ends a line that was being redrawn."""
-    if self._drawn:
-      self._stream.write("\n")
-    self._drawn = False
+    """Ends the bar: it stays as it is, and the next line is below it."""
+    if self._bar is not None:
+      if self._on_terminal:
+        self._bar.set_postfix_str(_joined(self._scalars), refresh=False)
+      self._bar.close()
+    self._bar = self._name = None
+
+
+def _joined(scalars: dict[str, float]) -> str:
+  return ", ".join(f"{name} {value:.4g}" for name, value in scalars.items())

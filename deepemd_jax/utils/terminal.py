@@ -1,7 +1,39 @@
-"""(to be replaced at the merge)"""
+"""What a program says to the person at the terminal."""
 
 import sys
 
+_silent = False
+
+
+def silence() -> None:
+  """Makes this process say nothing more: no notes and no progress.
+
+  Call it in all processes of a distributed run but the first.
+  """
+  global _silent
+  _silent = True
+
+
+def is_silent() -> bool:
+  """Whether `silence` was called."""
+  return _silent
+
 
 def note(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
+  """Writes one line to stderr."""
+  if not _silent:
+    print(message, file=sys.stderr, flush=True)
+
+
+def printable(name: str) -> str:
+  """The name of a file in a form that cannot steer the terminal: itself, or
+  its `repr`."""
+  return name if name.isprintable() else repr(name)
+
+
+def human_size(count: int) -> str:
+  """A number of bytes in words: 1150585339 is "1.2 GB"."""
+  for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    if count >= size:
+      return f"{count / size:.1f} {unit}"
+  return f"{count} B"

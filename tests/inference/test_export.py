@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import commands
 import jax
 import jaxtyping
 import numpy as np
@@ -74,8 +76,8 @@ def images(count, height, width, seed=0):
 
 
 def test_another_process_with_jax_alone(run, exported, tmp_path):
-  """Any number of classes and queries, of any size, as in this process."""
-  cases = {"few": (1, 1, 32, 32), "many": (3, 70, 90, 33)}
+  """Numbers of classes and queries, and sizes, that were never compiled."""
+  cases = {"many": (3, 70, 90, 33)}
   given = {"keys": list(cases)}
   for key, (way, queries, height, width) in cases.items():
     given[f"support {key}"] = images(way, 36, 48)
@@ -103,13 +105,13 @@ def test_another_process_with_jax_alone(run, exported, tmp_path):
 
 def test_load_gives_the_same(run, exported):
   programs = export.load(exported)
-  support, query = images(2, 30, 30), images(3, 20, 30)
-  ours = FewShotClassifier(run).fit(support, ["a", "b"])
+  support, query = images(1, 30, 30), images(1, 32, 32)
+  ours = FewShotClassifier(run).fit(support, ["a"])
   np.testing.assert_allclose(
     programs.classify(support, query), ours.logits(query), atol=5e-4
   )
   nodes = programs.encode(query)
-  assert nodes.shape == (3, 4, 40) and nodes.dtype == np.float32
+  assert nodes.shape == (1, 4, 40) and nodes.dtype == np.float32
   assert programs.manifest["encoder"] == "metatrain, step 7"
 
 
@@ -145,15 +147,16 @@ def test_the_folder_is_a_run_without_what_training_needs(run, exported):
   assert len(list(run.rglob("train"))) == 2
   ours, again = pretrained.load(run), pretrained.load(exported)
   assert (ours.fingerprint, ours.config) == (again.fingerprint, again.config)
-  support, query = images(4, 30, 30), images(9, 30, 30)
-  logits = [
-    FewShotClassifier(place).fit(support, [0, 0, 1, 1]).logits(query)
-    for place in (run, exported)
-  ]
-  np.testing.assert_array_equal(*logits)
+  width = ours.config.model.width
+  encoders = [list(pretrained.encoders(d, width)) for d in (run, exported)]
+  assert [best.stage for best in encoders[0]] == ["metatrain", "pretrain"]
+  for best, copy in zip(*encoders, strict=True):
+    assert best[:3] == copy[:3]
+    jax.tree.map(np.testing.assert_array_equal, best.variables, copy.variables)
 
 
-def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
+@pytest.mark.soak
+def test_it_is_tested_as_the_run_itself(run, exported, tmp_path, capsys):
   """The prototype's encoder, which may be another stage's, is there too."""
   for split, name, number in itertools.product(
     ("train", "val", "test"), "ab", range(6)
@@ -171,7 +174,7 @@ def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
   config.metatrain.validation_episodes = config.evaluate.episodes = 20
   config.evaluate.batch_size, config.evaluate.encode_batch_size = 10, 6
   config.evaluate.pictures = 0
-  export.save(run, tmp_path / "exported")
+  shutil.copytree(exported, tmp_path / "exported")
   found = []
   for workdir in (run, tmp_path / "exported"):
     main.run(config, workdir)
@@ -182,80 +185,91 @@ def test_it_is_tested_as_the_run_itself(run, tmp_path, capsys):
   capsys.readouterr()
 
 
-@pytest.mark.parametrize("kind", ["grid", "sampling"])
-def test_where_crops_are_nodes(kind, tmp_path):
-  nodes = {"kind": kind, "grid": [2], "patches": 4}
-  run = tiny_run(tmp_path / "run", nodes=nodes)
+@pytest.mark.parametrize(
+  ("kind", "solver"),
+  [
+    ("sampling", "sinkhorn"),
+    pytest.param("grid", "regularized_qp", marks=pytest.mark.soak),
+  ],
+)
+def test_crops_as_nodes_and_the_runs_own_solver(
+  kind, solver, tmp_path, monkeypatch
+):
+  # The others are lowered for above, which takes its time.
+  monkeypatch.setattr(export, "PLATFORMS", ("cpu",))
+  run = tiny_run(
+    tmp_path / "run",
+    nodes={"kind": kind, "grid": [2], "patches": 4},
+    emd={"solver": solver, "epsilon": 0.1, "l2_strength": 1.0},
+  )
   export.save(run, tmp_path / "exported")
   programs = export.load(tmp_path / "exported")
   (inputs,) = programs.manifest["programs"]["encoder.stablehlo"]["inputs"]
   assert inputs == "uint8[images, 4, 32, 32, 3]"
-  found = pretrained.load(run)
-  look = pretrained.look(found.config, None)
-  support, query = (
-    np.stack([look.cut(Image.fromarray(x))[0] for x in images(k, 50, 60)])
-    for k in (2, 3)
-  )
-  ours = FewShotClassifier(run).fit(images(2, 50, 60), [0, 1])
-  np.testing.assert_allclose(
-    programs.classify(support, query), ours.logits(images(3, 50, 60)), atol=1e-4
-  )
-
-
-@pytest.mark.parametrize("solver", ["sinkhorn", "regularized_qp"])
-def test_the_runs_own_solver(solver, tmp_path):
-  fields = {"solver": solver, "epsilon": 0.1, "l2_strength": 1.0}
-  run = tiny_run(tmp_path / "run", emd=fields)
-  export.save(run, tmp_path / "exported")
-  programs = export.load(tmp_path / "exported")
-  support, query = images(2, 30, 30), images(3, 20, 30)
+  look = pretrained.look(pretrained.load(run).config, None)
+  support, query = images(2, 50, 60), images(3, 50, 60)
+  crops = [
+    np.stack([look.cut(Image.fromarray(image))[0] for image in several])
+    for several in (support, query)
+  ]
   ours = FewShotClassifier(run).fit(support, ["a", "b"]).logits(query)
-  exact = FewShotClassifier(run, solver="auto").fit(support, [0, 1])
+  exact = FewShotClassifier(run, solver="auto").fit(support, ["a", "b"])
   assert np.abs(exact.logits(query) - ours).max() > 1e-3
-  np.testing.assert_allclose(programs.classify(support, query), ours, atol=2e-4)
+  np.testing.assert_allclose(programs.classify(*crops), ours, atol=2e-4)
 
 
-def refused(capsys, message, *arguments):
-  assert export.main([str(a) for a in arguments]) == 2
-  out, errors = capsys.readouterr()
-  assert out == "" and errors.startswith("deepemd_jax: error: ")
-  assert errors.count("\n") == 1 and message in errors, errors
+@pytest.fixture
+def refused(capsys):
+  """Calls the command, which refuses with a message."""
+
+  def calling(message, *arguments):
+    commands.assert_refused(
+      commands.call(capsys, "export", *arguments), message
+    )
+
+  return calling
 
 
-def test_mistakes(run, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def no_programs(monkeypatch):
+  """An export is all but its programs, which take seconds."""
+  monkeypatch.setattr(export, "_programs", lambda trained: {})
+
+
+def test_mistakes(run, tmp_path, refused, no_programs, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   checkpoint = f"--checkpoint={run}"
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "precious").touch()
   (tmp_path / "file").touch()
-  refused(capsys, "required: --out", checkpoint)
-  refused(capsys, "full is in use", checkpoint, "--out=full")
-  refused(capsys, "file is in use", checkpoint, "--out=file")
-  refused(capsys, "cannot write /proc/x", checkpoint, "--out=/proc/x")
-  refused(capsys, "'absent' is not", "--checkpoint=absent", "--out=new")
-  refused(capsys, "make quickstart", "--out=new")
-  refused(capsys, "unrecognized arguments: --solver", "--out=new", "--solver")
+  refused("required: --out", checkpoint)
+  refused("full is in use", checkpoint, "--out=full")
+  refused("file is in use", checkpoint, "--out=file")
+  refused("cannot write /proc/x", checkpoint, "--out=/proc/x")
+  refused("'absent' is not", "--checkpoint=absent", "--out=new")
+  refused("make quickstart", "--out=new")
+  refused("unrecognized arguments: --solver", "--out=new", "--solver")
   assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
   (tmp_path / "empty").mkdir()
-  assert export.main([checkpoint, "--out=empty"]) == 0
-  assert "empty is ready" in capsys.readouterr().out
+  code, out, _ = commands.call(capsys, "export", checkpoint, "--out=empty")
+  assert code == 0 and "empty is ready" in out
   assert (tmp_path / "empty" / "manifest.json").is_file()
 
 
-def test_a_full_disk_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_nothing(
+  run, tmp_path, refused, no_programs, monkeypatch
+):
   def full(path, content):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(export.pathlib.Path, "write_text", full)
   message = "new: No space left on device"
-  refused(capsys, message, f"--checkpoint={run}", f"--out={tmp_path / 'new'}")
+  refused(message, f"--checkpoint={run}", f"--out={tmp_path / 'new'}")
   assert not list(tmp_path.iterdir())
 
 
 def test_damage_and_other_folders_are_told(run, exported, tmp_path):
-  with pytest.raises(
-    InputError, match="not what deepemd_jax.inference.export writes"
-  ):
+  with pytest.raises(InputError, match="not what export writes"):
     export.load(run)
   broken = tmp_path / "broken"
   broken.mkdir()
@@ -287,7 +301,7 @@ def test_training_does_not_go_on_from_it(exported):
 def test_interrupted(run, tmp_path):
   process = subprocess.Popen(
     [
-      *(sys.executable, "-m", "deepemd_jax.inference.export"),
+      *(sys.executable, "-m", "deepemd_jax", "export"),
       f"--checkpoint={run}",
       f"--out={tmp_path / 'new'}",
     ],
@@ -301,16 +315,5 @@ def test_interrupted(run, tmp_path):
   process.send_signal(signal.SIGINT)
   out, errors = process.communicate()
   assert (process.returncode, out) == (130, ""), errors
-  assert errors.strip() == "interrupted; nothing was written"
+  assert errors.strip() == "interrupted; nothing half-made is left"
   assert not list(tmp_path.iterdir())
-
-
-def test_mistakes_are_told_before_jax_is_loaded():
-  code = (
-    "import sys, deepemd_jax.inference.export as e; print(e.main(['--out']), "
-    "[m for m in ('jax', 'flax', 'orbax') if m in sys.modules])"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True
-  )
-  assert done.stdout.strip() == "2 []", done.stdout + done.stderr

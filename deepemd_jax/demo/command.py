@@ -1,13 +1,6 @@
-"""Opens a web page on this machine that classifies images by a few examples of
-each class, and shows the matched regions.
+"""The command `demo`: opens a web page on this machine."""
 
-python -m deepemd_jax.demo
-
-It listens on 127.0.0.1 only. To look at it from another machine, forward the
-port: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE, and open http://127.0.0.1:7860
-there.
-"""
-
+import argparse
 import os
 import socket
 import sys
@@ -16,14 +9,24 @@ import webbrowser
 from typing import NoReturn
 
 from deepemd_jax.errors import InputError
-from deepemd_jax.utils import terminal
+from deepemd_jax.inference import options as shared
 
+HELP = "open a web page that classifies images dropped on it"
+DESCRIPTION = """
+Opens a web page on this machine that classifies images by a few examples of
+each class, and shows the matched regions.
+
+It listens on 127.0.0.1 only. To look at it from another machine, forward the
+port: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE, and open http://127.0.0.1:7860
+there.
+"""
+CLEANS_UP = False
 HOST = "127.0.0.1"
 
 
-def _parse(arguments: list[str]):
-  parser = terminal.Parser("demo", __doc__)
-  parser.add_checkpoint()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what the command takes."""
+  shared.add_checkpoint(parser)
   parser.add_argument(
     "--port",
     type=int,
@@ -36,10 +39,26 @@ def _parse(arguments: list[str]):
     action="store_false",
     help="print the address, and open nothing",
   )
-  options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> NoReturn:
+  """Serves the page until the process ends.
+
+  Raises:
+    InputError: the port cannot be had, or there is no checkpoint.
+  """
   if not 0 <= options.port < 2**16:
     raise InputError(f"--port is {options.port}; use 0 to 65535")
-  return options
+  listening = _listen(options.port)
+
+  from deepemd_jax.demo import server
+
+  demo = server.Demo(options.checkpoint)
+  address = f"http://{HOST}:{listening.getsockname()[1]}"
+  print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
+  if options.browser:
+    _open(address)
+  server.make(demo, listening).serve_forever()
 
 
 def _listen(port: int) -> socket.socket:
@@ -58,25 +77,3 @@ def _open(address: str) -> None:
   screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
   if sys.platform in ("win32", "darwin") or screen:
     threading.Thread(target=webbrowser.open, args=[address]).start()
-
-
-def _work(options) -> NoReturn:
-  listening = _listen(options.port)
-
-  from deepemd_jax.demo import server
-
-  demo = server.Demo(options.checkpoint)
-  address = f"http://{HOST}:{listening.getsockname()[1]}"
-  print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
-  if options.browser:
-    _open(address)
-  server.make(demo, listening).serve_forever()
-
-
-def main(arguments: list[str]) -> int:
-  """The command line; the exit code, 130 after Ctrl-C."""
-  return terminal.run(_parse, _work, arguments)
-
-
-if __name__ == "__main__":
-  terminal.leave(main(sys.argv[1:]))

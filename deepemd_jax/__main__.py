@@ -1,0 +1,207 @@
+"""The one command: `deepemd`, or `python -m deepemd_jax`.
+
+    python -m deepemd_jax COMMAND --help
+
+Each command is a module, named in `COMMANDS`, and imported when it is asked
+for. None of them imports JAX or NumPy before its `run` is called, so that
+`--help` and mistakes are answered at once. A command module has
+
+    HELP                    one line, for the list of all commands
+    DESCRIPTION             more, for its own --help
+    add_arguments(parser)   of argparse
+    run(options)            returns the text to print, or (files, text) with the
+                            content of each file to write, by its path
+
+and, if nothing needs to be cleaned up when `run` is left in its middle,
+`CLEANS_UP = False`: then Ctrl-C need not wait for a long computation.
+
+What all commands share is here: a mistake is one line and exit code 2, Ctrl-C
+is one line and 130, results are written all together or not at all.
+"""
+
+import argparse
+import importlib
+import os
+import runpy
+import sys
+import threading
+from collections.abc import Mapping
+from types import ModuleType
+from typing import NoReturn
+
+from deepemd_jax.errors import MISTAKE, InputError, MissingData
+from deepemd_jax.utils import files, registry
+
+PROGRAM = "python -m deepemd_jax"
+INTERRUPTED = 130
+CLOSED_PIPE = 141
+
+_TRAIN = "deepemd_jax.main"  # reads its own flags: those of the config, too
+COMMANDS = {
+  "train": _TRAIN,
+  "classify": "deepemd_jax.inference.classify",
+  "search": "deepemd_jax.inference.search",
+  "demo": "deepemd_jax.demo.command",
+  "export": "deepemd_jax.inference.export",
+  "convert": "deepemd_jax.checkpoints.convert",
+  "data": "deepemd_jax.data.published.command",
+}
+_TRAIN_HELP = "train, evaluate or retrieve, as a config says"
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser whose mistakes are `InputError`s."""
+
+  def __init__(self, **options) -> None:
+    """Takes what `argparse.ArgumentParser` takes; names are not abbreviated."""
+    ours = {
+      "allow_abbrev": False,
+      "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+    super().__init__(**ours | options)
+
+  def error(self, message: str) -> NoReturn:
+    """Raises instead of exiting."""
+    raise InputError(message)
+
+  def print_help(self, file=None) -> NoReturn:
+    """Raises instead of printing and exiting."""
+    raise _HelpWanted(self.format_help())
+
+
+class _HelpWanted(Exception):
+  """Its message is the text of --help."""
+
+
+def main(arguments: list[str]) -> int:
+  """Runs a command.
+
+  Args:
+    arguments: of the command line, without the program's name.
+
+  Returns:
+    The exit code. After 130 threads may still be at work, which only `os._exit`
+    ends at once.
+
+  Raises:
+    SystemExit: at the end of `train`.
+  """
+  if arguments[:1] == ["train"]:
+    _train(arguments[1:])
+  try:
+    _show(_answer(arguments))
+  except MissingData as error:
+    return _refuse("\n".join(error.lines))
+  except InputError as error:
+    for line in getattr(error, "lines", ()):  # one for each bad image
+      print(line, file=sys.stderr)
+    return _refuse(" ".join(str(error).split()))
+  except KeyboardInterrupt:
+    print("\ninterrupted; nothing half-made is left", file=sys.stderr)
+    return INTERRUPTED
+  except BrokenPipeError:  # `| head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED_PIPE
+  return 0
+
+
+def _train(arguments: list[str]) -> NoReturn:
+  """Does what `python -m deepemd_jax.main` does, exit code included."""
+  sys.argv[1:] = arguments
+  runpy.run_module(_TRAIN, run_name="__main__", alter_sys=True)
+  sys.exit(0)
+
+
+def _answer(arguments: list[str]) -> str:
+  """Does what the arguments say; returns what to print."""
+  name, *rest = arguments or [""]
+  if name in ("-h", "--help"):
+    return _overview()
+  if name not in COMMANDS:
+    hint = registry.hint(name, COMMANDS)
+    what = f"there is no command {name!r}" if name else "a command is missing"
+    raise InputError(f"{what}; {hint}")
+  command = importlib.import_module(COMMANDS[name])
+  parser = Parser(
+    prog=f"{PROGRAM} {name}", description=command.DESCRIPTION.strip()
+  )
+  command.add_arguments(parser)
+  try:
+    options = parser.parse_args(rest)
+  except _HelpWanted as wanted:
+    return str(wanted).rstrip()
+  if getattr(command, "CLEANS_UP", True):
+    result = command.run(options)
+  else:
+    result = _run_aside(command, options)
+  contents, text = ({}, result) if isinstance(result, str) else result
+  _write(contents)
+  return text
+
+
+def _overview() -> str:
+  """The commands, each with a line of help."""
+  lines = [f"usage: {PROGRAM} COMMAND ...", ""]
+  for name, path in COMMANDS.items():
+    known = path == _TRAIN
+    text = _TRAIN_HELP if known else importlib.import_module(path).HELP
+    lines.append(f"  {name:<10}{text}")
+  return "\n".join([*lines, "", f"more: {PROGRAM} COMMAND --help"])
+
+
+def _run_aside(command: ModuleType, options: argparse.Namespace):
+  """Runs a command in another thread: the main thread, which alone hears of
+  Ctrl-C, would hear of it only after a long computation."""
+  outcome: list = []
+
+  def target():
+    try:
+      outcome.append(command.run(options))
+    except BaseException as error:
+      outcome.append(error)
+
+  thread = threading.Thread(target=target, daemon=True)
+  thread.start()
+  while thread.is_alive():
+    thread.join(0.1)
+  (result,) = outcome
+  if isinstance(result, BaseException):
+    raise result
+  return result
+
+
+def _write(contents: Mapping[str, bytes | str]) -> None:
+  try:
+    files.write_together(contents)
+  except OSError as error:
+    raise InputError(
+      f"cannot write {error.filename!r}: {error.strerror}"
+    ) from error
+
+
+def _show(text: str) -> None:
+  """Prints text; what the terminal's alphabet lacks is escaped, and so are file
+  names that are no text."""
+  alphabet = sys.stdout.encoding or "utf-8"
+  print(text.encode(alphabet, "backslashreplace").decode(alphabet), flush=True)
+
+
+def _refuse(message: str) -> int:
+  print(f"deepemd_jax: error: {message}", file=sys.stderr)
+  return MISTAKE
+
+
+def deepemd() -> NoReturn:
+  """Runs the command line and ends the process.
+
+  It does not wait for threads: one may be in the middle of what was
+  interrupted.
+  """
+  code = main(sys.argv[1:])
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+if __name__ == "__main__":
+  deepemd()

@@ -1,0 +1,75 @@
+"""Arguments that several commands share. Loads neither JAX nor NumPy."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable
+
+from deepemd_jax.config import resolve
+from deepemd_jax.utils import registry
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag that says which encoder to use."""
+  parser.add_argument(
+    "--checkpoint",
+    metavar="RUN",
+    help="workdir of a training run, or what convert or export wrote (default "
+    "runs/quickstart)",
+  )
+
+
+def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
+  """Adds the flags that say how images are read, encoded and matched.
+
+  Args:
+    parser: of the command.
+    images: which images may be left out: "query", say.
+  """
+  parser.add_argument(
+    "--skip-bad",
+    action="store_true",
+    help=f"leave out {images} images that cannot be read, and say so",
+  )
+  add_checkpoint(parser)
+  for name, names, what in (
+    ("variant", resolve.NODES, "regions of an image"),
+    ("solver", resolve.SOLVERS, "solver of the EMD"),
+  ):
+    parser.add_argument(
+      f"--{name}",
+      type=_one_of(names),
+      help=f"{what}: {', '.join(names)} (default: the run's own)",
+    )
+  parser.add_argument(
+    "--cache",
+    metavar="DIR",
+    default=os.path.join(default_cache(), "encodings"),
+    help="where encodings are kept for the next time; may be deleted (default "
+    "%(default)s)",
+  )
+  parser.add_argument(
+    "--no-cache",
+    dest="cache",
+    action="store_const",
+    const=None,
+    help="keep none",
+  )
+
+
+def default_cache() -> str:
+  """The folder for what this user's commands keep between runs."""
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return os.path.join(home, "deepemd_jax")
+
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+  """A type for argparse: one of these names."""
+
+  def check(value: str) -> str:
+    if value not in names:
+      raise argparse.ArgumentTypeError(
+        f"there is no {value!r}; {registry.hint(value, names)}"
+      )
+    return value
+
+  return check

@@ -1,0 +1,44 @@
+"""`search`: the most alike first."""
+
+from commands import assert_refused
+
+
+def test_search(call, folder):
+  code, out, errors = call(
+    "search", "--gallery=query", "--query=query/red/1.png", "--top=2"
+  )
+  assert code == 0 and errors == ""
+  header, *lines = out.splitlines()
+  assert header.split() == ["rank", "EMD", "global", "image"]
+  found = [line.split() for line in lines]
+  assert found[0] == ["1", "1.000", "1.000", "query/red/1.png"]
+  assert found[1][0] == "2" and found[1][3] == "query/red/0.png"
+  assert float(found[1][1]) <= 1 and len(found) == 2
+
+
+def test_search_takes_the_global_top(call, folder):
+  """Against all at once: the K most alike by pooled nodes, then by EMD."""
+  _, out, _ = call("search", "--gallery=.", "--query=query/red/1.png")
+  found = [line.split() for line in out.splitlines()[1:]]
+  assert len(found) == 10
+  values = [float(row[1]) for row in found]
+  assert values == sorted(values, reverse=True)
+  _, out, _ = call(
+    "search", "--gallery=.", "--query=query/red/1.png", "--top=12"
+  )
+  everything = [line.split() for line in out.splitlines()[1:]]
+  best = sorted(everything, key=lambda row: -float(row[2]))[:10]
+  assert {row[3] for row in best} == {row[3] for row in found}
+
+
+def test_search_mistakes(call, folder):
+  usual = ("--gallery=query", "--query=query/red/1.png")
+  assert_refused(call("search", *usual, "--top=0"), "--top is 0")
+  assert_refused(call("search", usual[0], "--query=x.png"), "no image 'x.png'")
+  assert_refused(call("search", "--gallery=x", usual[1]), "no image folder 'x'")
+  assert_refused(call("search", usual[0], "--query=query"), "not a file")
+  (folder / "query" / "bad.png").write_bytes(b"x")
+  assert_refused(call("search", *usual), "1 of 7 images cannot be read")
+  code, out, errors = call("search", *usual, "--skip-bad")
+  assert code == 0 and errors == "left out 'query/bad.png': not an image\n"
+  assert out.count("\n") == 7
