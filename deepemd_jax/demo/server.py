@@ -23,8 +23,9 @@ from werkzeug.sansio.utils import host_is_trusted
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.config import resolve
+from deepemd_jax.data.views import KINDS
 from deepemd_jax.demo import answer, examples, form
+from deepemd_jax.emd.solvers import SOLVERS
 from deepemd_jax.errors import InputError
 
 # address -> file and its type; no other file is served.
@@ -70,11 +71,12 @@ class Demo:
     self._checkpoint = checkpoint
     self._limits = limits or form.Limits()
     self._settings = {
-      "encoder": f"{checkpoint or pretrained.DEFAULT} ({trained.place})",
-      "variants": resolve.NODES,
-      "variant": trained.config.nodes.kind,
-      "solvers": resolve.SOLVERS,
-      "solver": trained.config.emd.solver,
+      "encoder": f"{checkpoint or pretrained.DEFAULT} "
+      f"({trained.encoder.place})",
+      "variants": KINDS,
+      "variant": trained.settings.view.kind,
+      "solvers": list(SOLVERS),
+      "solver": trained.settings.solver_name,
       "examples": {name: kind[0] for name, kind in examples.KINDS.items()},
       "limits": dataclasses.asdict(self._limits),
     }

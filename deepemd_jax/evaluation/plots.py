@@ -92,8 +92,10 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
 
 
 def show_pixels(axis, image) -> None:
-  """Draws square pixels, whose edges lie where the boxes' coordinates say; smooth
-  ones would make files nearly twice as large."""
+  """Draws square pixels, whose edges lie where the boxes' coordinates say.
+
+  Smooth ones would make files nearly twice as large.
+  """
   height, width = image.shape[:2]
   axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
 

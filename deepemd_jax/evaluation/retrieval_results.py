@@ -340,8 +340,8 @@ class RetrievalResults:
     return (
       f"{self.protocol.data_title()}, {self.split} classes: "
       f"{gallery.images:,} images of {gallery.classes:,} classes, {asked}, "
-      f"seed {self.protocol.seed}; nodes: {nodes_text(self.nodes)}; EMD re-ranks "
-      f"{measured.depth}"
+      f"seed {self.protocol.seed}; nodes: {nodes_text(self.nodes)}; "
+      f"EMD re-ranks {measured.depth}"
     )
 
 

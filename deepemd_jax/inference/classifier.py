@@ -8,25 +8,25 @@
 Fitting trains no network: a class is the nodes of its images.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from deepemd_jax import emd
 from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.data import image_input
 from deepemd_jax.emd.api import default_solver
 from deepemd_jax.errors import InputError
-from deepemd_jax.inference import encodings, explanation, feature_cache
-from deepemd_jax.models import matching, sfc
+from deepemd_jax.inference import (
+  choices,
+  class_nodes,
+  explanation,
+  feature_cache,
+  image_encoder,
+)
 
-# Of gradient descent on the class nodes: the official 100 epochs up to 160
-# images, fewer above, but never less than one.
-_STEPS = 4000
 _PICTURE = 224  # pixels, longer side of the copies kept for explanations
 
 
@@ -123,10 +123,13 @@ class FewShotClassifier:
     """
     images = image_input.several(images)
     classes, index = _classes(images, labels)
-    found = pretrained.load(self.checkpoint)
-    look = pretrained.look(found.config, self.variant)
-    solve = pretrained.solver(found.config, self.solver)
-    self._trained, self._look, self._solver = found, look, solve
+    trained = pretrained.load(self.checkpoint)
+    settings = trained.settings
+    self._trained = trained
+    self._view = choices.choose_view(settings, self.variant)
+    self._heads = dataclasses.replace(
+      settings.heads, solver=choices.choose_solver(settings, self.solver)
+    )
     self._encoder = None
     encoded = self.encoder().all(images)
     self._support = [
@@ -139,42 +142,21 @@ class FewShotClassifier:
     ]
     self._support_nodes, self._support_index = encoded.nodes, index
     self.support_contents_ = encoded.contents
-    self.class_nodes_ = self._fitted(encoded.nodes, index)
+    self.class_nodes_ = class_nodes.fit(
+      encoded.nodes, index, self._heads, settings.seed
+    )
     self.classes_ = classes
     return self
-
-  def _fitted(self, nodes: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Class nodes [way, n, c] of support nodes [N, n, c]."""
-    rows = [np.flatnonzero(index == k) for k in range(index.max() + 1)]
-    shot = max(len(row) for row in rows)
-    support = np.stack([nodes[np.resize(row, shot)] for row in rows])
-    if shot == 1:
-      return support[:, 0]
-    config = self._trained.config
-    count = len(rows) * shot
-    batches = -(-count // config.sfc.batch_size)
-    epochs = max(1, min(config.sfc.epochs, _STEPS // batches))
-    order = sfc.random_order(jax.random.key(config.seed), count, epochs)
-    fitted = _fit(
-      support,
-      order,
-      solver=self._solver,
-      temperature=config.emd.temperature,
-      learning_rate=config.sfc.lr,
-      batch_size=config.sfc.batch_size,
-      gradient=config.sfc.gradient,
-    )
-    return np.asarray(fitted)
 
   def describe(self) -> dict[str, str]:
     """What was fitted, in words, by name."""
     self._check_fitted()
     shots = np.bincount(self._support_index)
-    solver = self._solver or default_solver()
+    solver = self._heads.solver or default_solver()
     return {
       "checkpoint": f"{self.checkpoint or pretrained.DEFAULT} "
-      f"({self._trained.place})",
-      "variant": f"{self._look.kind}, {self.class_nodes_.shape[1]} nodes",
+      f"({self._trained.encoder.place})",
+      "variant": f"{self._view.kind}, {self.class_nodes_.shape[1]} nodes",
       "solver": type(solver).__name__,
       "classes": str(len(shots)),
       "class nodes": "of the example"
@@ -182,12 +164,16 @@ class FewShotClassifier:
       else "fitted to the examples (SFC)",
     }
 
-  def encoder(self) -> encodings.Encoder:
+  def encoder(self) -> image_encoder.ImageEncoder:
     """What encodes images for this classifier; `fit` comes first."""
     self._check_fitted(during_fit=True)
     if self.__dict__.get("_encoder") is None:
-      kept = None if self.cache is None else feature_cache.Cache(self.cache)
-      self._encoder = encodings.Encoder(self._trained, self._look, kept)
+      cache = None
+      if self.cache is not None:
+        cache = feature_cache.Cache(self.cache)
+      self._encoder = image_encoder.ImageEncoder(
+        self._trained, self._view, cache
+      )
     return self._encoder
 
   def _check_fitted(self, during_fit: bool = False) -> None:
@@ -205,7 +191,7 @@ class FewShotClassifier:
     images = image_input.several(images)
     bad: dict[int, str] = {}
     parts = [scores for _, scores, _ in self.scored(images, bad)]
-    encodings.refuse(images, bad)
+    image_encoder.refuse(images, bad)
     return np.concatenate(parts or [np.empty((0, len(self.classes_)))])
 
   def scored(
@@ -231,24 +217,11 @@ class FewShotClassifier:
   def _logits(self, nodes: np.ndarray, classes=None) -> np.ndarray:
     """Scores [N, way] of encoded queries [N, n, c]."""
     classes = self.class_nodes_ if classes is None else classes
-    # One shape for batches, and one for an image alone.
-    size = 1 if len(nodes) == 1 else 16
-    found = []
-    for start in range(0, len(nodes), size):
-      rows = np.minimum(np.arange(start, start + size), len(nodes) - 1)
-      found.append(
-        _score(
-          nodes[rows],
-          classes,
-          solver=self._solver,
-          temperature=self._trained.config.emd.temperature,
-        )
-      )
-    return np.concatenate(found)[: len(nodes)]
+    return class_nodes.score(nodes, classes, self._heads)
 
   def predict_proba(self, images: Sequence) -> np.ndarray:
     """Softmax of the logits, [N, way], columns as in `classes_`."""
-    return softmax(self.logits(images))
+    return class_nodes.softmax(self.logits(images))
 
   def predict(self, images: Sequence) -> np.ndarray:
     """The most likely class of each image, [N]."""
@@ -289,17 +262,14 @@ class FewShotClassifier:
     filled = np.resize(rows, np.bincount(self._support_index).max())
     alike = self._logits(encoded.nodes, self._support_nodes[filled])[0]
     support = self._support[filled[alike.argmax()]]
-    match = _match(
-      encoded.nodes, self.class_nodes_[k : k + 1], solver=self._solver
-    )
-    similarity, flow, query_weights, class_weights = (
-      np.asarray(x, np.float64)[0, 0] for x in match
+    similarity, flow, query_weights, class_weights = class_nodes.match(
+      encoded.nodes, self.class_nodes_[k : k + 1], self._heads
     )
     size = tuple(encoded.sizes[0].tolist())
     return explanation.explain(
       label=self.classes_[k],
       logit=float(logits[k]),
-      probability=float(softmax(logits)[k]),
+      probability=float(class_nodes.softmax(logits)[k]),
       query=explanation.Side(
         _picture(image),
         size,
@@ -311,7 +281,7 @@ class FewShotClassifier:
       images=len(rows),
       similarity=similarity,
       flow=flow,
-      temperature=self._trained.config.emd.temperature,
+      temperature=self._heads.temperature,
     )
 
 
@@ -336,43 +306,6 @@ def _classes(images, labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _picture(image) -> np.ndarray:
-  return explanation.thumbnail(image_input.decode(image_input.read(image)[1]), _PICTURE)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Probabilities along the last axis, float64."""
-  powers = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
-  return powers / powers.sum(-1, keepdims=True)
-
-
-_STATIC = (
-  *("solver", "temperature", "learning_rate", "batch_size", "gradient"),
-)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _fit(support, order, **options):
-  return sfc.fit(support, order=order, **options)
-
-
-@functools.partial(jax.jit, static_argnames=("solver", "temperature"))
-def _score(query_nodes, class_nodes, *, solver, temperature):
-  return matching.logits(query_nodes, class_nodes, solver, temperature)
-
-
-@functools.partial(jax.jit, static_argnames="solver")
-def _match(query_nodes, class_nodes, *, solver):
-  problem = matching.match(query_nodes, class_nodes)
-  plan = emd.solve(
-    1.0 - problem.similarity,
-    problem.query_weights,
-    problem.class_weights,
-    solver=solver,
-  )
-  flow = jnp.asarray(plan.flow)
-  return (
-    problem.similarity,
-    flow,
-    problem.query_weights,
-    problem.class_weights,
+  return explanation.thumbnail(
+    image_input.decode(image_input.read(image)[1]), _PICTURE
   )

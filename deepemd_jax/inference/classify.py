@@ -104,8 +104,8 @@ def _classified(classifier, paths, labels, skip_bad: bool, progress):
   """The results, and the SHA-256 of each image that could be read."""
   import numpy as np
 
-  from deepemd_jax.inference import encodings, report
-  from deepemd_jax.inference.classifier import softmax
+  from deepemd_jax.inference import image_encoder, report
+  from deepemd_jax.inference.class_nodes import softmax
 
   logits = np.zeros((len(paths), len(classifier.classes_)))
   bad: dict[int, str] = {}
@@ -117,7 +117,7 @@ def _classified(classifier, paths, labels, skip_bad: bool, progress):
     logits[numbers] = scores
     contents |= set(digests)
   if not skip_bad or len(bad) == len(paths):
-    encodings.refuse(paths, bad, ", or leave them out with --skip-bad")
+    image_encoder.refuse(paths, bad, ", or leave them out with --skip-bad")
   results = report.Results(
     classes=tuple(classifier.classes_.tolist()),
     files=tuple(map(str, paths)),

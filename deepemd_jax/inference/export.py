@@ -99,8 +99,9 @@ def save(checkpoint, directory) -> dict:
     (workdir / "config.json").write_bytes(config)
     meta = {"exported_from": source.resolve().name}
     # Of all stages: the prototype head is tested with the one that suits it.
-    for best in pretrained.encoders(source, trained.config.model.width):
-      pretrained.keep(workdir, best, meta)
+    encoders = pretrained.best_encoders(source, trained.settings.backbone)
+    for best in encoders.values():
+      pretrained.save_encoder(workdir, best, meta)
     manifest = _described(trained) | {"programs": {}}
     for name, program in _programs(trained).items():
       content = bytes(program.serialize())
@@ -155,30 +156,25 @@ def load(directory) -> Programs:
 
 
 def _programs(trained) -> dict:
-  """Both programs of a `Trained`, by file name, lowered for all platforms."""
+  """Both programs of a `Pretrained`, by file name, lowered for all
+  platforms."""
   import jax
   import numpy as np
   from jax import export
 
-  from deepemd_jax.checkpoints import pretrained
-  from deepemd_jax.config import resolve
-  from deepemd_jax.inference import encodings
+  from deepemd_jax.evaluation.features import Features
   from deepemd_jax.models import matching
 
-  look = pretrained.look(trained.config, None)
-  whole = look.kind == "fcn"
-  solver, temperature = _solver(trained.config), trained.config.emd.temperature
+  features, view = Features.of(trained.settings), trained.settings.view
+  variables = trained.encoder.variables
+  solver = _solver(trained.settings)
+  temperature = trained.settings.heads.temperature
 
   def nodes(images):
-    if whole:
-      pixels = resolve.evaluation_view(trained.config)(images)[:, None]
-    else:
-      pixels = resolve.normalize(trained.config)(images.astype(np.float32))
-    pyramid = tuple(trained.config.nodes.pyramid)
-    precision = trained.config.model.precision
-    return encodings.encode(
-      trained.variables, pixels, whole, pyramid, precision
-    )
+    if view.is_whole:
+      return features.nodes_of_images(variables, images)
+    pixels = view.normalize(images.astype(np.float32))
+    return features.nodes(variables, pixels)
 
   def logits(support, query):
     return matching.logits(nodes(query), nodes(support), solver, temperature)
@@ -187,24 +183,25 @@ def _programs(trained) -> dict:
 
   def images(count, sides=""):
     shape = f"{count}, {sides}height, {sides}width, 3"
-    if not whole:
-      shape = f"{count}, {look.count}, {look.size}, {look.size}, 3"
+    if not view.is_whole:
+      shape = f"{count}, {view.crops}, {view.size}, {view.size}, 3"
     shape = export.symbolic_shape(shape, scope=scope)
     return jax.ShapeDtypeStruct(shape, np.uint8)
 
-  lower = lambda f: export.export(jax.jit(f), platforms=PLATFORMS)  # noqa: E731
+  def lower(function, *arguments):
+    return export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+
   both = images("way", "support_"), images("queries", "query_")
-  programs = lower(nodes)(images("images")), lower(logits)(*both)
+  programs = lower(nodes, images("images")), lower(logits, *both)
   return dict(zip(_NAMES, programs, strict=True))
 
 
-def _solver(config):
+def _solver(settings):
   """The run's own EMD solver, or, where that is the host's, the device's, and
   that without its kernel, which is for one kind of device."""
   from deepemd_jax import emd
-  from deepemd_jax.checkpoints import pretrained
 
-  own = pretrained.solver(config, None)
+  own = settings.heads.solver
   host = own is None or isinstance(own, emd.NetworkSimplex)
   if host or isinstance(own, emd.InteriorPoint):
     return emd.InteriorPoint(kernel=False)
@@ -212,17 +209,16 @@ def _solver(config):
 
 
 def _described(trained) -> dict:
-  """What the programs of a `Trained` do, for their users."""
-  from deepemd_jax.checkpoints import pretrained
-  from deepemd_jax.data import views
+  """What the programs of a `Pretrained` do, for their users."""
+  from deepemd_jax.data.views import evaluation_side
 
-  look, image = pretrained.look(trained.config, None), trained.config.image
-  if look.kind == "fcn":
+  settings, view = trained.settings, trained.settings.view
+  if view.is_whole:
     outside = "decoding to upright RGB; images of one call have one size"
-    kept = f"{look.size} x {look.size} pixels"
+    kept = f"{view.size} x {view.size} pixels"
     resized = f"the whole image to {kept}"
-    if look.crop == "center":
-      side = views.large_side(look.size)
+    if view.crop == "center":
+      side = evaluation_side(view)
       resized = f"the whole image to {side} x {side}, its central {kept} kept"
   else:
     resized = "none"
@@ -232,15 +228,15 @@ def _described(trained) -> dict:
     )
   return {
     "format": _FORMAT,
-    "encoder": trained.place,
+    "encoder": trained.encoder.place,
     "parameters_sha256": trained.fingerprint,
-    "nodes": look.kind,
+    "nodes": view.kind,
     "in_the_programs": {
       "resizing": resized,
-      "mean": image.mean,
-      "std": image.std,
-      "solver": repr(_solver(trained.config)),
-      "temperature": trained.config.emd.temperature,
+      "mean": view.mean,
+      "std": view.std,
+      "solver": repr(_solver(settings)),
+      "temperature": settings.heads.temperature,
     },
     "before_them": outside,
     "platforms": PLATFORMS,

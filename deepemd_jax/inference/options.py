@@ -4,7 +4,8 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 
-from deepemd_jax.config import resolve
+from deepemd_jax.config.validate import NODES
+from deepemd_jax.emd.solvers import SOLVERS
 from deepemd_jax.utils import registry
 
 
@@ -32,8 +33,8 @@ def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
   )
   add_checkpoint(parser)
   for name, names, what in (
-    ("variant", resolve.NODES, "regions of an image"),
-    ("solver", resolve.SOLVERS, "solver of the EMD"),
+    ("variant", NODES, "regions of an image"),
+    ("solver", SOLVERS, "solver of the EMD"),
   ):
     parser.add_argument(
       f"--{name}",

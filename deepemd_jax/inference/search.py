@@ -51,19 +51,19 @@ def run(options: argparse.Namespace) -> str:
     raise InputError(f"there is no image {options.query!r}")
 
   from deepemd_jax.checkpoints import pretrained
-  from deepemd_jax.inference import encodings, feature_cache
+  from deepemd_jax.inference import choices, feature_cache, image_encoder
 
   trained = pretrained.load(options.checkpoint)
-  solver = pretrained.solver(trained.config, options.solver)
-  look = pretrained.look(trained.config, options.variant)
+  solver = choices.choose_solver(trained.settings, options.solver)
+  view = choices.choose_view(trained.settings, options.variant)
   cache = None
   if options.cache is not None:
     cache = feature_cache.Cache(options.cache)
-  encoder = encodings.Encoder(trained, look, cache)
+  encoder = image_encoder.ImageEncoder(trained, view, cache)
   query = encoder.all([options.query]).nodes
   best, bad = _nearest(encoder, query, paths, options.top)
   if not options.skip_bad or not best:
-    encodings.refuse(paths, bad, ", or leave them out with --skip-bad")
+    image_encoder.refuse(paths, bad, ", or leave them out with --skip-bad")
   for i in sorted(bad):
     terminal.note(f"left out {str(paths[i])!r}: {bad[i]}")
   return _table(paths, best, query, solver)
@@ -74,7 +74,7 @@ def _nearest(encoder, query, paths, top: int):
 
   Returns:
     {number of an image: (cosine, nodes [n, c])}, the most alike first, and the
-    bad images as `encodings.Encoder.batches` tells them.
+    bad images as `ImageEncoder.batches` tells them.
   """
   from deepemd_jax.utils.progress import Progress
 

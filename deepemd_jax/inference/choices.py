@@ -1,0 +1,49 @@
+"""What a person may choose about a trained encoder: view and solver."""
+
+import dataclasses
+from typing import Any
+
+from deepemd_jax.config.settings import Settings
+from deepemd_jax.data.views import KINDS, View
+from deepemd_jax.emd.solvers import SOLVERS, make_solver
+from deepemd_jax.errors import InputError
+
+
+def choose_view(settings: Settings, variant: str | None) -> View:
+  """How to look at images.
+
+  Args:
+    settings: of the run that trained the encoder.
+    variant: "fcn", "grid" or "sampling"; None is the run's own.
+
+  Raises:
+    InputError: another variant.
+  """
+  if variant is None:
+    return settings.view
+  if variant not in KINDS:
+    raise InputError(f"variant is {variant!r}; use one of {', '.join(KINDS)}")
+  return dataclasses.replace(settings.view, kind=variant)
+
+
+def choose_solver(settings: Settings, solver: Any):
+  """The EMD solver; None lets `emd` choose.
+
+  Args:
+    settings: of the run that trained the encoder.
+    solver: a name, a solver, or None: the run's own.
+
+  Raises:
+    InputError: another name, or something that solves nothing.
+  """
+  if solver is None:
+    return settings.heads.solver
+  if isinstance(solver, str):
+    if solver not in SOLVERS:
+      raise InputError(f"solver is {solver!r}; use one of {', '.join(SOLVERS)}")
+    return make_solver(solver, **settings.solver_settings)
+  if not callable(solver) or isinstance(solver, type):
+    raise InputError(
+      f"solver is {solver!r}; give a solver, emd.InteriorPoint() say, or a name"
+    )
+  return solver

@@ -1,0 +1,127 @@
+"""From nodes to classes: fitting, scoring and matching, in NumPy and back.
+
+Compiled once for each shape: batches of queries have one, an image alone has
+another.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepemd_jax import emd
+from deepemd_jax.models import heads, matching, sfc
+
+# Of gradient descent on the class nodes: the official 100 epochs up to 160
+# images, fewer above, but never less than one.
+_MOST_STEPS = 4000
+_QUERIES_A_CALL = 16
+
+
+def fit(
+  nodes: np.ndarray,
+  index: np.ndarray,
+  settings: heads.HeadSettings,
+  seed: int,
+) -> np.ndarray:
+  """The nodes of each class.
+
+  Classes with fewer images than the largest have theirs repeated, so that each
+  class weighs the same.
+
+  Args:
+    nodes: [N, n, c], of the examples.
+    index: int [N], the number of each one's class.
+    settings: of the matching; `solver` too.
+    seed: of the order in which the examples are visited.
+
+  Returns:
+    float32 [way, n, c].
+  """
+  rows = [np.flatnonzero(index == k) for k in range(index.max() + 1)]
+  shot = max(len(row) for row in rows)
+  support = np.stack([nodes[np.resize(row, shot)] for row in rows])
+  if shot == 1:
+    return support[:, 0]
+  count, own = len(rows) * shot, settings.sfc
+  batches = -(-count // own.batch_size)
+  epochs = max(1, min(own.epochs, _MOST_STEPS // batches))
+  order = sfc.random_order(jax.random.key(seed), count, epochs)
+  class_nodes = _fit(
+    support,
+    order,
+    learning_rate=own.learning_rate,
+    batch_size=own.batch_size,
+    gradient=own.gradient,
+    **settings.matching,
+  )
+  return np.asarray(class_nodes)
+
+
+def score(
+  nodes: np.ndarray, class_nodes: np.ndarray, settings: heads.HeadSettings
+) -> np.ndarray:
+  """Logits [N, way] of queries [N, n, c]."""
+  size = 1 if len(nodes) == 1 else _QUERIES_A_CALL
+  parts = []
+  for start in range(0, len(nodes), size):
+    rows = np.minimum(np.arange(start, start + size), len(nodes) - 1)
+    parts.append(_score(nodes[rows], class_nodes, **settings.matching))
+  return np.concatenate(parts)[: len(nodes)]
+
+
+def match(
+  nodes: np.ndarray, class_nodes: np.ndarray, settings: heads.HeadSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """How one image was matched with one class.
+
+  Args:
+    nodes: [1, n, c], of the image.
+    class_nodes: [1, m, c].
+    settings: of the matching.
+
+  Returns:
+    float64: similarity [n, m], flow [n, m], weights of the image [n] and of the
+    class [m].
+  """
+  arrays = _match(nodes, class_nodes, solver=settings.solver)
+  similarity, flow, query, of_class = (
+    np.asarray(array, np.float64)[0, 0] for array in arrays
+  )
+  return similarity, flow, query, of_class
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Probabilities along the last axis, float64."""
+  powers = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
+  return powers / powers.sum(-1, keepdims=True)
+
+
+_STATIC = (
+  *("solver", "temperature", "learning_rate", "batch_size", "gradient"),
+)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _fit(support, order, **options):
+  return sfc.fit(support, order=order, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "temperature"))
+def _score(query_nodes, class_nodes, *, solver, temperature):
+  return matching.logits(query_nodes, class_nodes, solver, temperature)
+
+
+@functools.partial(jax.jit, static_argnames="solver")
+def _match(query_nodes, class_nodes, *, solver):
+  problem = matching.match(query_nodes, class_nodes)
+  plan = emd.solve(
+    1.0 - problem.similarity,
+    problem.query_weights,
+    problem.class_weights,
+    solver=solver,
+  )
+  flow = jnp.asarray(plan.flow)
+  weights = problem.query_weights, problem.class_weights
+  return problem.similarity, flow, *weights

@@ -1,0 +1,216 @@
+"""From a person's images to nodes: read, crop, encode, remember."""
+
+import concurrent.futures
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import PIL
+
+from deepemd_jax.checkpoints.pretrained import Pretrained
+from deepemd_jax.data import crops, image_input, image_io
+from deepemd_jax.data.views import View
+from deepemd_jax.errors import InputError
+from deepemd_jax.evaluation.features import Features
+from deepemd_jax.inference.feature_cache import Cache
+
+# Crops in one device call. One shape compiles once, and one more for an image
+# alone.
+_CROPS_A_CALL = 64
+_LISTED = 10
+# Of what the cache keeps; another meaning gets another number.
+_CACHE_VERSION = 3
+
+
+class EncodedImages(NamedTuple):
+  """Some images as nodes.
+
+  Attributes:
+    nodes: float32 [N, n, c].
+    boxes: float64 [N, n, 4], left, top, right, bottom of each node in pixels of
+      the upright original.
+    mirrored: bool [N, n], which nodes are of a mirrored crop.
+    sizes: int [N, 2], height and width of the originals.
+    contents: SHA-256 of each image, hexadecimal.
+  """
+
+  nodes: np.ndarray
+  boxes: np.ndarray
+  mirrored: np.ndarray
+  sizes: np.ndarray
+  contents: tuple[str, ...]
+
+
+_ARRAYS = EncodedImages._fields[:-1]
+
+
+class _ReadImage(NamedTuple):
+  """One image that was read.
+
+  Attributes:
+    content: SHA-256 of the image, hexadecimal.
+    crops: pixels, boxes, mirrored and size, if it is to be encoded.
+    cached: what the cache has, if it has.
+  """
+
+  content: str
+  crops: tuple | None = None
+  cached: dict | None = None
+
+
+class ImageEncoder:
+  """Encodes images in batches of one shape; not to be pickled."""
+
+  def __init__(
+    self, pretrained: Pretrained, view: View, cache: Cache | None = None
+  ) -> None:
+    """Makes an encoder.
+
+    Args:
+      pretrained: the network.
+      view: how images are looked at.
+      cache: of encodings; None remembers nothing.
+    """
+    settings = pretrained.settings
+    self._features = Features(settings.backbone, view, settings.pyramid)
+    self._variables = jax.device_put(pretrained.encoder.variables)
+    self._encode = jax.jit(self._features.nodes)
+    self._view = view
+    self._cache = cache
+    meaning = (
+      *(_CACHE_VERSION, pretrained.fingerprint, view, settings.pyramid),
+      *(sorted(settings.model.items()), PIL.__version__),
+    )
+    self._model = hashlib.sha256(repr(meaning).encode()).hexdigest()
+
+  def batches(
+    self,
+    images: Sequence,
+    bad: dict[int, str],
+    progress: Callable[[int], None] | None = None,
+  ) -> Iterator[tuple[list[int], EncodedImages]]:
+    """Encodes images, a batch at a time, so that any number fits in memory.
+
+    Args:
+      images: as `image_input.read` takes them.
+      bad: gets the number of each image that cannot be read, and why.
+      progress: called with the number of images done.
+
+    Yields:
+      The numbers of some images, and these encoded; in order, without bad ones.
+    """
+    size = self._images_a_call()
+    starts = range(0, len(images), size)
+    chunks = [images[start : start + size] for start in starts]
+    workers = min(8, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      # The next batch is read while the device has this one.
+      ahead = self._submit(pool, chunks[0]) if chunks else []
+      try:
+        for number, start in enumerate(starts):
+          futures, ahead = ahead, []
+          if chunks[number + 1 :]:
+            ahead = self._submit(pool, chunks[number + 1])
+          images_read = dict(enumerate((f.result() for f in futures), start))
+          bad |= {i: x for i, x in images_read.items() if isinstance(x, str)}
+          good = {i: x for i, x in images_read.items() if i not in bad}
+          if good:
+            yield list(good), self._encode_batch(list(good.values()))
+          if progress:
+            progress(start + len(images_read))
+      finally:
+        pool.shutdown(cancel_futures=True)
+    if self._cache:
+      self._cache.prune()
+
+  def all(self, images: Sequence) -> EncodedImages:
+    """All images at once.
+
+    Raises:
+      InputError: some cannot be read; it names them.
+    """
+    bad: dict[int, str] = {}
+    parts = [encoded for _, encoded in self.batches(images, bad)]
+    refuse(images, bad)
+    arrays = (
+      np.concatenate([getattr(part, name) for part in parts])
+      for name in _ARRAYS
+    )
+    contents = tuple(x for part in parts for x in part.contents)
+    return EncodedImages(*arrays, contents)
+
+  def _images_a_call(self) -> int:
+    # A whole image is larger than a crop that shows the like.
+    cost = 4 if self._view.is_whole else self._view.crops
+    return max(1, _CROPS_A_CALL // cost)
+
+  def _submit(self, pool, chunk) -> list[concurrent.futures.Future]:
+    return [pool.submit(self._read, image) for image in chunk]
+
+  def _read(self, source) -> _ReadImage | str:
+    """One image, or why it cannot be read."""
+    try:
+      content, rest = image_input.read(source)
+      cached = self._cache and self._cache.get(self._model, content)
+      if cached:
+        return _ReadImage(content, cached=cached)
+      image = image_input.decode(rest)
+      size = np.array([image.height, image.width])
+      parts = crops.extract_crops(self._view, image)
+      return _ReadImage(content, crops=(*parts, size))
+    except Exception as error:  # decoders raise nearly anything
+      return image_io.reason(error)
+
+  def _encode_batch(self, images: list[_ReadImage]) -> EncodedImages:
+    new = [image.crops for image in images if image.cached is None]
+    encoded = iter(self._encode_new(new) if new else ())
+    rows = []
+    for image in images:
+      row = image.cached
+      if row is None:
+        row = next(encoded)
+        if self._cache:
+          self._cache.put(self._model, image.content, **row)
+      rows.append(row)
+    arrays = (np.stack([row[name] for row in rows]) for name in _ARRAYS)
+    return EncodedImages(*arrays, tuple(image.content for image in images))
+
+  def _encode_new(self, images: list[tuple]) -> list[dict]:
+    """The arrays of each image, by their names, from its crops."""
+    pixels, boxes, mirrored, sizes = map(np.stack, zip(*images, strict=True))
+    count = len(pixels)
+    size = 1 if count == 1 else self._images_a_call()
+    filled = pixels[np.minimum(np.arange(size), count - 1)]
+    inputs = self._view.normalize(filled.astype(np.float32))
+    nodes = self._encode(self._variables, inputs.astype(np.float32))
+    nodes = np.asarray(nodes)[:count]
+    if self._view.is_whole:
+      boxes = np.stack([self._cells(box) for box in boxes[:, 0]])
+      mirrored = np.zeros(boxes.shape[:2], bool)
+    rows = zip(nodes, boxes, mirrored, sizes, strict=True)
+    return [dict(zip(_ARRAYS, row, strict=True)) for row in rows]
+
+  def _cells(self, box: np.ndarray) -> np.ndarray:
+    """Where in the image the cells of its map are, seen through `box`."""
+    cells = self._features.node_boxes() / self._view.size
+    corner, side = np.tile(box[:2], 2), np.tile(box[2:] - box[:2], 2)
+    return corner + cells * side
+
+
+def refuse(images: Sequence, bad: dict[int, str], remedy: str = "") -> None:
+  """Does nothing if there are no bad images.
+
+  Raises:
+    InputError: there are; it names the first ones, and says why.
+  """
+  if not bad:
+    return
+  named = [f"{image_input.name(images[i], i)} ({bad[i]})" for i in sorted(bad)]
+  more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+  raise InputError(
+    f"{len(bad)} of {len(images)} images cannot be read: "
+    f"{', '.join(named[:_LISTED])}{more}; repair or remove them{remedy}"
+  )
