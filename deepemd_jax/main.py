@@ -21,14 +21,8 @@ from deepemd_jax.config import validate
 from deepemd_jax.config import workdir as workdirs
 from deepemd_jax.config.stages import EVAL_STAGES, STAGES
 from deepemd_jax.distributed import runtime
-from deepemd_jax.errors import (
-  MISTAKE,
-  STOPPED,
-  InputError,
-  MissingData,
-  StopRequested,
-)
-from deepemd_jax.utils import extra, registry
+from deepemd_jax.errors import MISTAKE, STOPPED, InputError, StopRequested
+from deepemd_jax.utils import mistakes, registry
 
 
 def run(
@@ -86,10 +80,9 @@ def entry(argv: list[str] | None = None) -> NoReturn:
 
     from deepemd_jax.config import command_line
   except ModuleNotFoundError as error:
-    if not (line := extra.missing(error)):
+    if (code := mistakes.tell(error)) is None:
       raise
-    sys.stderr.write(f"deepemd_jax: error: {line}\n")
-    sys.exit(MISTAKE)
+    sys.exit(code)
   app.run(main, argv=argv, flags_parser=command_line.parse)
   sys.exit(0)
 
@@ -121,36 +114,26 @@ def main(argv: list[str]) -> None:
 
 
 def _explain(error: Exception) -> int | None:
-  """Says what a person has to know, in a line or a few.
+  """Says what a person has to know of an error.
 
   Returns:
-    The exit code; None if the error is a mistake of ours.
+    The exit code; None if the error is of our making.
   """
-  from deepemd_jax.config.command_line import complain, workdir
+  from deepemd_jax.config import command_line
 
   if isinstance(error, StopRequested):
     if runtime.is_main():
       sys.stderr.write(f"{error}\n")
     return STOPPED
-  if isinstance(error, MissingData):
-    lines = [f"deepemd_jax: error: {error}", *error.lines[1:], ""]
-    sys.stderr.write("\n".join(lines))
-  elif isinstance(error, InputError):
-    complain(str(error))
-  elif isinstance(error, ModuleNotFoundError) and extra.missing(error):
-    complain(extra.missing(error))
-  elif isinstance(error, OSError) and error.errno in (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-  ):
-    complain(
-      f"cannot write {error.filename or workdir()}: {error.strerror}; make "
-      "room, and the same command goes on"
+  full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+  if isinstance(error, OSError) and error.errno in full:
+    place = error.filename or command_line.workdir()
+    mistakes.complain(
+      f"cannot write {place}: {error.strerror}; make room, and the same "
+      "command goes on"
     )
-  else:
-    return None
-  return MISTAKE
+    return MISTAKE
+  return mistakes.tell(error)
 
 
 def _fail(error: Exception) -> NoReturn:

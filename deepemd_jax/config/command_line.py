@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from deepemd_jax.config import recipes
 from deepemd_jax.errors import MISTAKE, InputError
+from deepemd_jax.utils import mistakes
 
 CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -92,13 +93,8 @@ def processes() -> tuple[str | None, int | None, int | None]:
   return COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
-def complain(message: str) -> None:
-  """Writes one line about a mistake."""
-  sys.stderr.write(f"deepemd_jax: error: {' '.join(message.split())}\n")
-
-
 def _refuse(message: str) -> NoReturn:
-  complain(message)
+  mistakes.complain(message)
   sys.exit(MISTAKE)
 
 

@@ -13,8 +13,8 @@ MODULES = frozenset(
   {
     *("PIL", "absl", "array_record", "flatbuffers", "flax", "grain"),
     *("importlib_resources", "jaxopt", "matplotlib", "ml_collections", "optax"),
-    *("orbax", "ott", "tensorboardX", "tensorflow_datasets", "tqdm"),
-    "werkzeug",
+    *("orbax", "ott", "tensorboardX", "tensorflow_datasets", "tensorstore"),
+    *("tqdm", "werkzeug"),
   }
 )
 
