@@ -40,7 +40,7 @@ def run(
     InputError: the config, the data or the workdir do not fit.
   """
   validate.validate(config)
-  from deepemd_jax.config import feasible, resolve
+  from deepemd_jax.config import feasible, resolve  # which load JAX
 
   settings = resolve.resolve(config)
   # Stated, so that test episodes may change in a workdir, and these may not.
