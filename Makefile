@@ -46,7 +46,8 @@ $(VENV)/.test: $(VENV)/.run requirements-test.txt
 requirements: $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
-	  --custom-compile-command "make requirements" pyproject.toml -o requirements.txt
+	  --custom-compile-command "make requirements" --extra train \
+	  pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
 	  --custom-compile-command "make requirements" --extra test -c requirements.txt \
 	  pyproject.toml -o requirements-test.txt

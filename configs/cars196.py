@@ -8,11 +8,12 @@ by), 99 to 196 are gallery and queries at once: 8,131 images. Variants, and why
 no published number belongs beside this: see `configs/cub_retrieval.py`.
 """
 
-from configs import cub_retrieval
+from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
-  """As CUB's; see the module's docstring."""
-  config = cub_retrieval.get_config(arg)
+  """The paper's schedule, then retrieval; see the module's docstring."""
+  config = defaults.get_config()
   config.data.name = "cars196"
-  return config
+  config.stages = ("pretrain", "metatrain", "retrieve")
+  return variants.apply(config, arg, variants.TRAINING)

@@ -1,24 +1,48 @@
 """DeepEMD few-shot learning, and an exact differentiable EMD, in JAX.
 
-Importing this package imports nothing else: `emd`, `data`, `models` and the
-rest load on first use, so that `python -m deepemd_jax.main --help` is instant.
+Importing this package imports nothing else: each of the names below loads on
+first use, so that `python -m deepemd_jax.main --help` is instant. `emd` needs
+nothing but JAX; the rest needs `pip install 'deepemd_jax[train]'`.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from deepemd_jax import data, emd, models
+  from deepemd_jax.checkpoints import convert
+  from deepemd_jax.inference.classifier import FewShotClassifier
+  from deepemd_jax.models.deepemd import DeepEMD
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "emd", "models")
-_LAZY = {"FewShotClassifier": "deepemd_jax.inference.classifier"}
+__all__ = ["DeepEMD", "FewShotClassifier", "convert", "data", "emd", "models"]
+
+# public name -> the module that it is, or "module:name" in it.
+_LAZY = {
+  "DeepEMD": "deepemd_jax.models.deepemd:DeepEMD",
+  "FewShotClassifier": "deepemd_jax.inference.classifier:FewShotClassifier",
+  "convert": "deepemd_jax.checkpoints.convert",
+  "data": "deepemd_jax.data",
+  "emd": "deepemd_jax.emd",
+  "models": "deepemd_jax.models",
+}
 
 
 def __getattr__(name: str):
-  if name in _ROOMS:
-    return importlib.import_module(f"deepemd_jax.{name}")
-  if name in _LAZY:
-    return getattr(importlib.import_module(_LAZY[name]), name)
-  raise AttributeError(f"module 'deepemd_jax' has no attribute {name!r}")
+  if name not in _LAZY:
+    raise AttributeError(f"module 'deepemd_jax' has no attribute {name!r}")
+  module, _, attribute = _LAZY[name].partition(":")
+  try:
+    loaded = importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    from deepemd_jax.utils import extra
+
+    if line := extra.missing(error):
+      raise ImportError(line, name=error.name) from None
+    raise
+  return getattr(loaded, attribute) if attribute else loaded
 
 
 def __dir__():
-  return sorted([*globals(), *_ROOMS, *_LAZY])
+  return sorted({*globals(), *_LAZY})

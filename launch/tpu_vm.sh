@@ -65,7 +65,7 @@ install='mkdir -p deepemd_jax && cd deepemd_jax && tar -xf ../deepemd_jax.tar'
 install+=' && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv'
 install+=' && { [ -e .venv ] || python3 -m uv venv -q --python ">=3.11" .venv; }'
 install+=' && python3 -m uv pip install -q --python .venv/bin/python'
-install+=' -c requirements.txt -e ".[tpu]"'
+install+=' -c requirements.txt -e ".[train,tpu]"'
 on_all "$install"
 
 program='cd deepemd_jax; exec .venv/bin/python -u -m deepemd_jax.main'

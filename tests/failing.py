@@ -12,7 +12,6 @@ import sys
 import time
 
 import jax
-from absl import app
 
 from deepemd_jax import main
 from deepemd_jax.checkpoints import manager
@@ -56,4 +55,4 @@ def save(*arguments, **options):
 
 loader.prefetch, fewshot.accuracies = failing_prefetch, accuracies
 manager.Checkpoints.save = save
-app.run(main.main, flags_parser=main._parse)
+main.entry()

@@ -395,7 +395,7 @@ def tpu(place, tmp_path, body, **variables):
     assert what in arguments
     assert {"--zone=z", "--worker=all"} <= set(arguments)
   commands = [call[-1].removeprefix("--command=") for call in found[1:]]
-  assert '".[tpu]"' in commands.pop(0)
+  assert '".[train,tpu]"' in commands.pop(0)
   return done, commands
 
 

@@ -4,18 +4,23 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 from paths import ROOT
 
+from deepemd_jax import main as command
+from deepemd_jax.config import command_line
+from deepemd_jax.config.stages import EVAL_STAGES, STAGES
+from deepemd_jax.errors import MissingData
+from deepemd_jax.utils import registry
+
 CONFIG = "--config=configs/quickstart.py"
 
 
-def call(*arguments, cwd=ROOT, **options):
-  environment_free = [sys.executable, "-m", "deepemd_jax.main", *arguments]
-  return subprocess.run(
-    environment_free, capture_output=True, text=True, cwd=cwd, **options
-  )
+def call(*arguments, cwd=ROOT):
+  line = [sys.executable, "-m", "deepemd_jax.main", *arguments]
+  return subprocess.run(line, capture_output=True, text=True, cwd=cwd)
 
 
 MISTAKES = {
@@ -56,6 +61,15 @@ def test_help():
   done = call("--help")
   assert done.returncode == 0
   assert "--config" in done.stdout and "--workdir" in done.stdout
+  assert "cub, cub_retrieval" in done.stdout
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_has_a_title_and_can_be_loaded(name):
+  stage = STAGES[name]
+  assert stage.title and callable(registry.load(stage.path))
+  assert set(stage.splits) <= {"train", "val", "test"}
+  assert stage.trains == (name not in EVAL_STAGES)
 
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):
@@ -65,34 +79,6 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   assert done.stderr.count("\n") == 1
   assert "another config" in done.stderr
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
-
-
-@pytest.mark.parametrize("content", [b"", b'{"seed": 0', b"[7]", b"\xff\xfe"])
-def test_a_config_json_that_is_not_ours_is_refused(content, tmp_path):
-  (tmp_path / "config.json").write_bytes(content)
-  done = call(CONFIG, f"--workdir={tmp_path}")
-  assert done.returncode == 2
-  assert done.stderr.count("\n") == 1, done.stderr
-  assert str(tmp_path / "config.json") in done.stderr
-  assert (tmp_path / "config.json").read_bytes() == content
-
-
-def test_a_run_from_before_mixed_precision_goes_on_in_float32(tmp_path):
-  fields = {"model": {"width": 0.25}}
-  (tmp_path / "config.json").write_text(json.dumps(fields))
-  precision = "--config.model.precision=bfloat16"
-  width = "--config.model.width=0.25"
-  done = call(CONFIG, f"--workdir={tmp_path}", precision, width)
-  assert done.returncode == 2
-  assert "model.precision was 'float32' and is 'bfloat16'" in done.stderr
-
-
-def test_a_workdir_full_of_other_files_is_refused(tmp_path):
-  (tmp_path / "thesis.tex").write_text("x")
-  done = call(CONFIG, f"--workdir={tmp_path}")
-  assert done.returncode == 2
-  assert "thesis.tex" not in done.stdout
-  assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_evaluating_an_empty_workdir_says_what_to_do(tmp_path):
@@ -106,15 +92,12 @@ def test_evaluating_an_empty_workdir_says_what_to_do(tmp_path):
 
 
 def test_missing_data_are_explained_in_a_few_lines(monkeypatch, capsys):
-  import deepemd_jax.main as command
-  from deepemd_jax.errors import MissingData
-
   def run(config, workdir, connect):
     raise MissingData(["no data   set", "  needed: a file", "  then run: it"])
 
   monkeypatch.setattr(command, "run", run)
-  monkeypatch.setattr(command, "_workdir", lambda: None)
-  monkeypatch.setattr(command, "_CONFIG", type("Flag", (), {"value": None}))
+  monkeypatch.setattr(command_line, "workdir", lambda: None)
+  monkeypatch.setattr(command_line, "CONFIG", types.SimpleNamespace(value=None))
   with pytest.raises(SystemExit) as stopped:
     command.main([])
   assert stopped.value.code == 2
@@ -142,13 +125,11 @@ def test_a_gpu_is_told_to_sum_in_order(
   if plugin:
     (tmp_path / "jax_plugins" / plugin).mkdir(parents=True)
     (tmp_path / "jax_plugins" / plugin / "__init__.py").touch()
-  import deepemd_jax.main as command
-
   monkeypatch.setattr(sys, "path", [str(tmp_path)])
   monkeypatch.setenv("XLA_FLAGS", given or "")  # so that it is put back
   if given is None:
     monkeypatch.delenv("XLA_FLAGS")
-  command._repeatable()
+  command._sum_in_order_on_gpus()
   assert os.environ.get("XLA_FLAGS") == expected
 
 

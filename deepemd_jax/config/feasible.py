@@ -2,6 +2,7 @@
 
 from deepemd_jax.config.changes import changed
 from deepemd_jax.config.settings import Settings
+from deepemd_jax.config.stages import STAGES
 from deepemd_jax.data import episodes
 from deepemd_jax.data.sources import open_source
 from deepemd_jax.errors import InputError
@@ -41,10 +42,9 @@ def check_feasible(settings: Settings) -> None:
 
 
 def _splits(stages: set[str]) -> list[str]:
-  """The splits that some stages need; every stage chooses or judges by val."""
-  train = ["train"] * ("metatrain" in stages)
-  test = ["test"] * bool({"evaluate", "retrieve"} & stages)
-  return [*train, "val", *test]
+  """The splits that some stages need, in order."""
+  needed = set().union(*(STAGES[stage].splits for stage in stages))
+  return [split for split in ("train", "val", "test") if split in needed]
 
 
 def _check_retrievable(counts: dict[str, int], split: str) -> None:

@@ -1,11 +1,15 @@
-"""Shipped configs: each variant can run, means what it says, and no more."""
+"""Recipes: each is found by its name, each variant can run, means what it says,
+and no more."""
 
+import ast
 import importlib
 import itertools
 
 import pytest
+from paths import ROOT
 
-from deepemd_jax.config import resolve, variants
+from deepemd_jax.config import recipes, resolve, validate, variants
+from deepemd_jax.errors import InputError
 
 BENCHMARKS = ("cub", "fc100", "cifar_fs", "miniimagenet", "tieredimagenet")
 
@@ -31,7 +35,7 @@ def test_a_config_says_how_to_use_it(name):
   assert "Published accuracy" in text and "hours" in text
   config = load(name).get_config()
   assert config.data.name == name
-  resolve.check(config)
+  validate.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_a_config_of_retrieval(name):
     config = load(name).get_config(variant)
     assert config.data.name == name
     assert config.stages == ("pretrain", "metatrain", "retrieve")
-    resolve.check(config)
+    validate.validate(config)
   with pytest.raises(ValueError, match="5shot"):
     load(name).get_config("5shot")
 
@@ -68,26 +72,29 @@ EXPECTED = {
 def test_a_variant_changes_what_it_says(name, variant):
   plain, changed = (load(name).get_config(arg) for arg in ("", variant))
   assert set(changes(plain, changed)) == EXPECTED[variant]
-  resolve.check(changed)
+  validate.validate(changed)
 
 
 def test_the_model_is_trained_alike_however_it_is_tested():
+  def training_episode(config):
+    return resolve.resolve(config).training_episode
+
   plain = load("cub").get_config()
   for variant in ("5shot", "10shot", "10way", "5shot,10way,ablation"):
     changed = load("cub").get_config(variant)
     assert changed.variant == ""
-    assert resolve.training_episode(changed) == resolve.training_episode(plain)
+    assert training_episode(changed) == training_episode(plain)
 
 
 def test_variants_combine_in_any_order():
   names = ("grid", "5shot", "10way", "runlocal")
-  found = [
+  configs = [
     load("cub").get_config(",".join(order)).to_dict()
     for order in itertools.permutations(names)
   ]
-  assert all(config == found[0] for config in found)
-  assert found[0]["variant"] == "grid-runlocal"
-  assert found[0]["episode"] == {"way": 10, "shot": 5, "query": 15}
+  assert all(config == configs[0] for config in configs)
+  assert configs[0]["variant"] == "grid-runlocal"
+  assert configs[0]["episode"] == {"way": 10, "shot": 5, "query": 15}
 
 
 def test_a_laptop_does_less_of_everything():
@@ -96,7 +103,7 @@ def test_a_laptop_does_less_of_everything():
     if name != "variant":
       group, field = name.split(".")
       assert small[group][field] < plain[group][field], name
-  resolve.check(small)
+  validate.validate(small)
 
 
 def test_across_domains():
@@ -111,3 +118,47 @@ def test_mistakes_are_told(wrong):
   with pytest.raises(ValueError, match=wrong.split(",")[-1]):
     load("cub").get_config(wrong)
   assert set(variants.COMMON) >= set(EXPECTED) - {""}
+
+
+@pytest.mark.parametrize("name", ["cub", "cub.py", "configs/cub.py"])
+@pytest.mark.parametrize("rest", ["", ":grid,5shot"])
+def test_a_recipe_is_found_from_any_folder(name, rest, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert recipes.find(name + rest) == f"{ROOT / 'configs' / 'cub.py'}{rest}"
+
+
+@pytest.mark.parametrize("name", ["mine.py", "configs/cub.py", "cub.py"])
+def test_a_file_of_ones_own_comes_first(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  path = tmp_path / name
+  path.parent.mkdir(exist_ok=True)
+  path.touch()
+  assert recipes.find(f"{name}:grid") == f"{name}:grid"
+  assert recipes.find(str(path)) == str(path)
+
+
+@pytest.mark.parametrize(
+  ("name", "hint"),
+  [
+    ("cubs", "did you mean configs/cub.py[?]"),
+    ("configs/quickstar.py", "did you mean configs/quickstart.py[?]"),
+    ("elsewhere/cub.py", "did you mean configs/cub.py[?]"),
+    ("zzz", "there are cars196.py, .*, tieredimagenet.py in configs/"),
+  ],
+)
+def test_an_unknown_recipe_is_told_with_those_that_are_near(name, hint):
+  with pytest.raises(InputError, match=f"no config file '{name}'; {hint}"):
+    recipes.find(name)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_imports_the_config_room_and_nothing_else(name):
+  tree = ast.parse((recipes.folder() / f"{name}.py").read_text())
+  for node in ast.walk(tree):
+    assert not isinstance(node, ast.Import)
+    if isinstance(node, ast.ImportFrom):
+      names = {f"{node.module}.{alias.name}" for alias in node.names}
+      assert names <= {
+        *("deepemd_jax.config.defaults", "deepemd_jax.config.variants"),
+        "deepemd_jax.config.defaults.get_config",
+      }

@@ -318,10 +318,9 @@ def test_one_that_nobody_joins_ends(
 ):
   """The test is impatient; a run waits for minutes."""
   code = """
-from absl import app
 from deepemd_jax import main, processes
 processes._WAITING, processes._MEETING = 1, 3
-app.run(main.main, flags_parser=main._parse)
+main.entry()
 """
   arguments = command(tmp_path / "run", images)
   assert arguments[1:3] == ["-m", "deepemd_jax.main"]

@@ -1,0 +1,152 @@
+"""The flags of `python -m deepemd_jax.main`, and their mistakes in one line."""
+
+import pathlib
+import re
+import sys
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import config_flags
+
+from deepemd_jax.config import recipes
+from deepemd_jax.errors import MISTAKE, InputError
+from deepemd_jax.utils import mistakes
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "A recipe, such as cub or configs/cub.py, or a file of your own; variants "
+  "follow after a colon, as in cub:grid,5shot. Single fields are changed by "
+  "--config.NAME=VALUE, such as --config.episode.shot=5.",
+  lock_config=True,
+)
+WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Where checkpoints, metrics and results go; default runs/<config name>. "
+  "Several processes need one that all of them see.",
+)
+DISTRIBUTED = flags.DEFINE_enum(
+  "distributed",
+  "auto",
+  ["auto", "on", "off"],
+  "Whether several processes share this run; auto: where srun, mpirun or GKE "
+  "has started several. On: JAX asks SLURM, Open MPI, Kubernetes or the Cloud "
+  "TPU, unless the next three flags say it.",
+)
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "Host:port of process 0, for all processes of a run."
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "How many processes share this run.", lower_bound=1
+)
+PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0.", lower_bound=0
+)
+_FLAGS = (CONFIG, WORKDIR, DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """absl's parsing; each mistake is one line and exit code 2.
+
+  Args:
+    argv: the program's name, then the flags.
+
+  Returns:
+    What absl's `app.run` wants: the arguments that are no flags. There are none
+    but the program's name.
+  """
+  if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
+    print(_help())
+    sys.exit(0)
+  try:
+    rest = flags.FLAGS(_with_recipe(argv))
+  except InputError as error:
+    _refuse(str(error))
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+  ) as error:
+    _refuse(_plain(error))
+  except (SyntaxError, ImportError, OSError) as error:
+    _refuse(f"the config file cannot be read: {error}")
+  _check(rest)
+  return rest
+
+
+def workdir() -> pathlib.Path:
+  """The run's folder: what --workdir says, or runs/<name of the recipe>."""
+  if WORKDIR.value:
+    return pathlib.Path(WORKDIR.value)
+  path = config_flags.get_config_filename(flags.FLAGS["config"])
+  name = pathlib.Path(path.partition(":")[0]).stem
+  variant = CONFIG.value.variant
+  return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
+
+
+def processes() -> tuple[str | None, int | None, int | None]:
+  """Coordinator, number of processes, and number of this one; all of them are
+  None, or none is."""
+  return COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+
+
+def _refuse(message: str) -> NoReturn:
+  mistakes.complain(message)
+  sys.exit(MISTAKE)
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+  """The arguments, with the path of a file in place of a recipe's name."""
+  argv = list(argv)
+  for i, argument in enumerate(argv):
+    for start in ("--config=", "-config="):
+      if argument.startswith(start):
+        argv[i] = "--config=" + recipes.find(argument.removeprefix(start))
+    if argument in ("--config", "-config") and i + 1 < len(argv):
+      argv[i + 1] = recipes.find(argv[i + 1])
+  return argv
+
+
+def _check(rest: list[str]) -> None:
+  """Refuses flags that do not go together."""
+  if len(rest) > 1:
+    _refuse(f"unexpected argument {rest[1]!r}; flags look like --name=value")
+  if CONFIG.value is None:
+    _refuse("--config is missing; try --config=configs/quickstart.py")
+  if None in processes() and processes() != (None, None, None):
+    _refuse(
+      "give all of --coordinator, --num_processes and --process_id, or none"
+    )
+  if None not in processes() and PROCESS_ID.value >= NUM_PROCESSES.value:
+    _refuse(
+      f"--process_id is {PROCESS_ID.value}; of {NUM_PROCESSES.value} "
+      f"processes the last is {NUM_PROCESSES.value - 1}"
+    )
+
+
+def _plain(error: Exception) -> str:
+  """The sentence inside absl's and ml_collections' messages."""
+  text = str(error.args[0]) if error.args else str(error)
+  if "Traceback" in text:  # of an exception inside the config file
+    text = text.strip().splitlines()[-1].partition(": ")[2]
+  if isinstance(error, KeyError | AttributeError):  # a locked field
+    name = re.search(r"\w+", text)
+    hint = re.search(r'Did you mean "(\w+)"', text)
+    near = (
+      f"did you mean {hint[1]!r}?"
+      if hint
+      else "see deepemd_jax/config/defaults.py"
+    )
+    text = f"the config has no field {name and name[0]!r}; {near}"
+  return text
+
+
+def _help() -> str:
+  lines = ["python -m deepemd_jax.main --config=RECIPE [--workdir=DIR]", ""]
+  lines += ["Trains and tests. The same command again goes on where it ended."]
+  lines += [f"Recipes: {', '.join(recipes.names())}.", ""]
+  lines += [f"  --{x.name}: {flags.FLAGS[x.name].help}" for x in _FLAGS]
+  return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""The recipes that ship with the program, and where they are.
+
+In a checkout they are the files of the top-level folder `configs/`; a wheel
+holds the same files in `deepemd_jax/recipes/`. `cub`, `cub.py` and
+`configs/cub.py` name the same recipe in both, from any folder.
+"""
+
+import difflib
+import pathlib
+
+from deepemd_jax.errors import InputError
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+
+
+def folder() -> pathlib.Path:
+  """The folder that holds the recipes."""
+  installed = _PACKAGE / "recipes"
+  return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+  """The recipes, sorted: "cars196", "cifar_fs", ..."""
+  return sorted(p.stem for p in folder().glob("*.py") if p.stem != "__init__")
+
+
+def find(argument: str) -> str:
+  """The value of --config, with the path of a file that exists.
+
+  Args:
+    argument: a recipe's name or the path of a user's own file; after a colon
+      may follow variants: `cub:grid,5shot`.
+
+  Returns:
+    The path, and what followed.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  name, colon, variants = argument.partition(":")
+  path = pathlib.Path(name)
+  if path.is_file():
+    return argument
+  recipe = path.name.removesuffix(".py")
+  if path.parent in (pathlib.Path(), pathlib.Path("configs")):
+    if recipe in names():
+      return f"{folder() / recipe}.py{colon}{variants}"
+  if near := difflib.get_close_matches(recipe, names(), 1):
+    hint = f"did you mean configs/{near[0]}.py?"
+  else:
+    files = ", ".join(f"{known}.py" for known in names())
+    hint = f"there are {files} in configs/"
+  raise InputError(f"no config file {name!r}; {hint}")

@@ -1,0 +1,123 @@
+"""Whose workdir it is: `config.json` says which config was trained there.
+
+The first run writes the file. Later runs go on where it ended if they have the
+same config, and are refused otherwise, before anything in the folder changes.
+"""
+
+import json
+import pathlib
+import tempfile
+
+from deepemd_jax.errors import InputError
+from deepemd_jax.utils import files
+
+# Fields, or whole sections, that may change between two runs in one workdir:
+# they do not alter what the training stages learn.
+MUTABLE_FIELDS = frozenset(
+  {
+    *("stages", "evaluate", "sfc", "data.test_name", "data.workers"),
+    *("episode", "variant", "retrieve"),
+  }
+)
+# What a config.json that does not have the field yet was trained with.
+LEGACY_DEFAULTS = {"model": {"precision": "float32", "backbone": "resnet12"}}
+
+
+def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
+  """Makes sure that a run may use a workdir; makes it when it is missing.
+
+  Args:
+    workdir: of the run.
+    fields: the run's config, as JSON has it.
+    trains: whether a stage of the run trains. If none does, only the model's
+      fields must be those of `config.json`: a trained encoder may be tested on
+      other data, nodes or episodes.
+
+  Raises:
+    InputError: the workdir cannot be written to, holds files that are not ours,
+      or belongs to another config.
+  """
+  try:
+    saved = _read(workdir / "config.json")
+    workdir.mkdir(parents=True, exist_ok=True)
+    foreign = any(
+      not path.name.startswith(files.SCRATCH_PREFIX)
+      for path in workdir.iterdir()
+    )
+    with tempfile.TemporaryFile(dir=workdir, prefix=files.SCRATCH_PREFIX):
+      pass
+  except OSError as error:
+    raise InputError(
+      f"cannot write to workdir {workdir}: {error.strerror}; give another "
+      "--workdir"
+    ) from error
+  if saved is None and foreign:
+    raise InputError(
+      f"workdir {workdir} holds files but no config.json of ours; give an "
+      "empty or new --workdir"
+    )
+  if changes := _changes(saved or {}, fields, trains=trains):
+    raise InputError(
+      f"workdir {workdir} belongs to another config: "
+      f"{'; '.join(changes[:5])}; give another --workdir"
+    )
+
+
+def claim(workdir: pathlib.Path, fields: dict) -> None:
+  """Writes the config into a workdir that is new; of several processes, one
+  calls this.
+
+  Raises:
+    InputError: the file cannot be written.
+  """
+  path = workdir / "config.json"
+  if path.exists():
+    return
+  try:
+    files.write(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+  except OSError as error:
+    raise InputError(
+      f"cannot write to workdir {workdir}: {error.strerror}; make room, or "
+      "give another --workdir"
+    ) from error
+
+
+def _read(path: pathlib.Path) -> dict | None:
+  """A config.json that an earlier run wrote; None if there is none."""
+  if not path.exists():
+    return None
+  try:
+    fields = json.loads(path.read_bytes())
+  except ValueError:
+    fields = None
+  if not isinstance(fields, dict):
+    raise InputError(
+      f"{path} is damaged, or not ours; give another --workdir, or put back "
+      "the file that the run wrote"
+    )
+  for section, defaults in LEGACY_DEFAULTS.items():
+    if isinstance(fields.get(section), dict):
+      fields[section] = defaults | fields[section]
+  return fields
+
+
+def _changes(saved: dict, fields: dict, *, trains: bool) -> list[str]:
+  """The fields that must be equal and are not, each as a clause for people."""
+  before, now = dict(_leaves(saved)), dict(_leaves(fields))
+  return [
+    f"{name} was {before[name]!r} and is {now[name]!r}"
+    # Only one of two versions of this program knows the others.
+    for name in sorted(before.keys() & now.keys())
+    if (trains or name.split(".")[0] == "model")
+    and not {name, name.split(".")[0]} & MUTABLE_FIELDS
+    and before[name] != now[name]
+  ]
+
+
+def _leaves(fields, prefix: str = ""):
+  """Pairs of a field's dotted name and its value."""
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", value

@@ -1,0 +1,109 @@
+"""The names that other programs call: each is there, and takes what it took."""
+
+import inspect
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from paths import ROOT
+from recipes import recipe_state_dict
+
+import deepemd_jax
+from deepemd_jax import FewShotClassifier, convert, data, emd, models
+from deepemd_jax.data import views
+from deepemd_jax.models import matching, nodes, resnet, sfc
+
+COST = np.array([[0.0, 1.0], [1.0, 0.5]], np.float32)
+WEIGHTS = np.array([0.5, 0.5], np.float32)
+NODES = jax.random.uniform(jax.random.key(0), (3, 2, 4))
+
+
+def test_each_public_name_is_listed():
+  assert set(deepemd_jax.__all__) <= set(dir(deepemd_jax))
+  for name in deepemd_jax.__all__:
+    assert getattr(deepemd_jax, name) is not None
+  assert deepemd_jax.DeepEMD is models.DeepEMD
+  with pytest.raises(AttributeError, match="'nothing'"):
+    deepemd_jax.nothing  # noqa: B018
+
+
+def test_importing_the_package_loads_nothing():
+  code = "import sys; before = set(sys.modules); import deepemd_jax; "
+  code += "print({m.split('.')[0] for m in set(sys.modules) - before})"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+  )
+  assert "jax'" not in done.stdout.replace("deepemd_jax'", ""), done.stdout
+
+
+@pytest.mark.parametrize(
+  "name", ["InteriorPoint", "NetworkSimplex", "RegularizedQP", "Sinkhorn"]
+)
+def test_a_solver_solves(name):
+  solver = getattr(emd, name)()
+  plan = emd.solve(COST, WEIGHTS, WEIGHTS, solver=solver)
+  assert plan.flow.shape == (2, 2)
+
+
+def test_the_distance_of_two_weighted_sets():
+  value = emd.distance(COST, WEIGHTS, WEIGHTS)
+  np.testing.assert_allclose(value, 0.25, atol=1e-5)
+
+
+def test_the_weights_of_nodes():
+  weights = matching.cross_reference_weights(NODES[0], NODES[1])
+  assert weights.shape == (2,)
+
+
+def test_the_scores_of_queries():
+  scores = matching.logits(NODES, NODES[:2], solver=None, temperature=12.5)
+  assert scores.shape == (3, 2)
+
+
+def test_the_structured_classifier():
+  class_nodes = sfc.fit(
+    NODES[:2, None],
+    order=jnp.array([[1, 0]]),
+    learning_rate=0.1,
+    batch_size=2,
+    solver=emd.NetworkSimplex(),
+    temperature=12.5,
+  )
+  assert class_nodes.shape == (2, 2, 4)
+
+
+def test_nodes_of_a_feature_map():
+  assert nodes.pyramid(NODES[:, None], ()).shape == (3, 2, 4)
+
+
+def test_a_backbone_from_the_official_code_encodes():
+  variables = convert.from_torch(recipe_state_dict())
+  images = jax.ShapeDtypeStruct((2, 16, 16, 3), np.float32)
+  maps = jax.eval_shape(resnet.encode, variables, images)
+  assert maps.shape == (2, 1, 1, 640)
+
+
+def test_crops_are_cut_and_resized():
+  images = np.zeros((2, 8, 8, 3), np.uint8)
+  boxes = np.array([[0, 0, 4, 4], [2, 2, 8, 8]], np.float32)
+  flips = np.array([False, True])
+  assert data.views is views
+  assert views.crop_resize(images, boxes, flips, size=4).shape == (2, 4, 4, 3)
+  assert inspect.signature(views.crop_resize).parameters["size"].default == 84
+
+
+def test_a_module_scores_an_episode():
+  def scores(support, query):
+    return models.DeepEMD(rngs=nnx.Rngs(0))(support, query)
+
+  support = jax.ShapeDtypeStruct((2, 1, 32, 32, 3), np.float32)
+  query = jax.ShapeDtypeStruct((2, 3, 32, 32, 3), np.float32)
+  assert nnx.eval_shape(scores, support, query).shape == (2, 3, 2)
+
+
+def test_a_classifier_is_made_from_a_run():
+  assert {"fit", "predict"} <= set(dir(FewShotClassifier))
