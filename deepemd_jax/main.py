@@ -17,12 +17,13 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from deepemd_jax import mistakes
 from deepemd_jax.config import validate
 from deepemd_jax.config import workdir as workdirs
 from deepemd_jax.config.stages import EVAL_STAGES, STAGES
 from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import MISTAKE, STOPPED, InputError, StopRequested
-from deepemd_jax.utils import mistakes, registry
+from deepemd_jax.utils import registry
 
 
 def run(
@@ -154,7 +155,7 @@ def _connect() -> None:
   elif wanted == "auto" and runtime.is_launched():
     runtime.initialize()
   if not runtime.is_main():
-    getattr(terminal, "silence", lambda: None)()
+    terminal.silence()
 
 
 def _keep_compiled_programs(workdir: pathlib.Path) -> None:

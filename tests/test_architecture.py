@@ -11,7 +11,8 @@ import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / "deepemd_jax"
-FILES = sorted(PACKAGE.rglob("*.py"))
+# Without the package's face, which hands names on and loads none of them.
+FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 
 # room -> the rooms that it may import, besides itself. A room is a folder or a
 # file of the package. Registries (of stages, commands, backbones, solvers) name
@@ -24,7 +25,7 @@ MAY_IMPORT = {
   "distributed": {"errors", "utils"},
   "models": {"emd", "errors", "utils"},
   "data": {"errors", "utils"},
-  "config": {"data", "emd", "errors", "models", "utils"},
+  "config": {"data", "emd", "errors", "mistakes", "models", "utils"},
   "checkpoints": {"config", "distributed", "errors", "models", "utils"},
   "evaluation": {
     *("checkpoints", "config", "data", "distributed", "emd", "errors"),
@@ -42,9 +43,9 @@ MAY_IMPORT = {
     *("checkpoints", "config", "data", "emd", "errors", "evaluation"),
     *("inference", "models", "utils"),
   },
-  "main": {"config", "distributed", "errors", "utils"},
-  "__main__": {"errors", "utils"},
-  "__init__": {"errors", "utils"},
+  "mistakes": {"errors", "utils"},
+  "main": {"config", "distributed", "errors", "mistakes", "utils"},
+  "__main__": {"errors", "mistakes", "utils"},
 }
 MOST_FLOORS = 7
 MOST_LINES_OF_A_FILE = 350

@@ -8,9 +8,9 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import config_flags
 
+from deepemd_jax import mistakes
 from deepemd_jax.config import recipes
 from deepemd_jax.errors import MISTAKE, InputError
-from deepemd_jax.utils import mistakes
 
 CONFIG = config_flags.DEFINE_config_file(
   "config",
