@@ -70,12 +70,9 @@ def run(
     runtime.barrier(stage)
 
 
-def entry(argv: list[str] | None = None) -> NoReturn:
-  """The whole command; ends the process.
-
-  Args:
-    argv: the program's name, then the flags; None takes `sys.argv`.
-  """
+def entry() -> NoReturn:
+  """The whole command; ends the process. The flags are those of `sys.argv`,
+  where ml_collections, too, looks for the fields of the config."""
   try:
     from absl import app
 
@@ -84,7 +81,7 @@ def entry(argv: list[str] | None = None) -> NoReturn:
     if (code := mistakes.tell(error)) is None:
       raise
     sys.exit(code)
-  app.run(main, argv=argv, flags_parser=command_line.parse)
+  app.run(main, flags_parser=command_line.parse)
   sys.exit(0)
 
 
