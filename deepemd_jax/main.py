@@ -70,9 +70,14 @@ def run(
     runtime.barrier(stage)
 
 
-def entry() -> NoReturn:
-  """The whole command; ends the process. The flags are those of `sys.argv`,
-  where ml_collections, too, looks for the fields of the config."""
+def entry(argv: list[str] | None = None) -> NoReturn:
+  """The whole command; ends the process.
+
+  Args:
+    argv: the program's name, then the flags; None is `sys.argv`.
+  """
+  if argv is not None:
+    sys.argv[:] = argv  # where ml_collections looks for --config.NAME
   try:
     from absl import app
 

@@ -57,9 +57,8 @@ for name, arguments in json.load(sys.stdin).items():
     if not child:
       os.dup2(out.fileno(), 1)
       os.dup2(error.fileno(), 2)
-      sys.argv[1:] = arguments
       try:
-        main.entry()
+        main.entry(["main", *arguments])
       except SystemExit as leaving:
         sys.stdout.flush()
         os._exit(leaving.code)

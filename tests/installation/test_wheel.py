@@ -175,14 +175,30 @@ def test_the_emd_needs_few_packages(core, tmp_path):
   assert set(answer["refusals"]) == {"FewShotClassifier", "DeepEMD"}
 
 
-def test_training_without_the_extra_is_one_line(core, tmp_path):
-  line = ["-m", "deepemd_jax.main", "--config=quickstart"]
-  done = core.call("python", *line, cwd=tmp_path)
-  assert done.returncode == 2
+@pytest.mark.parametrize(
+  "line",
+  [
+    "python -m deepemd_jax.main --config=quickstart",
+    "deepemd train --config=quickstart",
+    "deepemd classify --support a --query b --out c",
+    "deepemd search --gallery a --query b",
+    "deepemd demo",
+    "deepemd export --out c",
+    "deepemd convert a.pth b",
+  ],
+)
+def test_what_needs_the_extra_says_so_in_one_line(line, core, tmp_path):
+  done = core.call(*line.split(), cwd=tmp_path)
+  assert done.returncode == 2, done.stderr
   assert done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
   assert done.stderr.startswith("deepemd_jax: error: ")
   assert extra.HOW in done.stderr
   assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_extra(core, tmp_path):
+  done = core.call("deepemd", "--help", cwd=tmp_path)
+  assert done.returncode == 0 and "classify" in done.stdout, done.stderr
 
 
 def test_two_steps_of_training_from_an_empty_folder(full, images, tmp_path):
