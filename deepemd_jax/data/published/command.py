@@ -118,8 +118,7 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
       f"{benchmark.name} is ready in {folder}; delete that folder to make it "
       "anew from another source"
     )
-  progress = Progress()
-  try:
+  with Progress() as progress:
     prepare.prepare(
       benchmark,
       directory,
@@ -127,8 +126,6 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
       skip_bad=options.skip_bad,
       progress=progress,
     )
-  finally:
-    progress.close()
   name = catalogue.protocol(benchmark, side)
   for split in benchmark.splits:
     published_source.PublishedSource(name, directory).load(split)
