@@ -9,6 +9,7 @@ from deepemd_jax.data import registry
 from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.progress import Progress
+from deepemd_jax.utils.terminal import human_size
 
 HELP = "list the data sets, and prepare the published ones"
 DESCRIPTION = "Lists the data sets, and prepares the published ones for use."
@@ -93,7 +94,7 @@ def _row(benchmark: catalogue.Benchmark, directory: str) -> tuple[str, ...]:
       prepare.prepared_folder(benchmark, directory),
       pathlib.Path(directory, "stored", benchmark.name),
     )
-    size = prepare.human_size(sum(map(_bytes_in_folder, folders)))
+    size = human_size(sum(map(_bytes_in_folder, folders)))
   return (
     catalogue.protocol(benchmark, benchmark.side),
     "/".join(map(str, classes)),

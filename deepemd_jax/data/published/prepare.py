@@ -15,7 +15,7 @@ from collections.abc import Callable
 from deepemd_jax.data.file_lock import locked
 from deepemd_jax.data.published import catalogue, download
 from deepemd_jax.errors import InputError, MissingData
-from deepemd_jax.utils.terminal import note
+from deepemd_jax.utils.terminal import human_size, note
 
 COMMAND = "python -m deepemd_jax data"  # for messages
 
@@ -225,11 +225,3 @@ def default_directory() -> str:
   """Returns where TensorFlow Datasets keeps its data sets on this machine."""
   home = os.path.join("~", "tensorflow_datasets")
   return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or home)
-
-
-def human_size(count: int) -> str:
-  """Returns a number of bytes for people: 1150585339 is "1.2 GB"."""
-  for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-    if count >= size:
-      return f"{count / size:.1f} {unit}"
-  return f"{count} B"
