@@ -1,22 +1,23 @@
-"""What reading an episode costs, and what stored copies change.
+"""What does reading an episode cost, and what do stored copies change?
 
     python -m benchmarks.data               # tables, JSON on request
     python -m benchmarks.data --smoke       # small, for CI
 
-Reading: 5-way 1-shot episodes with 15 queries a class, 80 images with a random
-resized crop each, in turns in one run; medians. A core is a second of CPU time,
-whoever spends it. `PIL on the host` is what a PyTorch loader does with the same
-copies in the same memory map: crop, resize to 84, flip; nothing is decoded.
+Reading: a 5-way 1-shot episode with 15 queries a class has 80 images with a
+random resized crop each. The ways to read take turns in one run, and the table
+has medians. "A core" counts episodes in a second of CPU time, whoever spends
+it. `PIL on the host` is what a PyTorch loader does with the same copies in the
+same memory map: crop, resize to 84, flip. It decodes nothing.
 
-Copies: the mean difference, in gray levels, between random crops of squashed
-copies and the same crops of the originals. Photographs are those of installed
-wheels (matplotlib's, scikit-learn's) or of `--photos`, at most 500 pixels long,
-as those of ImageNet and CUB are.
+Copies: the table has the mean difference, in gray levels, between random crops
+of squashed copies and the same crops of the originals. The photographs come
+from installed wheels (matplotlib's, scikit-learn's) or from `--photos`; they
+are at most 500 pixels long, as those of ImageNet and CUB are.
 """
 
 import argparse
 import contextlib
-import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -31,9 +32,11 @@ import numpy as np
 from PIL import Image
 
 from deepemd_jax.config import defaults, resolve
-from deepemd_jax.data import image_io, sources, views
+from deepemd_jax.data import boxes as box_geometry
+from deepemd_jax.data import image_io, views
 from deepemd_jax.data.image_set import COPY_FILTER
 from deepemd_jax.data.published import catalogue, prepare
+from deepemd_jax.data.published_source import PublishedSource
 from deepemd_jax.training import metatrain
 
 SIZE = 84
@@ -53,13 +56,12 @@ def photographs(folder: str | None) -> dict[str, Image.Image]:
     for package, pattern in IN_WHEELS.items():
       if spec := importlib.util.find_spec(package):
         paths.append(pathlib.Path(spec.origin).parent.glob(pattern))
-  found = {}
+  images = {}
   for path in sorted(path for several in paths for path in several):
     if path.suffix.lower() in image_io.SUFFIXES:
-      with image_io.open_image(path) as image:
-        found[path.name] = image_io.to_rgb(image)
-      found[path.name].thumbnail((500, 500), Image.Resampling.LANCZOS)
-  return found
+      images[path.name] = image_io.read_rgb(path)
+      images[path.name].thumbnail((500, 500), Image.Resampling.LANCZOS)
+  return images
 
 
 def differences(images: dict, sides, crops: int) -> dict[int, dict]:
@@ -67,7 +69,7 @@ def differences(images: dict, sides, crops: int) -> dict[int, dict]:
   rows: dict = {side: {} for side in sides}
   for name, image in images.items():
     size = np.array([[image.height, image.width]]).repeat(crops, 0)
-    boxes = views.random_resized_crop(np.random.default_rng(0), size)
+    boxes = box_geometry.random_resized_crop(np.random.default_rng(0), size)
     expected = np.stack(
       [
         np.asarray(
@@ -80,7 +82,7 @@ def differences(images: dict, sides, crops: int) -> dict[int, dict]:
       copy = np.asarray(image.resize((side, side), COPY_FILTER))
       found = views.crop_resize(
         np.broadcast_to(copy, (crops, *copy.shape)),
-        views.to_stored(boxes, size, side),
+        box_geometry.to_stored(boxes, size, side),
         np.zeros(crops, bool),
         size=SIZE,
       )
@@ -92,10 +94,12 @@ def register(count: int) -> list[str]:
   """Makes a data set of `count` photographs known; its classes of 20 images."""
   names = [f"c{i:04d}" for i in range(count // 20)]
   lists = {"splits": {"train": {name: {"images": 20} for name in names}}}
-  catalogue.BENCHMARKS[NAME] = dataclasses.replace(
-    catalogue.BENCHMARKS["cub_full"],
-    **{"name": NAME, "splits": ("train",), "lists": lambda: lists},
+  catalogue.BENCHMARKS[NAME] = catalogue.Benchmark(
+    NAME,
+    "parts of photographs",
     layouts=("folders",),
+    splits=("train",),
+    lists=lambda: lists,
   )
   return names
 
@@ -110,7 +114,7 @@ def make_ready(root: pathlib.Path, photos, count: int, side: int) -> None:
   for i in range(min(count, 200)):  # the rest repeats them
     photo = images[i % len(images)]
     size = np.array([[photo.height, photo.width]])
-    (box,) = views.random_resized_crop(rng, size, scale=(0.5, 1.0))
+    (box,) = box_geometry.random_resized_crop(rng, size, scale=(0.5, 1.0))
     file = io.BytesIO()
     part = photo.crop(tuple(box)).resize((500, 375), Image.BILINEAR)
     part.save(file, "JPEG", quality=90)
@@ -130,7 +134,7 @@ def make_ready(root: pathlib.Path, photos, count: int, side: int) -> None:
 
 def opened(root: pathlib.Path, kept: str):
   """The images: copies, or originals."""
-  return sources.BenchmarkSource(f"{NAME}:{kept}", str(root)).load("train")
+  return PublishedSource(f"{NAME}:{kept}", str(root)).load("train")
 
 
 def on_host(make):
@@ -176,14 +180,15 @@ def measure(work: dict, turns: int) -> list[dict]:
 
 def reading(root: pathlib.Path, options) -> tuple[list[dict], dict]:
   """Rows of all ways to read, and the peak memory between them, in GB."""
-  config = defaults.get_config()
-  cut = jax.jit(resolve.crop(config, SIZE))
-  copies = opened(root, str(options.side))
-  read = metatrain._batches(config, copies)
-  decode = metatrain._batches(config, opened(root, "original"))
+  settings = resolve.resolve(defaults.get_config())
+  extract = jax.jit(
+    functools.partial(views.crop_on_device, settings.view, SIZE)
+  )
+  read = metatrain.make_batches(settings, opened(root, str(options.side)))
+  decode = metatrain.make_batches(settings, opened(root, "original"))
 
   def crop(step):
-    return [cut(part) for part in read(step).values()]
+    return [extract(part) for part in read(step).values()]
 
   many = 1 if options.smoke else 40
   memory = {"before": peak()}
@@ -225,7 +230,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     child = multiprocessing.get_context("spawn").Process(
-      target=prepare,
+      target=make_ready,
       args=(root, options.photos, options.images, options.side),
     )
     child.start()
@@ -234,13 +239,22 @@ def main() -> None:
     rows, memory = reading(root, options)
   images = photographs(options.photos)
   levels = differences(images, (84, 128, 160, 256), options.crops)
+  report(options, images, levels, rows, memory)
+  if options.json:
+    result = {"reading": rows, "gray levels": levels, "peak GB": memory}
+    with open(options.json, "w") as file:
+      json.dump(result, file, indent=2)
+
+
+def report(options, images, levels, rows, memory) -> None:
+  """Prints the tables."""
   print(
     f"mean difference in gray levels, {options.crops} random crops each of\n"
     f"{', '.join(images)}\n"
   )
   print(f"{'copies of':<12}{'mean':>8}{'worst photograph':>20}")
-  for side, found in levels.items():
-    mean, worst = np.mean(list(found.values())), max(found.values())
+  for side, by_image in levels.items():
+    mean, worst = np.mean(list(by_image.values())), max(by_image.values())
     print(f"{side:<12}{mean:>8.2f}{worst:>20.2f}")
   print(
     f"\nepisodes of 80 images; {options.images} copies of {options.side}; "
@@ -254,10 +268,6 @@ def main() -> None:
     )
   spent = ", ".join(f"{when} {gb:.2f}" for when, gb in memory.items())
   print(f"\npeak memory in GB, with the pages of the map: {spent}")
-  if options.json:
-    found = {"reading": rows, "gray levels": levels, "peak GB": memory}
-    with open(options.json, "w") as file:
-      json.dump(found, file, indent=2)
 
 
 if __name__ == "__main__":

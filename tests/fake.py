@@ -312,17 +312,21 @@ SOURCES = {
 }
 
 
+def classes_of(name, classes=3):
+  """How many classes a split has in the source: CIFAR's has them all."""
+  return 100 if SOURCES.get(name) is cifar_archive else classes
+
+
 def source(name, path, per_class=2, classes=3):
   """Makes what a data set is prepared from; returns its path and a benchmark
   that expects what is in there."""
-  if name not in SOURCES:
+  make = SOURCES.get(name)
+  if make is None:
     ready_folders(path, name, per_class, classes)
-  elif SOURCES[name] in (cub_archive, ilsvrc_archive):
-    listed = all_names(name, classes)
-    SOURCES[name](path, per_class, classes=listed)
-  elif SOURCES[name] is cifar_archive:
-    classes = 100
-    cifar_archive(path, per_class)
+  elif make is cifar_archive:
+    make(path, per_class)
+  elif make in (cub_archive, ilsvrc_archive):
+    make(path, per_class, all_names(name, classes))
   else:
-    SOURCES[name](path, per_class, classes)
-  return path, small(name, per_class, classes)
+    make(path, per_class, classes)
+  return path, small(name, per_class, classes_of(name, classes))

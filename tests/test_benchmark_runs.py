@@ -1,42 +1,34 @@
-"""Each published data set through its config: archive to results."""
+"""Each published data set through its recipe: from an archive to results."""
 
-import functools
 import importlib
 import json
 
 import fake
+import numpy as np
 import pytest
 
 from deepemd_jax import main
 from deepemd_jax.config import resolve
 from deepemd_jax.data.published import catalogue, prepare
+from deepemd_jax.data.sources import open_source
 from deepemd_jax.errors import MissingData
+from deepemd_jax.training import metatrain
 
 PER_CLASS = 4
-# How to make a small source, its classes a split, and a layout.
-SOURCES = {
-  "cub": (fake.cub_archive, 3),
-  "cub_full": (fake.cub_archive, 3),
-  "fc100": (fake.cifar_archive, 100),
-  "cifar_fs": (fake.cifar_archive, 100),
-  "miniimagenet": (fake.ilsvrc_folder, 3),
-  "tieredimagenet": (
-    lambda path, per_class: fake.ready_folders(
-      path, "tieredimagenet", per_class
-    ),
-    3,
-  ),
-  "cub_retrieval": (
-    lambda path, per_class: fake.cub_archive(
-      path, per_class, fake.all_names("cub_retrieval", 20)
-    ),
-    20,
-  ),
-  "cars196": (functools.partial(fake.cars_folder, classes=20), 20),
-  "stanford_online_products": (
-    functools.partial(fake.products_archive, classes=20),
-    20,
-  ),
+SOAK = pytest.mark.soak
+# The full name that a result has. Retrieval needs 20 classes a split: every
+# tenth is held out.
+FEW_SHOT = {
+  "cub": "cub:160",
+  "fc100": "fc100:32",
+  "cifar_fs": "cifar_fs:32",
+  "miniimagenet": "miniimagenet:160",
+  "tieredimagenet": "tieredimagenet:original",
+}
+RETRIEVAL = {
+  "cub_retrieval": (1, 2, 4, 8),
+  "cars196": (1, 2, 4, 8),
+  "stanford_online_products": (1, 10, 100, 1000),
 }
 
 
@@ -46,14 +38,25 @@ def place(tmp_path_factory):
   return tmp_path_factory.mktemp("runs")
 
 
-def make_ready(name, place, monkeypatch):
-  make, classes = SOURCES[name]
-  benchmark = fake.small(name, PER_CLASS, classes)
-  source = place / f"{name}_source"
-  if not source.exists():
-    make(source, PER_CLASS)
-  monkeypatch.setitem(catalogue.BENCHMARKS, name, benchmark)
-  prepare.prepare(benchmark, str(place / "data"), source=source)
+@pytest.fixture
+def make_ready(place, monkeypatch):
+  def make(name):
+    classes = 20 if name in RETRIEVAL else 3
+    folder = place / f"{name}_source"
+    if folder.exists():
+      benchmark = fake.small(name, PER_CLASS, fake.classes_of(name, classes))
+    else:
+      _, benchmark = fake.source(name, folder, PER_CLASS, classes)
+    monkeypatch.setitem(catalogue.BENCHMARKS, name, benchmark)
+    prepare.prepare(benchmark, str(place / "data"), source=folder)
+    return benchmark
+
+  return make
+
+
+def recipe(name, place, arguments="runlocal"):
+  module = importlib.import_module(f"configs.{name}")
+  return tiny(module.get_config(arguments), place)
 
 
 def tiny(config, place):
@@ -72,53 +75,70 @@ def tiny(config, place):
   config.evaluate.batch_size = 2
   config.evaluate.encode_batch_size = 12
   config.evaluate.pictures = 0
+  config.metatrain.way = min(config.metatrain.way, 2)
   return config
 
 
-PROTOCOLS = {
-  "cub": "cub:160",
-  "fc100": "fc100:32",
-  "cifar_fs": "cifar_fs:32",
-  "miniimagenet": "miniimagenet:160",
-  "tieredimagenet": "tieredimagenet:original",
-}
+@pytest.mark.parametrize("name", [*FEW_SHOT, *RETRIEVAL])
+def test_a_recipe_opens_its_data_and_makes_a_batch(name, place, make_ready):
+  config = recipe(name, place)
+  with pytest.raises(MissingData, match=f"data set {name} is not prepared"):
+    main.run(config, place / "none")
+  assert not (place / "none").exists()
+  benchmark = make_ready(name)
+  settings = resolve.resolve(config)
+  source = open_source(settings.data)
+  full = FEW_SHOT.get(name, f"{name}:160")
+  assert source.protocol == full and benchmark.title in source.title
+  images = {s: source.load(s) for s in ("train", "val", "test")}
+  for split, loaded in images.items():
+    shown = [loaded.class_names[label] for label in loaded.labels]
+    assert list(dict.fromkeys(shown)) == list(loaded.class_names), split
+    assert source.counts(split) == dict.fromkeys(shown, PER_CLASS)
+  keys = [set(loaded.keys) for loaded in images.values()]
+  assert len(set.union(*keys)) == sum(map(len, keys))
+  if name in RETRIEVAL:
+    assert [len(k) / PER_CLASS for k in keys] == [18, 2, 20]
+    # The same rows of one stored split, held out or not.
+    whole = fake.names(name, "train", 20)
+    assert list(images["val"].class_names) == whole[9::10]
+    assert "tenth training class held out" in source.title
+  batch = metatrain.make_batches(settings, images["train"])(0)
+  pixels = np.asarray(batch["query"]["images"])
+  assert pixels.dtype == np.uint8 and pixels.shape[-1] == 3
+  assert pixels.std() > 5
 
 
 @pytest.mark.parametrize(
   "name",
   [
-    pytest.param(name, marks=pytest.mark.soak) if name == "cifar_fs" else name
-    for name in PROTOCOLS
+    name if name == "miniimagenet" else pytest.param(name, marks=SOAK)
+    for name in FEW_SHOT
   ],
 )
-def test_a_config_trains_and_tests(name, place, monkeypatch, capsys):
-  config = importlib.import_module(f"configs.{name}").get_config("runlocal")
-  tiny(config, place)
-  with pytest.raises(MissingData, match=f"data set {name} is not prepared"):
-    main.run(config, place / name)
-  assert not (place / name).exists()
-  make_ready(name, place, monkeypatch)
-  main.run(config, place / name)
+def test_a_config_trains_and_tests(name, place, make_ready, capsys):
+  make_ready(name)
+  main.run(recipe(name, place), place / name)
   found = json.loads((place / name / "results.json").read_text())
   for which in ("trained on", "tested on"):
-    assert found["protocol"][which]["name"] == PROTOCOLS[name]
+    assert found["protocol"][which]["name"] == FEW_SHOT[name]
   assert found["heads"].keys() >= {"deepemd", "prototype"}
-  assert f"{PROTOCOLS[name]}: 2-way 1-shot" in capsys.readouterr().out
+  assert f"{FEW_SHOT[name]}: 2-way 1-shot" in capsys.readouterr().out
   for stage in ("pretrain", "metatrain"):
     rows = (place / name / stage / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["step"] >= 2
 
 
+@SOAK
 @pytest.mark.parametrize("variant", ["grid", "5shot", "cross_cub"])
-def test_a_trained_encoder_is_tested_another_way(variant, place, monkeypatch):
+def test_a_trained_encoder_is_tested_another_way(variant, place, make_ready):
   """In the same workdir, without training, and without wiping out a result."""
   trained = place / "miniimagenet"
   if not trained.exists():
     pytest.skip("the run of miniimagenet has failed")
   for name in ("miniimagenet", "cub"):
-    make_ready(name, place, monkeypatch)
-  module = importlib.import_module("configs.miniimagenet")
-  config = tiny(module.get_config(f"runlocal,{variant}"), place)
+    make_ready(name)
+  config = recipe("miniimagenet", place, f"runlocal,{variant}")
   config.episode.shot = min(config.episode.shot, 2)
   config.sfc.epochs = 2
   if variant == "grid":
@@ -134,40 +154,20 @@ def test_a_trained_encoder_is_tested_another_way(variant, place, monkeypatch):
   assert "miniimagenet-160_2way_1shot_fcn.json" in kept and len(kept) > 1
 
 
-@pytest.mark.parametrize(
-  ("name", "recalls"),
-  [
-    pytest.param("cub_retrieval", (1, 2, 4, 8), marks=pytest.mark.soak),
-    pytest.param("cars196", (1, 2, 4, 8), marks=pytest.mark.soak),
-    ("stanford_online_products", (1, 10, 100, 1000)),
-  ],
-)
-def test_a_config_trains_and_retrieves(name, recalls, place, monkeypatch):
+@SOAK
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_a_config_trains_and_retrieves(name, place, make_ready):
   """Archive to table; trained without the classes that settings are chosen on,
   nor those that are looked for."""
-  config = importlib.import_module(f"configs.{name}").get_config("runlocal")
-  tiny(config, place)
-  config.metatrain.way = min(config.metatrain.way, 2)
-  make_ready(name, place, monkeypatch)
+  config = recipe(name, place)
+  make_ready(name)
   main.run(config, place / name)
   found = json.loads((place / name / "retrieve.json").read_text())
   assert found["gallery"] == {"images": 20 * PER_CLASS, "classes": 20}
   assert found["protocol"]["trained on"]["name"] == f"{name}:160"
-  assert (
-    "tenth training class held out"
-    in (found["protocol"]["trained on"]["title"])
-  )
+  title = found["protocol"]["trained on"]["title"]
+  assert "tenth training class held out" in title
   assert set(found["methods"]["EMD"]) == {
     *("stage", "R-Precision", "MAP@R"),
-    *(f"Recall@{k}" for k in recalls),
+    *(f"Recall@{k}" for k in RETRIEVAL[name]),
   }
-  images = {s: resolve.source(config).load(s) for s in ("train", "val", "test")}
-  keys = [set(loaded.keys) for loaded in images.values()]
-  assert [len(k) / PER_CLASS for k in keys] == [18, 2, 20]
-  assert len(set.union(*keys)) == 40 * PER_CLASS
-  for split, loaded in images.items():
-    shown = [loaded.class_names[label] for label in loaded.labels]
-    assert list(dict.fromkeys(shown)) == list(loaded.class_names), split
-  # The same rows of one stored split, held out or not.
-  whole = fake.names(name, "train", 20)
-  assert list(images["val"].class_names) == whole[9::10]

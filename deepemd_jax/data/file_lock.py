@@ -3,8 +3,9 @@
 import contextlib
 import fcntl
 import os
-import sys
 from collections.abc import Iterator
+
+from deepemd_jax.utils.terminal import note
 
 
 @contextlib.contextmanager
@@ -22,6 +23,6 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      print(f"another process is at {what}: waiting", file=sys.stderr)
+      note(f"another process is at {what}: waiting")
       fcntl.flock(lock, fcntl.LOCK_EX)
     yield

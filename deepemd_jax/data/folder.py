@@ -5,7 +5,8 @@
     CSV label,split                         which split a class belongs to
     CSV filename,label,split                images anywhere below root
 
-Which files there are, and what for; `datasets` reads them.
+This module says which files there are, and for which split; `folder_source`
+reads them.
 """
 
 import csv
@@ -29,48 +30,49 @@ def listing(
   table: str | os.PathLike | None = None,
   seed: int = 0,
 ) -> dict[str, dict[str, list[pathlib.Path]]]:
-  """{split: {class name: sorted image paths}}; opens no image.
+  """Returns {split: {class name: sorted image paths}}; opens no image.
 
   Args:
     root: the image folder.
-    fractions: shares of the classes for train, val and test, when neither the
-      folder nor `table` says. Classes are shuffled by `seed`.
+    fractions: shares of the classes for train, val and test, if neither the
+      folder nor `table` says which class belongs where.
     table: a CSV, see the module's docstring.
-    seed: of the shuffle.
+    seed: shuffles the classes before they are shared out.
 
   Raises:
-    InputError: there is no such folder, nothing in it, or the CSV does not fit.
+    InputError: there is no such folder, it holds no images, or the CSV does not
+      fit.
   """
   root = pathlib.Path(root)
   if not os.path.isdir(root):
     raise InputError(f"there is no image folder {str(root)!r}")
   _directories(root)  # refuses an unreadable one
-  ready = [root / split for split in SPLITS if (root / split).is_dir()]
+  split_folders = [root / name for name in SPLITS if (root / name).is_dir()]
   if table:
-    found = _from_table(root, pathlib.Path(table))
-  elif any(_directories(folder) for folder in ready):
-    found = {split: {} for split in SPLITS}
-    found |= {folder.name: _classes(folder, root) for folder in ready}
+    splits = _splits_in_table(root, pathlib.Path(table))
+  elif any(_directories(folder) for folder in split_folders):
+    splits = {name: {} for name in SPLITS}
+    splits |= {folder.name: _classes(folder, root) for folder in split_folders}
   else:
     classes = _classes(root, root)
-    found = {split: {} for split in SPLITS}
-    for name, split in _assign(list(classes), fractions, seed).items():
-      found[split][name] = classes[name]
-  if not any(found.values()):
+    splits = {name: {} for name in SPLITS}
+    for name, split in _share_out(list(classes), fractions, seed).items():
+      splits[split][name] = classes[name]
+  if not any(splits.values()):
     raise InputError(
       f"image folder {str(root)!r} holds no images; put those of each class "
       f"into a directory of their own ({', '.join(image_io.SUFFIXES)})"
     )
-  _refuse_shared(found)
-  return found
+  _refuse_shared_classes(splits)
+  return splits
 
 
 def classes(root: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
-  """{class name: sorted image paths} of a folder with a directory a class.
+  """Returns {class name: sorted image paths} of a folder of classes.
 
   Raises:
     InputError: there is no such folder or no class in it, a class has no
-      images, or an image lies outside of all.
+      images, or an image lies outside of all classes.
   """
   root = _existing(root)
   loose = [
@@ -82,23 +84,23 @@ def classes(root: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
       "into a directory of their own"
     )
   inside = root.resolve()
-  found = {child.name: _images(child, inside) for child in _directories(root)}
-  empty = [name for name, paths in found.items() if not paths]
+  classes = {child.name: _images(child, inside) for child in _directories(root)}
+  empty = [name for name, paths in classes.items() if not paths]
   if empty:
     raise InputError(
       f"class {empty[0]!r} in {str(root)!r} has no images; put some there "
       f"({', '.join(image_io.SUFFIXES)}) or remove it"
     )
-  if not found:
+  if not classes:
     raise InputError(
       f"image folder {str(root)!r} holds no directories; put the images of "
       "each class into one of their own"
     )
-  return found
+  return classes
 
 
 def below(root: str | os.PathLike) -> list[pathlib.Path]:
-  """All images below a folder, sorted, or the one image that `root` is.
+  """Returns all images below a folder, sorted, or the one image `root` itself.
 
   Raises:
     InputError: there is no such folder, or no image in it.
@@ -106,13 +108,13 @@ def below(root: str | os.PathLike) -> list[pathlib.Path]:
   if os.path.isfile(root):
     return [pathlib.Path(root)]
   root = _existing(root)
-  found = _images(root, root.resolve())
-  if not found:
+  paths = _images(root, root.resolve())
+  if not paths:
     raise InputError(
       f"image folder {str(root)!r} holds no images "
       f"({', '.join(image_io.SUFFIXES)})"
     )
-  return found
+  return paths
 
 
 def _existing(root: str | os.PathLike) -> pathlib.Path:
@@ -121,10 +123,10 @@ def _existing(root: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(root)
 
 
-def _refuse_shared(found) -> None:
-  """Testing on classes that were trained on would not be few-shot learning."""
+def _refuse_shared_classes(splits) -> None:
+  """Raises if a class is in two splits: that would not be few-shot learning."""
   split_of: dict[str, str] = {}
-  for split, classes in found.items():
+  for split, classes in splits.items():
     for name in classes:
       if name in split_of:
         raise InputError(
@@ -151,12 +153,14 @@ def _unreadable(error: OSError) -> NoReturn:
 
 def _classes(folder: pathlib.Path, root) -> dict[str, list[pathlib.Path]]:
   inside = root.resolve()
-  found = {child.name: _images(child, inside) for child in _directories(folder)}
-  return {name: paths for name, paths in found.items() if paths}
+  classes = {
+    child.name: _images(child, inside) for child in _directories(folder)
+  }
+  return {name: paths for name, paths in classes.items() if paths}
 
 
 def _images(folder: pathlib.Path, inside: pathlib.Path) -> list[pathlib.Path]:
-  """Image files anywhere below a class directory, sorted; hidden ones not."""
+  """Returns the image files below a directory, sorted, without hidden ones."""
   paths = []
   _refuse_outside(folder, inside)
   for here, directories, files in os.walk(folder, onerror=_unreadable):
@@ -170,7 +174,7 @@ def _images(folder: pathlib.Path, inside: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _refuse_outside(path: pathlib.Path, inside: pathlib.Path) -> None:
-  """A link out of the folder would bring in what nobody meant to share."""
+  """Raises at a link out of the folder: nobody meant to share its target."""
   if path.is_symlink() and not path.resolve().is_relative_to(inside):
     raise InputError(
       f"{str(path)!r} is a link out of the image folder, to "
@@ -178,8 +182,8 @@ def _refuse_outside(path: pathlib.Path, inside: pathlib.Path) -> None:
     )
 
 
-def _assign(names: list[str], fractions, seed: int) -> dict[str, str]:
-  """Class -> split; rounds so that all classes are used."""
+def _share_out(names: list[str], fractions, seed: int) -> dict[str, str]:
+  """Returns {class: split}; every class has one."""
   if len(fractions) != 3 or min(fractions) < 0 or sum(fractions) <= 0:
     raise InputError(
       f"config.data.fractions is {tuple(fractions)}; give three shares, none "
@@ -194,8 +198,8 @@ def _assign(names: list[str], fractions, seed: int) -> dict[str, str]:
   return {names[i]: split for i, split in zip(order, split_of, strict=True)}
 
 
-def _from_table(root, table):
-  """Reads a CSV with columns label,split or filename,label,split."""
+def _splits_in_table(root: pathlib.Path, table: pathlib.Path):
+  """Reads a CSV with the columns label,split or filename,label,split."""
   try:
     with open(table, newline="", encoding="utf-8-sig") as file:
       rows = list(csv.DictReader(file))
@@ -206,10 +210,10 @@ def _from_table(root, table):
       f"CSV {str(table)!r} needs a header with label,split or "
       f"filename,label,split; it has {list(rows[0]) if rows else 'no rows'}"
     )
-  found: dict = {split: {} for split in SPLITS}
+  splits: dict = {split: {} for split in SPLITS}
   classes = None if "filename" in rows[0] else _classes(root, root)
   inside = root.resolve()
-  seen = set()
+  names = set()
   for number, row in enumerate(rows, 2):
     where = f"CSV {str(table)!r} line {number}"
     label, split = row["label"], row["split"]
@@ -220,18 +224,18 @@ def _from_table(root, table):
       raise InputError(
         f"{where}: split is {split!r}; use one of {', '.join(SPLITS)}"
       )
-    if os.path.normpath(name) in seen:  # it could be support and query at once
+    if os.path.normpath(name) in names:  # it could be support and query at once
       raise InputError(f"{where}: {name!r} comes twice; drop one of the lines")
-    seen.add(os.path.normpath(name))
+    names.add(os.path.normpath(name))
     if classes is not None:
       if label not in classes:
         raise InputError(
           f"{where}: class {label!r} has no images in {str(root)!r}"
         )
-      found[split][label] = classes[label]
+      splits[split][label] = classes[label]
       continue
     path = root / name
     if not path.is_file() or not path.resolve().is_relative_to(inside):
       raise InputError(f"{where}: no file {name!r} in {str(root)!r}")
-    found[split].setdefault(label, []).append(path)
-  return found
+    splits[split].setdefault(label, []).append(path)
+  return splits

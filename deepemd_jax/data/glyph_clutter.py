@@ -50,7 +50,7 @@ _MASTER = 64  # side of the glyph masks that are scaled into scenes
 
 @functools.cache
 def _files() -> pathlib.Path:
-  """matplotlib's data folder, found without importing matplotlib."""
+  """matplotlib's data folder, without importing matplotlib."""
   origin = importlib.util.find_spec("matplotlib").origin
   return pathlib.Path(origin).parent / "mpl-data"
 
@@ -145,13 +145,13 @@ def _paste(scene, mask, rng, *, size: int, place, tilt: float, level: float):
   """Puts a glyph into the scene, in a color brighter or darker than `level`:
   the first of 20 that is so by 80, or the last."""
   angle = float(rng.uniform(-tilt, tilt))
-  turned = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-  turned = turned.resize((size, size), Image.Resampling.LANCZOS)
+  rotated = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+  rotated = rotated.resize((size, size), Image.Resampling.LANCZOS)
   colors = rng.integers(0, 256, (20, 3)).tolist()
   apart = (c for c in colors if abs(sum(c) / 3 - level) > 80)
   color = next(apart, colors[-1])
   solid = Image.new("RGB", (size, size), tuple(color))
-  scene.paste(solid, tuple(place), turned)
+  scene.paste(solid, tuple(place), rotated)
 
 
 def scene(key: str, character: str, path: str, variant: str = "default"):

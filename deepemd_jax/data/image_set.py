@@ -66,10 +66,6 @@ class ImageSet:
     """
     raise NotImplementedError
 
-  def cut(self, rows, boxes, size):
-    """Does what `extract_crops` does; the name that callers used before."""
-    return self.extract_crops(rows, boxes, size)
-
   def whole(self, rows: np.ndarray, size: int) -> np.ndarray:
     """Returns whole images, squashed to squares: uint8 [k, S, S, 3].
 

@@ -1,4 +1,4 @@
-"""Work ahead: make the next batches while the device is busy with this one."""
+"""Makes the next batches while the device is busy with this one."""
 
 import collections
 import concurrent.futures
@@ -23,20 +23,22 @@ def prefetch(
 ) -> Iterator[Any]:
   """Yields make(start), ..., make(stop - 1) in order, computed ahead.
 
-  What comes out is a function of the index alone: not of the number of threads
-  or processes, and not of where a run was interrupted. Close it when leaving
-  early: that ends the processes.
+  The results depend on the index alone: neither on the number of threads or
+  processes, nor on where a run was interrupted. If you leave early, close the
+  iterator: that ends the processes.
 
   Args:
     make: a pure function of the index. An exception in it comes out here. With
-      workers it must be picklable, and its results trees of NumPy arrays.
-    start: first index.
-    stop: one past the last.
-    threads: that run `make` when there are no workers.
-    workers: processes that run `make` instead; each takes seconds to start.
-    buffer: results kept ready at most; a worker keeps one or two of its own.
-    shard: (i, n): only the indices that leave rest i when divided by n, which
-      host i of n makes.
+      workers, it must be picklable, and its results must be trees of NumPy
+      arrays.
+    start: the first index.
+    stop: one past the last index.
+    threads: how many threads run `make` if there are no workers.
+    workers: how many processes run `make` instead; each takes seconds to start.
+    buffer: how many results are kept ready at most; a worker keeps one or two
+      of its own.
+    shard: (i, n) makes only the indices of host i of n: those that leave the
+      remainder i when divided by n.
   """
   import grain
 
@@ -63,8 +65,8 @@ def in_order(
 ) -> Iterator[tuple[Any, Any]]:
   """Yields (item, function(item)) in the order of the items.
 
-  Threads, one a core, are a few items ahead: of however many there are, only
-  those are held. An exception of `function` comes out here.
+  One thread a core works a few items ahead, and only those items are held in
+  memory. An exception of `function` comes out here.
   """
   threads = os.cpu_count() or 1
   window = collections.deque()
@@ -79,7 +81,7 @@ def in_order(
 
 
 class _OfIndex:
-  """`make` of a Python integer."""
+  """Calls `make` with a Python integer, where Grain has a NumPy one."""
 
   def __init__(self, make):
     self._make = make
@@ -89,8 +91,10 @@ class _OfIndex:
 
 
 def _parse_flags() -> None:
-  """Grain asks absl's flags for its settings when it starts processes; where no
-  program has parsed them, their defaults will do."""
+  """Has absl parse its flags, which Grain reads when it starts processes.
+
+  If no program has parsed them, their defaults will do.
+  """
   from absl import flags
 
   if not flags.FLAGS.is_parsed():
@@ -98,8 +102,11 @@ def _parse_flags() -> None:
 
 
 def _begin_worker(index: int, count: int) -> None:
-  """A worker ends with its parent, whatever ends that, and not before: Ctrl-C
-  reaches all processes of a terminal, but the parent wants to finish a step."""
+  """Makes a worker end with its parent, whatever ends that, and not before.
+
+  Ctrl-C reaches all processes of a terminal, but the parent wants to finish a
+  step.
+  """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)

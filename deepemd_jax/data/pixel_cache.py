@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from deepemd_jax.data import image_io, image_set, loader
 from deepemd_jax.data.file_lock import locked
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.progress import Progress
+from deepemd_jax.utils.terminal import note
 
 _FORMAT = 1
 _LISTED = 10  # bad images that an error names
@@ -148,7 +148,7 @@ def load(
       cache = _open_or_explain(place, side, made_from)
       if isinstance(cache, str):
         if place.exists():
-          _note(f"the copies of {name} in {place} {cache}: making them again")
+          note(f"the copies of {name} in {place} {cache}: making them again")
           # Renamed first, so that half of it is never there under its name.
           old = place.with_name(f"incomplete.{place.name}.old")
           os.rename(place, old)
@@ -169,10 +169,6 @@ def load(
 def side_name(side: int) -> str:
   """Returns what folders and protocols call copies of this side."""
   return str(side) if side else "original"
-
-
-def _note(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
 
 
 def _open_or_explain(
@@ -240,23 +236,19 @@ def _write_pixels(path, items, count, side, name) -> dict:
   """
   index = {"keys": [], "labels": [], "sizes": [], "checksums": []}
   bad = []
-  progress = Progress()
-  try:
-    with open(path, "wb") as file:
-      copy = functools.partial(_copy, side=side)
-      for item, (pixels, size, problem) in loader.in_order(copy, items):
-        index["keys"].append(item.key)
-        index["labels"].append(item.label)
-        index["sizes"].append(size)
-        progress(f"copies of {name}", len(index["keys"]), count)
-        if problem:
-          bad.append(f"{item.key} ({problem})")
-        elif side and not bad:
-          index["checksums"].append(zlib.crc32(pixels))
-          file.write(pixels)
-      _sync(file)
-  finally:
-    progress.close()
+  copy = functools.partial(_copy, side=side)
+  with Progress() as progress, open(path, "wb") as file:
+    for item, (pixels, size, problem) in loader.in_order(copy, items):
+      index["keys"].append(item.key)
+      index["labels"].append(item.label)
+      index["sizes"].append(size)
+      progress(f"copies of {name}", len(index["keys"]), count)
+      if problem:
+        bad.append(f"{item.key} ({problem})")
+      elif side and not bad:
+        index["checksums"].append(zlib.crc32(pixels))
+        file.write(pixels)
+    _sync(file)
   if bad:
     more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
     raise InputError(

@@ -135,7 +135,7 @@ class TrainingViews:
     boxes_of_rows = self._boxes(rng, self.images.sizes[rows.ravel()])
     boxes_of_rows = boxes_of_rows.reshape(*rows.shape, *boxes_of_rows.shape[1:])
     flip = rng.random(boxes_of_rows.shape[:-1]) < self.view.flip_probability
-    pixels, on_pixels = self.images.cut(
+    pixels, on_pixels = self.images.extract_crops(
       rows[local], boxes_of_rows[local], self.size
     )
     return {"images": pixels, "boxes": on_pixels, "flip": flip[local]}

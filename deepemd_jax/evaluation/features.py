@@ -242,7 +242,7 @@ class ImageSetEncoder:
     if view.is_whole:
       return (images.whole(rows, evaluation_side(view)),)
     boxes, flip = evaluation_boxes(view, images, rows)
-    return (*images.cut(rows, boxes, view.size), flip)
+    return (*images.extract_crops(rows, boxes, view.size), flip)
 
   def _encode_all(self, variables, images: ImageSet) -> np.ndarray:
     count = len(images.labels)
@@ -279,7 +279,7 @@ class ImageSetEncoder:
     for start in range(0, count, size):
       self.check_stop()
       own = np.minimum(np.arange(start, start + size), count - 1)
-      crops = images.cut(rows[own], boxes[own], view.size)
+      crops = images.extract_crops(rows[own], boxes[own], view.size)
       batch = sharding.shard_batch((*crops, flip[own]))
       runtime.mark_progress()
       parts.append(sharding.local_rows(self._to_each(variables, *batch)))

@@ -221,7 +221,7 @@ def _encode_for_figure(
   shown = images.whole(rows, evaluation_side(view))
   if not view.is_whole:
     boxes, flip = evaluation_boxes(view, images, rows)
-    pixels, on_pixels = images.cut(rows, boxes, view.size)
+    pixels, on_pixels = images.extract_crops(rows, boxes, view.size)
     on_shown = to_stored(
       boxes.reshape(-1, 4),
       images.sizes[rows].repeat(boxes.shape[1], 0),

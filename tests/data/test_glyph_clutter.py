@@ -78,12 +78,12 @@ def test_all_variants_show_the_same_glyph_in_the_same_place():
 
 
 def test_default_is_the_relief_with_one_to_three_distractors():
-  counts = collections.Counter()
-  for row in SCENES:
+  counts, rows = collections.Counter(), SCENES[::3]
+  for row in rows:
     image = pixels(row, "default")
     same = [k for k in range(4) if (pixels(row, f"d{k}_relief") == image).all()]
     counts.update(same[:1])
-  assert set(counts) == {1, 2, 3} and counts.total() == len(SCENES)
+  assert set(counts) == {1, 2, 3} and counts.total() == len(rows)
 
 
 def test_each_distractor_adds_to_what_is_there():

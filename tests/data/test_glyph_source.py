@@ -79,29 +79,22 @@ def check(glyphs, split, capfd):
   assert capfd.readouterr() == ("", "")  # nothing is prepared again
 
 
-def test_a_killed_preparation_is_made_again_and_leaves_nothing(tmp_path, capfd):
-  code, *_ = forked.run(
-    crashes.load_glyphs_until_killed, str(tmp_path), "d1_plain", "test", 100
-  )
+def test_a_killed_preparation_is_made_again_by_one_of_two_processes(tmp_path):
+  """And neither loads TensorFlow or matplotlib for it."""
+  where = str(tmp_path), "d1_plain", "test"
+  code, *_ = forked.run(crashes.load_glyphs_until_killed, *where, 100)
   assert code == -signal.SIGKILL
   folder = tmp_path / "glyph_clutter" / "d1_plain"
   assert len(list(folder.glob("incomplete*"))) == 1
-  source = glyph_source.GlyphClutterSource(str(tmp_path), variant="d1_plain")
-  assert counted(source.load("test")) == source.counts("test")
-  assert [p.name for p in folder.iterdir() if p.name != ".lock"] == ["1.0.0"]
-  out, errors = capfd.readouterr()
-  assert out == "" and errors.startswith("preparing glyph_clutter/d1_plain in ")
-  assert errors.count("\n") == 1
-
-
-def test_two_processes_may_prepare_at_once(tmp_path):
-  """And load neither TensorFlow nor matplotlib for it."""
-  call = (crashes.load_glyphs, str(tmp_path), "d0_plain", "test")
-  pair = [forked.start(*call) for _ in range(2)]
+  pair = [forked.start(crashes.load_glyphs, *where) for _ in range(2)]
   codes, outputs, errors = zip(*(p.communicate() for p in pair), strict=True)
   assert codes == (0, 0), errors
   assert outputs == ("531 []\n", "531 []\n")
-  assert "".join(errors).count("preparing") == 1
+  written = "".join(errors)
+  assert written.count("preparing glyph_clutter/d1_plain in ") == 1
+  assert [p.name for p in folder.iterdir() if p.name != ".lock"] == ["1.0.0"]
+  source = glyph_source.GlyphClutterSource(where[0], variant="d1_plain")
+  assert counted(source.load("test")) == source.counts("test")
 
 
 def test_a_set_of_another_size_is_not_taken(tmp_path, monkeypatch):

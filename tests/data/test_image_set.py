@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepemd_jax.data import views
+from deepemd_jax.data import boxes as box_geometry
+from deepemd_jax.data import crop_resize
 from deepemd_jax.data.image_set import CachedImages, EncodedImages
 
 SIZES = np.array([(40, 56), (33, 20), (84, 84), (5, 3), (120, 90), (60, 60)])
@@ -60,14 +61,14 @@ def test_crops_of_originals_are_those_of_torchvision(seed, size):
   """On the device nothing is left to do."""
   rng = np.random.default_rng(seed)
   rows = rng.integers(0, len(SIZES), (2, 3))
-  boxes = views.random_resized_crop(rng, ENCODED.sizes[rows.ravel()])
+  boxes = box_geometry.random_resized_crop(rng, ENCODED.sizes[rows.ravel()])
   pixels, around = ENCODED.extract_crops(rows, boxes.reshape(2, 3, 4), size)
   assert pixels.shape == (2, 3, size, size, 3) and pixels.dtype == np.uint8
   assert around.shape == (2, 3, 4) and around.dtype == np.float32
   flat = pixels.reshape(-1, size, size, 3)
   for row, box, found in zip(rows.ravel(), boxes, flat, strict=True):
     np.testing.assert_array_equal(found, torchvision(PIXELS[row], box, size))
-  on_device = views.crop_resize(
+  on_device = crop_resize.crop_resize(
     flat, around.reshape(-1, 4), jnp.zeros(6, bool), size=size
   )
   np.testing.assert_array_equal(on_device, flat)
@@ -76,11 +77,11 @@ def test_crops_of_originals_are_those_of_torchvision(seed, size):
 def draw_boxes(kind, rng, sizes):
   """One box [N, 4] for each image, or several [N, crops, 4]."""
   if kind == "fcn":
-    return views.random_resized_crop(rng, sizes)
+    return box_geometry.random_resized_crop(rng, sizes)
   if kind == "grid":
     ratios = rng.uniform(0.9, 1.3, (len(sizes), 2))
-    return views.grid_boxes(sizes, (2, 3), ratios)
-  boxes = views.random_resized_crop(rng, sizes.repeat(3, 0))
+    return box_geometry.grid_boxes(sizes, (2, 3), ratios)
+  boxes = box_geometry.random_resized_crop(rng, sizes.repeat(3, 0))
   return boxes.reshape(len(sizes), 3, 4)
 
 
@@ -88,7 +89,7 @@ def crop_on_device(pixels, boxes, flip, size):
   """Of [N, S, S, 3] with boxes [N, crops, 4], or of [N, crops, S, S, 3]."""
   if flip.ndim > pixels.ndim - 3:
     pixels = np.broadcast_to(pixels[:, None], (*flip.shape, *pixels.shape[1:]))
-  crops = views.crop_resize(
+  crops = crop_resize.crop_resize(
     pixels.reshape(-1, *pixels.shape[-3:]),
     boxes.reshape(-1, 4),
     flip.ravel(),
@@ -122,13 +123,13 @@ def test_several_crops_of_an_original(kind):
 @pytest.mark.parametrize("crop", ["center", "whole"])
 def test_whole_originals_are_seen_as_officially(crop):
   """Resize((92, 92)) and CenterCrop(84) of torchvision, to the last bit."""
-  side = views.large_side(84) if crop == "center" else 84
+  side = crop_resize.large_side(84) if crop == "center" else 84
   squashed = ENCODED.whole(np.arange(6), side)
   if crop == "center":
-    shown = views.evaluation_images(squashed, 84)
+    shown = crop_resize.evaluation_images(squashed, 84)
   else:
     boxes = np.tile(np.array([0, 0, 84, 84], np.float32), (6, 1))
-    shown = views.crop_resize(squashed, boxes, np.zeros(6, bool), size=84)
+    shown = crop_resize.crop_resize(squashed, boxes, np.zeros(6, bool), size=84)
   for pixels, image in zip(PIXELS, np.asarray(shown), strict=True):
     expected = Image.fromarray(pixels)
     if crop == "center":

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deepemd_jax.config import defaults, resolve
-from deepemd_jax.data.image_set import Copies, Originals
+from deepemd_jax.data.image_set import CachedImages, EncodedImages
 from deepemd_jax.errors import InputError
 from deepemd_jax.evaluation import fewshot, figures
 from deepemd_jax.models import matching, resnet12, sfc
@@ -21,7 +21,7 @@ SIDE = 24
 def images():
   rng = np.random.default_rng(0)
   labels = np.repeat(np.arange(4), 6).astype(np.int32)
-  return Copies(
+  return CachedImages(
     images=rng.integers(0, 256, (24, SIDE, SIDE, 3), np.uint8),
     labels=labels,
     class_names=tuple("abcd"),
@@ -95,8 +95,8 @@ def test_originals_are_seen_as_copies_of_their_size(kind, images, variables):
   drawn = fewshot.sampler(config, images, "test")(0)
   found, shown = [], []
   for either in (
-    Copies(images=images.images, **known),
-    Originals(files=Files(images.images), **known),
+    CachedImages(images=images.images, **known),
+    EncodedImages(files=Files(images.images), **known),
   ):
     nodes = fewshot.encoder(config)(variables, either)
     if callable(nodes):

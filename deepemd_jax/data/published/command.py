@@ -9,6 +9,7 @@ from deepemd_jax.data import registry
 from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.progress import Progress
+from deepemd_jax.utils.terminal import human_size
 
 HELP = "list the data sets, and prepare the published ones"
 DESCRIPTION = "Lists the data sets, and prepares the published ones for use."
@@ -93,7 +94,7 @@ def _row(benchmark: catalogue.Benchmark, directory: str) -> tuple[str, ...]:
       prepare.prepared_folder(benchmark, directory),
       pathlib.Path(directory, "stored", benchmark.name),
     )
-    size = prepare.human_size(sum(map(_bytes_in_folder, folders)))
+    size = human_size(sum(map(_bytes_in_folder, folders)))
   return (
     catalogue.protocol(benchmark, benchmark.side),
     "/".join(map(str, classes)),
@@ -118,8 +119,7 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
       f"{benchmark.name} is ready in {folder}; delete that folder to make it "
       "anew from another source"
     )
-  progress = Progress()
-  try:
+  with Progress() as progress:
     prepare.prepare(
       benchmark,
       directory,
@@ -127,8 +127,6 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
       skip_bad=options.skip_bad,
       progress=progress,
     )
-  finally:
-    progress.close()
   name = catalogue.protocol(benchmark, side)
   for split in benchmark.splits:
     published_source.PublishedSource(name, directory).load(split)

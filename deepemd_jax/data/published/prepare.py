@@ -9,13 +9,13 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 
 from deepemd_jax.data.file_lock import locked
 from deepemd_jax.data.published import catalogue, download
 from deepemd_jax.errors import InputError, MissingData
+from deepemd_jax.utils.terminal import human_size, note
 
 COMMAND = "python -m deepemd_jax data"  # for messages
 
@@ -207,7 +207,7 @@ def prepare_once(builder) -> None:
       for unfinished in final.parent.glob(f"incomplete.*_{final.name}"):
         shutil.rmtree(unfinished)
       if not final.exists():
-        print(f"preparing {name} in {final}", file=sys.stderr, flush=True)
+        note(f"preparing {name} in {final}")
         with download.silence_tfds(), contextlib.redirect_stdout(io.StringIO()):
           builder.download_and_prepare()
   except OSError as error:
@@ -225,11 +225,3 @@ def default_directory() -> str:
   """Returns where TensorFlow Datasets keeps its data sets on this machine."""
   home = os.path.join("~", "tensorflow_datasets")
   return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or home)
-
-
-def human_size(count: int) -> str:
-  """Returns a number of bytes for people: 1150585339 is "1.2 GB"."""
-  for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-    if count >= size:
-      return f"{count / size:.1f} {unit}"
-  return f"{count} B"

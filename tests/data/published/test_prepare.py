@@ -11,6 +11,7 @@ from preparing import pixels, prepared
 
 from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.errors import InputError, MissingData
+from deepemd_jax.utils.terminal import human_size
 
 
 @pytest.mark.parametrize("name", catalogue.BENCHMARKS)
@@ -201,6 +202,6 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
 
 def test_sizes_are_readable():
   sizes = [0, 999, 1000, 168513733, 1150585339, 147897477120, 5 * 10**12]
-  assert [prepare.human_size(size) for size in sizes] == [
+  assert [human_size(size) for size in sizes] == [
     *("0 B", "999 B", "1.0 kB", "168.5 MB", "1.2 GB", "147.9 GB", "5.0 TB")
   ]
