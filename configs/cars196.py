@@ -1,6 +1,6 @@
 """Retrieval by regions on Cars196, as metric learning has it.
 
-    python -m deepemd_jax.data prepare cars196
+    python -m deepemd_jax data prepare cars196
     python -m deepemd_jax.main --config=configs/cars196.py
 
 Whole images; classes 1 to 98 train (every tenth of them is held out, to choose

@@ -1,6 +1,6 @@
 """DeepEMD on CIFAR-FS.
 
-    python -m deepemd_jax.data prepare cifar_fs
+    python -m deepemd_jax data prepare cifar_fs
     python -m deepemd_jax.main --config=configs/cifar_fs.py
 
 CIFAR-100, both halves, 32x32 pixels enlarged: 64/16/20 classes of 600 images

@@ -1,6 +1,6 @@
 """DeepEMD on CUB-200-2011.
 
-    python -m deepemd_jax.data prepare cub
+    python -m deepemd_jax data prepare cub
     python -m deepemd_jax.main --config=configs/cub.py
 
 Birds, cut to their bounding boxes: 100/50/50 classes, 5,891/2,932/2,965 images.

@@ -1,6 +1,6 @@
 """Retrieval by regions on CUB-200-2011, as metric learning has it.
 
-    python -m deepemd_jax.data prepare cub_retrieval
+    python -m deepemd_jax data prepare cub_retrieval
     python -m deepemd_jax.main --config=configs/cub_retrieval.py
 
 Whole images; the first 100 classes train (every tenth of them is held out, to

@@ -1,6 +1,6 @@
 """DeepEMD on FC100.
 
-    python -m deepemd_jax.data prepare fc100
+    python -m deepemd_jax data prepare fc100
     python -m deepemd_jax.main --config=configs/fc100.py
 
 CIFAR-100, both halves, 32x32 pixels enlarged: 60/20/20 classes of 600 images

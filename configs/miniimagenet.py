@@ -1,6 +1,6 @@
 """DeepEMD on miniImageNet.
 
-    python -m deepemd_jax.data prepare miniimagenet --from FOLDER
+    python -m deepemd_jax data prepare miniimagenet --from FOLDER
     python -m deepemd_jax.main --config=configs/miniimagenet.py
 
 64/16/20 classes of 600 images, the split of Ravi and Larochelle. FOLDER is

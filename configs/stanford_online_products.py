@@ -1,6 +1,6 @@
 """Retrieval by regions on Stanford Online Products, as metric learning has it.
 
-    python -m deepemd_jax.data prepare stanford_online_products
+    python -m deepemd_jax data prepare stanford_online_products
     python -m deepemd_jax.main --config=configs/stanford_online_products.py
 
 11,318 products train (every tenth of them is held out, to choose by), 11,316

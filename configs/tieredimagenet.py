@@ -1,6 +1,6 @@
 """DeepEMD on tieredImageNet.
 
-    python -m deepemd_jax.data prepare tieredimagenet --from FOLDER
+    python -m deepemd_jax data prepare tieredimagenet --from FOLDER
     python -m deepemd_jax.main --config=configs/tieredimagenet.py
 
 351/97/160 classes of 20/6/8 superclasses, 779,165 images. FOLDER is ILSVRC-2012

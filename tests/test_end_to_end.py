@@ -188,7 +188,7 @@ def test_a_data_set_that_is_not_there_is_explained(environment, tmp_path):
   lines = [x for x in done.stderr.splitlines() if "import time:" not in x]
   assert lines[0].startswith("deepemd_jax: error: data set cub is not prepared")
   assert 2 < len(lines) <= 8
-  assert "python -m deepemd_jax.data prepare cub" in done.stderr
+  assert "python -m deepemd_jax data prepare cub" in done.stderr
   imported = {x.split("|")[-1].strip() for x in done.stderr.splitlines()}
   assert "numpy" in imported and not imported & {"jax", "tensorflow_datasets"}
   assert not list(tmp_path.iterdir())

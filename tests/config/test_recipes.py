@@ -31,7 +31,7 @@ def changes(plain, changed, prefix=""):
 def test_a_config_says_how_to_use_it(name):
   text = load(name).__doc__
   assert f"python -m deepemd_jax.main --config=configs/{name}.py" in text
-  assert f"deepemd_jax.data prepare {name}" in text
+  assert f"deepemd_jax data prepare {name}" in text
   assert "Published accuracy" in text and "hours" in text
   config = load(name).get_config()
   assert config.data.name == name
@@ -44,7 +44,7 @@ def test_a_config_says_how_to_use_it(name):
 def test_a_config_of_retrieval(name):
   text = load(name).__doc__
   assert f"python -m deepemd_jax.main --config=configs/{name}.py" in text
-  assert f"deepemd_jax.data prepare {name}" in text
+  assert f"deepemd_jax data prepare {name}" in text
   for variant in ("", *variants.TRAINING):
     config = load(name).get_config(variant)
     assert config.data.name == name
