@@ -155,12 +155,14 @@ def test_a_converted_file_is_a_run_with_its_parameters(old, torch, tmp_path):
   convert.convert(path, tmp_path / "run")
   trained = pretrained.load(tmp_path / "run")
   expected = convert.from_torch(torch_file.load(path)["params"])
-  jax.tree.map(np.testing.assert_array_equal, trained.variables, expected)
+  jax.tree.map(
+    np.testing.assert_array_equal, trained.encoder.variables, expected
+  )
   stem = recipe_state_dict()["layer1.0.conv1.weight"][::16]
   np.testing.assert_array_equal(
     expected["params"]["layer1"]["conv1"]["kernel"], stem.transpose(2, 3, 1, 0)
   )
-  assert trained.place == "pretrain, step 0"
+  assert trained.encoder.place == "pretrain, step 0"
   assert sorted(p.name for p in tmp_path.iterdir()) == ["max_acc.pth", "run"]
 
 

@@ -14,7 +14,7 @@ from forms import BLUE, RED, TEXT, TRICK, ask, classify, encode, fields, png
 from PIL import Image
 
 from deepemd_jax import FewShotClassifier
-from deepemd_jax.inference import classifier
+from deepemd_jax.inference import class_nodes
 
 
 def bomb(side: int) -> bytes:
@@ -74,7 +74,7 @@ def test_classified_as_the_classifier_does(port, run):
 def test_several_images_of_a_class(port, run, monkeypatch):
   # A stand-in for the fit, which takes seconds to compile.
   mean = lambda support, order, **_: support.mean(1)  # noqa: E731
-  monkeypatch.setattr(classifier, "_fit", mean)
+  monkeypatch.setattr(class_nodes, "_fit", mean)
   images = [png(BLUE, 1), png(BLUE, 2), png(RED, 3)]
   status, found = classify(
     port,

@@ -21,6 +21,7 @@ from recipes import tiny_run
 from configs import folder
 from deepemd_jax import FewShotClassifier, emd, main
 from deepemd_jax.checkpoints import manager, pretrained
+from deepemd_jax.data import crops
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import export
 from deepemd_jax.models import resnet12
@@ -133,12 +134,16 @@ def test_the_folder_is_a_run_without_what_training_needs(run, exported):
   assert not list(exported.rglob("train"))
   assert len(list(run.rglob("train"))) == 2
   ours, again = pretrained.load(run), pretrained.load(exported)
-  assert (ours.fingerprint, ours.config) == (again.fingerprint, again.config)
-  width = ours.config.model.width
-  encoders = [list(pretrained.encoders(d, width)) for d in (run, exported)]
-  assert [best.stage for best in encoders[0]] == ["metatrain", "pretrain"]
-  for best, copy in zip(*encoders, strict=True):
-    assert best[:3] == copy[:3]
+  assert ours.fingerprint == again.fingerprint
+  assert ours.settings == again.settings
+  encoders, copies = (
+    pretrained.best_encoders(workdir, ours.settings.backbone)
+    for workdir in (run, exported)
+  )
+  assert list(encoders) == list(copies) == ["pretrain", "metatrain"]
+  for stage, best in encoders.items():
+    copy = copies[stage]
+    assert (best.place, best.score) == (copy.place, copy.score)
     jax.tree.map(np.testing.assert_array_equal, best.variables, copy.variables)
 
 
@@ -193,16 +198,18 @@ def test_crops_as_nodes_and_the_runs_own_solver(
   programs = export.load(tmp_path / "exported")
   (inputs,) = programs.manifest["programs"]["encoder.stablehlo"]["inputs"]
   assert inputs == "uint8[images, 4, 32, 32, 3]"
-  look = pretrained.look(pretrained.load(run).config, None)
+  view = pretrained.load(run).settings.view
   support, query = images(2, 50, 60), images(3, 50, 60)
-  crops = [
-    np.stack([look.cut(Image.fromarray(image))[0] for image in several])
-    for several in (support, query)
+  several_crops = [
+    np.stack(
+      [crops.extract_crops(view, Image.fromarray(image))[0] for image in part]
+    )
+    for part in (support, query)
   ]
   ours = FewShotClassifier(run).fit(support, ["a", "b"]).logits(query)
   exact = FewShotClassifier(run, solver="auto").fit(support, ["a", "b"])
   assert np.abs(exact.logits(query) - ours).max() > 1e-3
-  np.testing.assert_allclose(programs.classify(*crops), ours, atol=2e-4)
+  np.testing.assert_allclose(programs.classify(*several_crops), ours, atol=2e-4)
 
 
 @pytest.fixture
