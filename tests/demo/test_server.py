@@ -23,6 +23,7 @@ def test_only_the_page_is_served(port):
     ("/", "text/html; charset=utf-8"),
     ("/page.css", "text/css; charset=utf-8"),
     ("/page.js", "text/javascript; charset=utf-8"),
+    ("/result.js", "text/javascript; charset=utf-8"),
   ):
     status, headers, content = ask(port, "GET", path)
     assert status == 200 and headers["Content-Type"] == kind
