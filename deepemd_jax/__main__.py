@@ -22,14 +22,14 @@ is one line and 130, results are written all together or not at all.
 import argparse
 import importlib
 import os
-import runpy
 import sys
 import threading
 from collections.abc import Mapping
 from types import ModuleType
 from typing import NoReturn
 
-from deepemd_jax.errors import MISTAKE, InputError, MissingData
+from deepemd_jax import mistakes
+from deepemd_jax.errors import InputError, MissingData
 from deepemd_jax.utils import files, registry
 
 PROGRAM = "python -m deepemd_jax"
@@ -90,26 +90,24 @@ def main(arguments: list[str]) -> int:
     _train(arguments[1:])
   try:
     _show(_answer(arguments))
-  except MissingData as error:
-    return _refuse("\n".join(error.lines))
-  except InputError as error:
-    for line in getattr(error, "lines", ()):  # one for each bad image
-      print(line, file=sys.stderr)
-    return _refuse(" ".join(str(error).split()))
   except KeyboardInterrupt:
     print("\ninterrupted; nothing half-made is left", file=sys.stderr)
     return INTERRUPTED
   except BrokenPipeError:  # `| head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return CLOSED_PIPE
+  except Exception as error:
+    if (code := _tell(error)) is None:
+      raise
+    return code
   return 0
 
 
 def _train(arguments: list[str]) -> NoReturn:
   """Does what `python -m deepemd_jax.main` does, exit code included."""
-  sys.argv[1:] = arguments
-  runpy.run_module(_TRAIN, run_name="__main__", alter_sys=True)
-  sys.exit(0)
+  from deepemd_jax import main as training
+
+  training.entry([f"{PROGRAM} train", *arguments])
 
 
 def _answer(arguments: list[str]) -> str:
@@ -186,12 +184,15 @@ def _show(text: str) -> None:
   print(text.encode(alphabet, "backslashreplace").decode(alphabet), flush=True)
 
 
-def _refuse(message: str) -> int:
-  print(f"deepemd_jax: error: {message}", file=sys.stderr)
-  return MISTAKE
+def _tell(error: Exception) -> int | None:
+  """As `mistakes.tell`; before that a line for each bad image of a data set."""
+  if not isinstance(error, MissingData):
+    for line in getattr(error, "lines", ()):
+      print(line, file=sys.stderr)
+  return mistakes.tell(error)
 
 
-def deepemd() -> NoReturn:
+def entry() -> NoReturn:
   """Runs the command line and ends the process.
 
   It does not wait for threads: one may be in the middle of what was
@@ -204,4 +205,4 @@ def deepemd() -> NoReturn:
 
 
 if __name__ == "__main__":
-  deepemd()
+  entry()

@@ -33,6 +33,7 @@ _PAGE = {
   "/": ("page.html", "text/html; charset=utf-8"),
   "/page.css": ("page.css", "text/css; charset=utf-8"),
   "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+  "/result.js": ("result.js", "text/javascript; charset=utf-8"),
 }
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _MAX_REQUESTS = 4  # at work or waiting; each may hold its images in memory

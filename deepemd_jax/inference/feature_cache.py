@@ -62,8 +62,9 @@ class Cache:
     """
     path = self._path(model, image)
     try:
-      with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+      # Opened here: NumPy leaves a damaged file open.
+      with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+        arrays = {name: kept[name] for name in kept.files}
       os.utime(path)
     # zipfile has a checksum of each array, and several ways to be displeased.
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):

@@ -32,15 +32,17 @@ def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
     help=f"leave out {images} images that cannot be read, and say so",
   )
   add_checkpoint(parser)
-  for name, names, what in (
-    ("variant", NODES, "regions of an image"),
-    ("solver", SOLVERS, "solver of the EMD"),
-  ):
-    parser.add_argument(
-      f"--{name}",
-      type=_one_of(names),
-      help=f"{what}: {', '.join(names)} (default: the run's own)",
-    )
+  parser.add_argument(
+    "--variant",
+    type=_one_of(NODES),
+    help=f"regions of an image: {', '.join(NODES)} (default: the run's own)",
+  )
+  solvers = [f"{name} ({entry.title})" for name, entry in SOLVERS.items()]
+  parser.add_argument(
+    "--solver",
+    type=_one_of(SOLVERS),
+    help=f"solver of the EMD: {', '.join(solvers)}; default: the run's own",
+  )
   parser.add_argument(
     "--cache",
     metavar="DIR",

@@ -114,7 +114,8 @@ class Progress:
       "bar_format": _LINE,
       "postfix": _joined(self._scalars),
     }
-    return self._bar.format_meter(**values)
+    # tqdm pads the rate.
+    return " ".join(self._bar.format_meter(**values).split())
 
   def line(self, text: str) -> None:
     """Writes a line that stays, above the bar."""

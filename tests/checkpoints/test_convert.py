@@ -20,14 +20,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from recipes import GOLDEN, recipe_state_dict
+from recipes import recipe_state_dict
 
 from configs import folder
 from deepemd_jax import main
-from deepemd_jax.checkpoints import convert, torch_file
+from deepemd_jax.checkpoints import convert, pretrained, torch_file
 from deepemd_jax.errors import InputError
-from deepemd_jax.models import resnet12
-from deepemd_jax.training import loop
 
 KINDS = {"float32": "FloatStorage", "int64": "LongStorage"}
 
@@ -148,21 +146,27 @@ def test_tensors_of_every_kind(old, torch, tmp_path):
   assert read["list"] == [1, "two", (3.0, None)]
 
 
-def test_a_converted_file_gives_the_recorded_maps(torch, tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_a_converted_file_is_a_run_with_its_parameters(old, torch, tmp_path):
+  """That these give the recorded maps is tested with the network."""
   path = tmp_path / "max_acc.pth"
-  save(path, {"params": state_dict("module.encoder.")}, torch)
+  state = state_dict("module.encoder.", divisor=16)
+  save(path, {"params": state}, torch, old)
   convert.convert(path, tmp_path / "run")
-  shape = jax.eval_shape(lambda: resnet12.init(jax.random.key(0)))
-  found = loop.best_variables(tmp_path / "run" / "pretrain", shape)
-  golden = np.load(GOLDEN / "resnet12.npz")
-  levels = golden["img_u8"].transpose(0, 2, 3, 1).astype(np.float32)
-  mean, std = np.array([[125.3, 123.0, 113.9], [63.0, 62.1, 66.7]])
-  images = ((levels - mean) / std).astype(np.float32)
-  maps = np.asarray(resnet12.encode(found[0], images)).transpose(0, 3, 1, 2)
-  np.testing.assert_allclose(maps, golden["eval_out"], atol=1e-3, rtol=1e-3)
+  trained = pretrained.load(tmp_path / "run")
+  expected = convert.from_torch(torch_file.load(path)["params"])
+  jax.tree.map(
+    np.testing.assert_array_equal, trained.encoder.variables, expected
+  )
+  stem = recipe_state_dict()["layer1.0.conv1.weight"][::16]
+  np.testing.assert_array_equal(
+    expected["params"]["layer1"]["conv1"]["kernel"], stem.transpose(2, 3, 1, 0)
+  )
+  assert trained.encoder.place == "pretrain, step 0"
   assert sorted(p.name for p in tmp_path.iterdir()) == ["max_acc.pth", "run"]
 
 
+@pytest.mark.soak
 def test_a_converted_file_is_tested_as_a_trained_one(
   torch, tmp_path, monkeypatch, capsys
 ):

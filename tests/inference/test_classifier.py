@@ -16,12 +16,14 @@ from sklearn.utils import validation
 
 from deepemd_jax import FewShotClassifier, emd
 from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.data import crops
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import (
-  classifier,
-  encodings,
+  choices,
+  class_nodes,
   explanation,
   feature_cache,
+  image_encoder,
 )
 from deepemd_jax.models import matching
 
@@ -46,6 +48,12 @@ def fitted(run, few):
   return FewShotClassifier(run).fit(*few)
 
 
+def encoder_of(workdir, variant=None, cache=None):
+  loaded = pretrained.load(workdir)
+  view = choices.choose_view(loaded.settings, variant)
+  return image_encoder.ImageEncoder(loaded, view, cache)
+
+
 def test_a_run_is_seen_in_its_own_precision(run, tmp_path, few):
   """Which is part of what the cache knows encodings by."""
   model = {"width": 1 / 16, "precision": "bfloat16"}
@@ -53,9 +61,7 @@ def test_a_run_is_seen_in_its_own_precision(run, tmp_path, few):
   kept = str(tmp_path / "kept")
   (images, _), found = few, []
   for workdir in (run, half):  # the same variables
-    loaded = pretrained.load(workdir)
-    look = pretrained.look(loaded.config, None)
-    encoder = encodings.Encoder(loaded, look, feature_cache.Cache(kept))
+    encoder = encoder_of(workdir, cache=feature_cache.Cache(kept))
     found.append(encoder.all(images).nodes)
   assert found[0].dtype == found[1].dtype == np.float32
   assert not np.array_equal(*found)
@@ -189,9 +195,9 @@ def test_unequal_shots(run, few):
 def test_epochs_end_where_images_are_many(run, few, monkeypatch):
   seen = []
   monkeypatch.setattr(
-    classifier, "_fit", lambda support, order, **_: seen.append(order.shape)
+    class_nodes, "_fit", lambda support, order, **_: seen.append(order.shape)
   )
-  monkeypatch.setattr(classifier, "_STEPS", 4)
+  monkeypatch.setattr(class_nodes, "_MOST_STEPS", 4)
   FewShotClassifier(run).fit(*few)
   assert seen == [(2, 6)]
 
@@ -236,12 +242,12 @@ def test_contributions_add_up(run, few, variant):
 def test_mirrored_crops_are_marked(run, few):
   """Of the query and of the example, as many as were cut."""
   estimator = FewShotClassifier(run, "sampling").fit(few[0][::2], few[1][::2])
-  look = pretrained.look(pretrained.load(run).config, "sampling")
+  view = choices.choose_view(pretrained.load(run).settings, "sampling")
   query = draw(COLORS["green"], 7, (70, 50))
   why = estimator.explain(query)
   figure = why.figure()
   for axis, image in ((2, query), (1, few[0][2])):
-    mirrored = look.cut(Image.fromarray(image))[2]
+    mirrored = crops.extract_crops(view, Image.fromarray(image))[2]
     assert len(figure.axes[axis].texts) == mirrored.sum()
   assert sum(len(axis.texts) for axis in figure.axes) > 0
   plain = FewShotClassifier(run).fit(few[0][::2], few[1][::2]).explain(query)
@@ -305,34 +311,24 @@ def test_mistakes_are_named(run, few, fitted, tmp_path):
 def test_encodings_are_made_once(run, tmp_path, monkeypatch):
   """And do not depend on the batch they were in."""
   images, _ = queries(20)
-  found = pretrained.load(run)
-  counted = []
-  encode = encodings.encode
-  monkeypatch.setattr(
-    encodings, "encode", lambda *a: counted.append(1) or encode(*a)
-  )
   for variant in ("fcn", "sampling"):
-    look = pretrained.look(found.config, variant)
-    plain = encodings.Encoder(found, look).all(images)
-    kept = feature_cache.Cache(tmp_path / "cache")
-    first = encodings.Encoder(found, look, kept).all(images[3:8])
-    before = len(counted)
-    again = encodings.Encoder(found, look, kept).all(images[3:8])
-    assert len(counted) == before
+    plain = encoder_of(run, variant).all(images)
+    cache = feature_cache.Cache(tmp_path / "cache")
+    first = encoder_of(run, variant, cache).all(images[3:8])
+    with monkeypatch.context() as patch:
+      patch.setattr(image_encoder.ImageEncoder, "_encode_new", None)
+      again = encoder_of(run, variant, cache).all(images[3:8])
     for ours, other, all_of in zip(
       first[:3], again[:3], plain[:3], strict=True
     ):
       np.testing.assert_array_equal(ours, other)
       np.testing.assert_allclose(ours, all_of[3:8], 1e-4, 1e-4)
-    alone = encodings.Encoder(found, look).all(images[4:5])
+    alone = encoder_of(run, variant).all(images[4:5])
     np.testing.assert_allclose(alone.nodes, plain.nodes[4:5], 1e-4, 1e-4)
 
 
 def test_cells_stand_where_they_are(run):
-  found = pretrained.load(run)
-  encoded = encodings.Encoder(found, pretrained.look(found.config, None)).all(
-    [draw((9, 9, 9), 0, (40, 60))]
-  )
+  encoded = encoder_of(run).all([draw((9, 9, 9), 0, (40, 60))])
   assert encoded.boxes[0].tolist() == [
     *([0, 0, 30, 20], [30, 0, 60, 20], [0, 20, 30, 40], [30, 20, 60, 40])
   ]

@@ -7,7 +7,7 @@ import re
 import pytest
 from commands import COLORS, assert_refused, paint, rows
 
-from deepemd_jax.inference import encodings
+from deepemd_jax.inference import image_encoder
 
 USUAL = ("--support=support", "--query=query", "--out=out.csv")
 
@@ -34,7 +34,7 @@ def test_known_truth(call, monkeypatch):
   }
   # The second time everything is at hand.
   before = pathlib.Path("out.csv").read_bytes()
-  monkeypatch.setattr(encodings, "encode", None)
+  monkeypatch.setattr(image_encoder.ImageEncoder, "_encode_new", None)
   assert call("classify", *USUAL, "--pictures=0")[0] == 0
   assert pathlib.Path("out.csv").read_bytes() == before
 

@@ -1,0 +1,24 @@
+"""Names and sizes as a person reads them."""
+
+import pytest
+
+from deepemd_jax.utils import registry, terminal
+
+
+def test_a_name_cannot_steer_the_terminal():
+  assert terminal.printable("a b/ä.png") == "a b/ä.png"
+  assert terminal.printable("a\x1b[2J") == "'a\\x1b[2J'"
+
+
+@pytest.mark.parametrize(
+  ("count", "text"),
+  [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1150585339, "1.2 GB")],
+)
+def test_sizes(count, text):
+  assert terminal.human_size(count) == text
+
+
+def test_a_wrong_name_is_told_its_neighbors_or_all():
+  assert registry.hint("grd", ["fcn", "grid"]) == "did you mean grid?"
+  assert registry.hint("voc", ["fcn", "grid"]) == "use one of fcn, grid"
+  assert registry.load("os.path:join")("a", "b") == "a/b"
