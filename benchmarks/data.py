@@ -17,6 +17,7 @@ as those of ImageNet and CUB are.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -31,9 +32,12 @@ import numpy as np
 from PIL import Image
 
 from deepemd_jax.config import defaults, resolve
-from deepemd_jax.data import image_io, sources, views
-from deepemd_jax.data.image_set import COPIED
+from deepemd_jax.data import boxes as box_geometry
+from deepemd_jax.data import image_io
+from deepemd_jax.data.image_set import COPIED as COPY_FILTER
 from deepemd_jax.data.published import catalogue, prepare
+from deepemd_jax.data.sources import BenchmarkSource as PublishedSource
+from deepemd_jax.data.views import crop_on_device, crop_resize
 from deepemd_jax.training import metatrain
 
 SIZE = 84
@@ -67,7 +71,7 @@ def differences(images: dict, sides, crops: int) -> dict[int, dict]:
   rows: dict = {side: {} for side in sides}
   for name, image in images.items():
     size = np.array([[image.height, image.width]]).repeat(crops, 0)
-    boxes = views.random_resized_crop(np.random.default_rng(0), size)
+    boxes = box_geometry.random_resized_crop(np.random.default_rng(0), size)
     expected = np.stack(
       [
         np.asarray(
@@ -77,10 +81,10 @@ def differences(images: dict, sides, crops: int) -> dict[int, dict]:
       ]
     )
     for side in sides:
-      copy = np.asarray(image.resize((side, side), COPIED))
-      found = views.crop_resize(
+      copy = np.asarray(image.resize((side, side), COPY_FILTER))
+      found = crop_resize(
         np.broadcast_to(copy, (crops, *copy.shape)),
-        views.to_stored(boxes, size, side),
+        box_geometry.to_stored(boxes, size, side),
         np.zeros(crops, bool),
         size=SIZE,
       )
@@ -110,7 +114,7 @@ def make_ready(root: pathlib.Path, photos, count: int, side: int) -> None:
   for i in range(min(count, 200)):  # the rest repeats them
     photo = images[i % len(images)]
     size = np.array([[photo.height, photo.width]])
-    (box,) = views.random_resized_crop(rng, size, scale=(0.5, 1.0))
+    (box,) = box_geometry.random_resized_crop(rng, size, scale=(0.5, 1.0))
     file = io.BytesIO()
     part = photo.crop(tuple(box)).resize((500, 375), Image.BILINEAR)
     part.save(file, "JPEG", quality=90)
@@ -130,7 +134,7 @@ def make_ready(root: pathlib.Path, photos, count: int, side: int) -> None:
 
 def opened(root: pathlib.Path, kept: str):
   """The images: copies, or originals."""
-  return sources.BenchmarkSource(f"{NAME}:{kept}", str(root)).load("train")
+  return PublishedSource(f"{NAME}:{kept}", str(root)).load("train")
 
 
 def on_host(make):
@@ -176,14 +180,14 @@ def measure(work: dict, turns: int) -> list[dict]:
 
 def reading(root: pathlib.Path, options) -> tuple[list[dict], dict]:
   """Rows of all ways to read, and the peak memory between them, in GB."""
-  config = defaults.get_config()
-  cut = jax.jit(resolve.crop(config, SIZE))
+  settings = resolve.resolve(defaults.get_config())
+  crop_part = jax.jit(functools.partial(crop_on_device, settings.view, SIZE))
   copies = opened(root, str(options.side))
-  read = metatrain._batches(config, copies)
-  decode = metatrain._batches(config, opened(root, "original"))
+  read = metatrain.make_batches(settings, copies)
+  decode = metatrain.make_batches(settings, opened(root, "original"))
 
   def crop(step):
-    return [cut(part) for part in read(step).values()]
+    return [crop_part(part) for part in read(step).values()]
 
   many = 1 if options.smoke else 40
   memory = {"before": peak()}
@@ -225,11 +229,13 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     child = multiprocessing.get_context("spawn").Process(
-      target=prepare,
+      target=make_ready,
       args=(root, options.photos, options.images, options.side),
     )
     child.start()
     child.join()
+    if child.exitcode:
+      raise SystemExit("the photographs could not be prepared; see above")
     register(options.images)
     rows, memory = reading(root, options)
   images = photographs(options.photos)
