@@ -1,39 +1,31 @@
 """Is the convolution's own weight gradient worth having? ResNet-12's layers.
 
     python -m benchmarks.convolution            # table, JSON on request
-    python -m benchmarks.convolution --smoke    # one small layer, for CI
+    python -m benchmarks.convolution --smoke    # small, for CI
 
-Prints, for each 3x3 layer of a ResNet-12, the time of the weight gradient as
-XLA's convolution and as one matrix product per tap, interleaved in one run.
+Times the weight gradient of each 3x3 layer of a ResNet-12, as XLA's convolution
+and as one matrix product per tap. The two take turns; medians count.
 """
 
 import argparse
-import json
-import time
+import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import measuring
 from deepemd_jax.models import convolution, resnet12
 
-
-def measure(functions: dict, arguments, repeats: int) -> dict[str, float]:
-  """Median seconds of each function, interleaved."""
-  compiled = {name: jax.jit(f) for name, f in functions.items()}
-  for f in compiled.values():
-    jax.block_until_ready(f(*arguments))
-  seconds: dict[str, list] = {name: [] for name in functions}
-  for _ in range(repeats):
-    for name, f in compiled.items():
-      began = time.perf_counter()
-      jax.block_until_ready(f(*arguments))
-      seconds[name].append(time.perf_counter() - began)
-  return {name: float(np.median(spent)) for name, spent in seconds.items()}
+_FORMS = {
+  "taps": convolution._kernel_gradient_by_taps,
+  "convolution": convolution._kernel_gradient_by_convolution,
+}
 
 
-def layers(width: float, size: int):
-  """(side, channels in, channels out) of the 3x3 convolutions."""
+def layers(width: float, size: int) -> Iterator[tuple[int, int, int]]:
+  """Yields the side and the channels, in and out, of each 3x3 convolution."""
   before = 3
   for channels in resnet12.channels_for(width):
     yield size, before, channels
@@ -41,8 +33,29 @@ def layers(width: float, size: int):
     before, size = channels, size // 2
 
 
-def main() -> None:
-  """Prints the table."""
+def measure(
+  images: int, side: int, fan_in: int, fan_out: int, repeats: int
+) -> dict[str, float]:
+  """Returns the seconds of each form on random images of one layer."""
+  rng = np.random.default_rng(0)
+  shapes = (
+    (images, side, side, fan_in),
+    (3, 3, fan_in, fan_out),
+    (images, side, side, fan_out),
+  )
+  arguments = [
+    jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes
+  ]
+  return measuring.median_seconds(
+    {
+      name: functools.partial(jax.jit(form), *arguments)
+      for name, form in _FORMS.items()
+    },
+    repeats,
+  )
+
+
+def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--width", type=float, default=0.25)
   parser.add_argument("--size", type=int, default=64)
@@ -54,36 +67,27 @@ def main() -> None:
   if options.smoke:
     options.width, options.size, options.images = 0.0625, 16, 4
     options.repeats = 2
-  functions = {
-    "taps": convolution._kernel_gradient_by_taps,
-    "convolution": convolution._kernel_gradient_by_convolution,
-  }
-  rng = np.random.default_rng(0)
+  return options
+
+
+def main() -> None:
+  """Prints the table."""
+  options = _parse()
   rows = []
   print(f"{'layer':<22}{'taps ms':>10}{'XLA ms':>10}{'XLA/taps':>10}")
   for side, fan_in, fan_out in layers(options.width, options.size):
-
-    def draw(*shape):
-      return jnp.asarray(rng.standard_normal(shape), jnp.float32)
-
-    arguments = (
-      draw(options.images, side, side, fan_in),
-      draw(3, 3, fan_in, fan_out),
-      draw(options.images, side, side, fan_out),
-    )
-    found = measure(functions, arguments, options.repeats)
-    ratio = found["convolution"] / found["taps"]
+    seconds = measure(options.images, side, fan_in, fan_out, options.repeats)
+    ratio = seconds["convolution"] / seconds["taps"]
     name = f"{side}x{side} {fan_in}->{fan_out}"
-    rows.append({"layer": name, **found, "ratio": ratio})
+    rows.append({"layer": name, **seconds, "ratio": ratio})
     print(
-      f"{name:<22}{1e3 * found['taps']:>10.2f}"
-      f"{1e3 * found['convolution']:>10.2f}{ratio:>10.2f}"
+      f"{name:<22}{1e3 * seconds['taps']:>10.2f}"
+      f"{1e3 * seconds['convolution']:>10.2f}{ratio:>10.2f}"
     )
   total = sum(r["convolution"] for r in rows) / sum(r["taps"] for r in rows)
   print(f"{'all':<22}{'':>10}{'':>10}{total:>10.2f}")
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump({"device": jax.devices()[0].device_kind, "rows": rows}, file)
+  device = jax.devices()[0].device_kind
+  measuring.write_json(options.json, {"device": device, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -319,8 +319,8 @@ def main() -> None:
   options = parser.parse_args()
   names = [name for name in SOLVERS if re.search(options.only, name)]
   if options.smoke:
-    options.nodes, options.batches, options.repeats = [5], [16], 2
-    names = ["InteriorPoint", "NetworkSimplex", "Sinkhorn (ott) 0.1"]
+    options.nodes, options.batches, options.repeats = [5], [8], 2
+    names = ["InteriorPoint", "NetworkSimplex"]
   if not has_opencv():
     print("OpenCV is not installed: ratios are against the loop over POT")
   rows = []

@@ -6,13 +6,12 @@
 One 5-way 1-shot episode with 15 queries a class has 375 transport problems of
 25 x 25 nodes with 640 channels. The unit is a Python loop of `cv2.EMD` (`pip
 install opencv-python-headless`; POT's solver if it is missing) over the same
-375 problems, costs and weights given: what the official code must spend at
-least. Everything is timed in turns in one run; the median counts.
+375 problems, whose costs and weights are given. The official code spends at
+least this. All parts take turns in one run; medians count.
 """
 
 import argparse
-import json
-import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +19,15 @@ import numpy as np
 import optax
 from ot.lp.emd_wrap import emd_c
 
+from benchmarks import measuring
 from deepemd_jax import emd
-from deepemd_jax.models import matching, resnet12, sfc
+from deepemd_jax.models import backbone, matching, sfc
 
 WAY, QUERIES, SHOT = 5, 75, 5
 
 
-def features(images: int, n: int, channels: int, seed: int = 0):
-  """Nodes [way, images, n, c] after a leaky ReLU; a class shares a part."""
-  rng = np.random.default_rng(seed)
-  shared = rng.standard_normal((WAY, 1, 1, channels))
-  own = rng.standard_normal((WAY, images, n, channels))
-  mixed = 0.6 * shared * (rng.random((WAY, images, n, 1)) < 0.4) + own
-  return jnp.asarray(np.where(mixed > 0, mixed, 0.1 * mixed), jnp.float32)
-
-
-def bare_loop(cost, a, b):
-  """(name, function): the unit."""
+def bare_loop(cost, a, b) -> tuple[str, Callable]:
+  """Returns the name of the unit, and the loop that is timed."""
   try:
     import cv2
   except ImportError:
@@ -55,27 +46,95 @@ def bare_loop(cost, a, b):
   return "cv2.EMD loop", loop
 
 
-def fit(support, key, epochs):
-  """Class nodes of one episode."""
-  order = sfc.random_order(key, WAY * SHOT, epochs)
-  return sfc.fit(support, order=order)
+def _backward(gradient: str) -> Callable:
+  """Of the cross-entropy, to query and class nodes."""
+  labels = jnp.repeat(jnp.arange(WAY), QUERIES // WAY)
+
+  def loss(query, classes):
+    scores = matching.logits(query, classes, gradient=gradient)
+    return optax.softmax_cross_entropy_with_integer_labels(
+      scores, labels
+    ).mean()
+
+  return jax.jit(jax.grad(loss, (0, 1)))
 
 
-def measure(work: dict, turns: int) -> dict[str, float]:
-  """Median seconds of each, in turns, after one call that compiles."""
-  for run in work.values():
-    jax.block_until_ready(run())
-  spent: dict[str, list] = {name: [] for name in work}
-  for _ in range(turns):
-    for name, run in work.items():
-      began = time.perf_counter()
-      jax.block_until_ready(run())
-      spent[name].append(time.perf_counter() - began)
-  return {name: float(np.median(seconds)) for name, seconds in spent.items()}
+def head_parts(query, classes, cost, a, b) -> dict[str, Callable]:
+  """Returns the parts of the head.
+
+  Args:
+    query: [q, n, c].
+    classes: [way, n, c].
+    cost: [problems, n, n], of the same episode.
+    a: [problems, n], weights of the query nodes.
+    b: [problems, n], weights of the class nodes.
+  """
+  match, solve = jax.jit(matching.match), jax.jit(emd.distance)
+  forward = jax.jit(matching.logits)
+  exact, flow = _backward("exact"), _backward("flow")
+  return {
+    "weights and costs": lambda: match(query, classes),
+    "EMD": lambda: solve(cost, a, b),
+    "head forward": lambda: forward(query, classes),
+    "head forward + backward": lambda: exact(query, classes),
+    "the same, flow constant": lambda: flow(query, classes),
+  }
 
 
-def main() -> None:
-  """Prints the table."""
+def slow_parts(n: int, channels: int, options) -> dict[str, Callable]:
+  """Returns the structured FC layer (SFC) and the encoder."""
+
+  def fit(support, key):
+    order = sfc.random_order(key, WAY * SHOT, options.epochs)
+    return sfc.fit(support, order=order)
+
+  support = [
+    measuring.synthetic_nodes(WAY, SHOT, n, channels, seed=2 + i)
+    for i in range(1 + options.episodes)
+  ]
+  several = jnp.stack(support[1:])
+  keys = jax.random.split(jax.random.key(0), options.episodes)
+  one, many = jax.jit(fit), jax.jit(jax.vmap(fit))
+  encoder = backbone.create("resnet12", width=options.width)
+  if options.smoke:
+    encoder = measuring.tiny_backbone()
+  variables = encoder.init(jax.random.key(0))
+  images = jnp.zeros((QUERIES + WAY, options.size, options.size, 3))
+  return {
+    "SFC fit": lambda: one(support[0], keys[0]),
+    f"encoder, {len(images)} images": lambda: encoder.encode(variables, images),
+    f"SFC, each of {options.episodes}": lambda: many(several, keys),
+  }
+
+
+def measure(options: argparse.Namespace) -> list[dict]:
+  """Returns a row for each part: milliseconds, and the same in units."""
+  n, channels = options.nodes, options.channels
+  query = measuring.synthetic_nodes(WAY, QUERIES // WAY, n, channels)
+  query = query.reshape(QUERIES, n, channels)
+  classes = measuring.synthetic_nodes(WAY, 1, n, channels, seed=1)[:, 0]
+  problem = jax.jit(matching.match)(query, classes)
+  cost, a, b = (
+    np.asarray(x).reshape(-1, *x.shape[2:])
+    for x in (1 - problem.similarity, *problem[1:])
+  )
+  unit, loop = bare_loop(cost, a, b)
+  head = measuring.median_seconds(
+    {unit: loop, **head_parts(query, classes, cost, a, b)}, options.turns
+  )
+  slow = measuring.median_seconds(
+    {unit: loop, **slow_parts(n, channels, options)},
+    max(options.turns // 2, 1),
+  )
+  slow[f"SFC, each of {options.episodes}"] /= options.episodes
+  return [
+    {"part": name, "ms": 1e3 * seconds, "units": seconds / group[unit]}
+    for group in (head, slow)
+    for name, seconds in group.items()
+  ]
+
+
+def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--nodes", type=int, default=25)
   parser.add_argument("--channels", type=int, default=640)
@@ -84,87 +143,31 @@ def main() -> None:
     "--episodes", type=int, default=8, help="SFC, side by side"
   )
   parser.add_argument("--width", type=float, default=1.0, help="of the encoder")
+  parser.add_argument("--size", type=int, default=84, help="of its images")
   parser.add_argument("--turns", type=int, default=7)
   parser.add_argument("--json", help="also write the rows to this file")
   parser.add_argument("--smoke", action="store_true")
   options = parser.parse_args()
   if options.smoke:
-    options.nodes, options.channels, options.width = 4, 16, 1 / 32
+    options.nodes, options.channels = 4, 16
     options.epochs, options.episodes, options.turns = 2, 2, 1
+    options.size = 16
+  return options
 
-  shape = options.nodes, options.channels
-  query = features(QUERIES // WAY, *shape).reshape(QUERIES, *shape)
-  classes = features(1, *shape, seed=1)[:, 0]
-  labels = jnp.repeat(jnp.arange(WAY), QUERIES // WAY)
-  support = features(SHOT, *shape, seed=2)
-  several = jnp.stack(
-    [features(SHOT, *shape, seed=3 + i) for i in range(options.episodes)]
-  )
-  keys = jax.random.split(jax.random.key(0), options.episodes)
-  problem = jax.jit(matching.match)(query, classes)
-  cost, a, b = (
-    np.asarray(x).reshape(-1, *x.shape[2:])
-    for x in (1 - problem.similarity, *problem[1:])
-  )
 
-  def loss(query, classes, gradient):
-    scores = matching.logits(query, classes, gradient=gradient)
-    return optax.softmax_cross_entropy_with_integer_labels(
-      scores, labels
-    ).mean()
-
-  def backward(gradient):
-    return jax.jit(jax.grad(lambda q, c: loss(q, c, gradient), (0, 1)))
-
-  match, solve = jax.jit(matching.match), jax.jit(emd.distance)
-  forward = jax.jit(matching.logits)
-  exact, flow = backward("exact"), backward("flow")
-  one = jax.jit(lambda s, k: fit(s, k, options.epochs))
-  many = jax.jit(jax.vmap(lambda s, k: fit(s, k, options.epochs)))
-  variables = resnet12.init(jax.random.key(0), width=options.width)
-  images = jnp.zeros((QUERIES + WAY, 84, 84, 3))
-  unit, loop = bare_loop(cost, a, b)
-  found = measure(
-    {
-      unit: loop,
-      "weights and costs": lambda: match(query, classes),
-      "EMD": lambda: solve(cost, a, b),
-      "head forward": lambda: forward(query, classes),
-      "head forward + backward": lambda: exact(query, classes),
-      "the same, flow constant": lambda: flow(query, classes),
-    },
-    options.turns,
-  )
-  slow = measure(
-    {
-      unit: loop,
-      "SFC fit": lambda: one(support, keys[0]),
-      f"SFC fits, {options.episodes} at once": lambda: many(several, keys),
-      f"encoder, {len(images)} images": lambda: resnet12.encode(
-        variables, images
-      ),
-    },
-    max(options.turns // 2, 1),
-  )
-  slow[f"SFC, each of {options.episodes}"] = (
-    slow.pop(f"SFC fits, {options.episodes} at once") / options.episodes
-  )
-  rows = [
-    {"part": name, "ms": 1e3 * seconds, "units": seconds / group[unit]}
-    for group in (found, slow)
-    for name, seconds in group.items()
-  ]
+def main() -> None:
+  """Prints the table."""
+  options = _parse()
+  rows = measure(options)
   print(
-    f"{len(cost)} problems of {options.nodes} x {options.nodes} nodes, "
+    f"{WAY * QUERIES} problems of {options.nodes} x {options.nodes} nodes, "
     f"{options.channels} channels; SFC {SHOT}-shot, {options.epochs} epochs; "
     f"encoder {options.width:g} wide; {jax.devices()[0].device_kind}\n"
   )
   print(f"{'part':<28}{'ms':>10}{'units':>10}")
   for row in rows:
     print(f"{row['part']:<28}{row['ms']:>10.1f}{row['units']:>10.2f}")
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump(rows, file, indent=2)
+  measuring.write_json(options.json, rows)
 
 
 if __name__ == "__main__":

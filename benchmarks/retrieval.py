@@ -3,67 +3,60 @@
     python -m benchmarks.retrieval             # 100,000 items; table, plan
     python -m benchmarks.retrieval --smoke     # small, for CI
 
-Items are synthetic: random nodes after a leaky ReLU, a third of each item's
-shared with its class of ten. Nothing is encoded. Nodes lie in a file, as those
-of a gallery that is larger than memory do; descriptors are in memory, or
-streamed from a file too. Everything is timed in turns in one run; the median
-counts. faiss-cpu's IndexFlatIP is timed beside our global search where it is
-installed. From the measured terms the time and memory of a larger gallery are
-worked out; those lines are marked as estimates.
+Items are synthetic: random nodes after a leaky ReLU, a third of which share a
+part with their class of ten. Nothing is encoded. Nodes lie in a file, as those
+of a gallery that is larger than memory do. Descriptors are in memory, or
+streamed from a file too. All parts take turns in one run; medians count. Where
+faiss-cpu is installed, its IndexFlatIP is timed beside our global search. From
+the measured terms follow the time and memory of a larger gallery; those lines
+are marked as estimates.
 """
 
 import argparse
 import functools
-import json
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from benchmarks import measuring
+from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation import nearest
+from deepemd_jax.evaluation.features import DeviceNodes, HostNodes
 
 _CLASS = 10  # items of a class
+_EMD_QUERIES = 64
 
 
-def synthetic(items: int, n: int, channels: int, folder: str, seed: int = 0):
-  """Nodes of a gallery, a float32 memory map [items, n, c]."""
-  made = np.memmap(
+def synthetic_gallery(items: int, n: int, channels: int, folder: str):
+  """Writes nodes of a gallery: a memory map, float32 [items, n, channels]."""
+  nodes = np.memmap(
     f"{folder}/nodes", np.float32, "w+", shape=(items, n, channels)
   )
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   for start in range(0, items, 10_000):
     count = min(10_000, items - start)
     of_class = rng.standard_normal((-(-count // _CLASS), 1, channels), "f4")
     own = rng.standard_normal((count, n, channels), "f4")
     shared = rng.random((count, n, 1), "f4") < 1 / 3
     mixed = own + shared * of_class.repeat(_CLASS, 0)[:count]
-    made[start : start + count] = np.where(mixed > 0, mixed, 0.1 * mixed)
-  made.flush()
-  return made
-
-
-def measure(work: dict, turns: int) -> dict[str, float]:
-  """Median seconds of each, in turns, after one call that compiles."""
-  for run in work.values():
-    run()
-  spent: dict[str, list] = {name: [] for name in work}
-  for _ in range(turns):
-    for name, run in work.items():
-      began = time.perf_counter()
-      run()
-      spent[name].append(time.perf_counter() - began)
-  return {name: float(np.median(seconds)) for name, seconds in spent.items()}
+    nodes[start : start + count] = np.where(mixed > 0, mixed, 0.1 * mixed)
+  nodes.flush()
+  return nodes
 
 
 def resident_mib() -> float:
-  """The most memory that this process has had, MiB, files mapped included."""
+  """Returns the most memory that this process has had, with mapped files."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def faiss_search(gallery, rows, k):
-  """(function, the rows that it finds) of faiss's exact search, or None."""
+def faiss_search(
+  gallery: np.ndarray, rows: np.ndarray, k: int
+) -> tuple[Callable, np.ndarray] | None:
+  """Returns faiss's exact search and the rows it finds; None without faiss."""
   try:
     import faiss
   except ImportError:
@@ -75,27 +68,135 @@ def faiss_search(gallery, rows, k):
     # One more, since it finds the query itself.
     return index.search(gallery[rows], k + 1)[1]
 
-  found = search()
   others = [
     [i for i in row if i != own][:k]
-    for row, own in zip(found, rows, strict=True)
+    for row, own in zip(search(), rows, strict=True)
   ]
   return search, np.array(others)
 
 
-def plan(found: dict, items: int) -> list[str]:
-  """The lines about a gallery of `items`, from the measured terms."""
-  n, channels = found["nodes"], found["channels"]
-  growth = items / found["items"]
+def measure_global(
+  gallery: np.ndarray, rows: np.ndarray, k: int, folder: str, turns: int
+) -> tuple[dict, np.ndarray]:
+  """Times the search among all descriptors.
+
+  Args:
+    gallery: descriptors [N, c].
+    rows: int [q], the queries.
+    k: how many items a query finds.
+    folder: for a copy of the descriptors that is streamed.
+    turns: of all parts.
+
+  Returns:
+    "global_ms" of one query, in a batch unless its name says otherwise, and
+    with faiss "faiss_agrees", the share of items that both find; and the rows
+    that our search finds, [q, k].
+  """
+  streamed = np.memmap(
+    f"{folder}/descriptors", np.float32, "w+", shape=gallery.shape
+  )
+  streamed[:] = gallery
+  search = functools.partial(nearest.top, k=k)
+  work = {
+    "in memory": lambda: search(gallery, rows),
+    "streamed": lambda: search(streamed, rows),
+    "one query, streamed": lambda: search(streamed, rows[:1]),
+  }
+  candidates, _ = search(gallery, rows)
+  columns = {}
+  peer = faiss_search(gallery, rows, k)
+  if peer:
+    work["faiss IndexFlatIP"] = peer[0]
+    same = [
+      len(set(a) & set(b)) / k
+      for a, b in zip(candidates.tolist(), peer[1].tolist(), strict=True)
+    ]
+    columns["faiss_agrees"] = float(np.mean(same))
+  seconds = measuring.median_seconds(work, turns)
+  columns["global_ms"] = {
+    name: 1e3 * value / (1 if name.startswith("one") else len(rows))
+    for name, value in seconds.items()
+  }
+  return columns, candidates
+
+
+def measure_emd(
+  nodes: np.ndarray, rows: np.ndarray, candidates, depths, turns: int
+) -> dict[int, dict[str, float]]:
+  """Times how the EMD puts the first candidates in order.
+
+  Args:
+    nodes: [N, n, c], a memory map.
+    rows: int [q], the queries.
+    candidates: int [q, k], what the global search found.
+    depths: numbers of candidates, at most k.
+    turns: of both places.
+
+  Returns:
+    Depth -> where the nodes are -> milliseconds a query.
+  """
+  rerank = nearest.Reranker()
+  places = {
+    "on the device": DeviceNodes(sharding.replicate(nodes)),
+    "from the file": HostNodes(nodes),
+  }
+  milliseconds = {}
+  for depth in depths:
+    first = candidates[:, :depth]
+    seconds = measuring.median_seconds(
+      {
+        place: functools.partial(rerank, stored, rows, first)
+        for place, stored in places.items()
+      },
+      turns,
+    )
+    milliseconds[depth] = {
+      place: 1e3 * value / len(rows) for place, value in seconds.items()
+    }
+  return milliseconds
+
+
+def measure(options: argparse.Namespace, folder: str) -> dict:
+  """Makes the gallery in `folder` and times all parts."""
+  rng = np.random.default_rng(1)
+  nodes = synthetic_gallery(
+    options.items, options.nodes, options.channels, folder
+  )
+  start = time.perf_counter()
+  gallery = np.empty((options.items, options.channels), np.float32)
+  nearest.describe(nodes, gallery)
+  describe_s = time.perf_counter() - start
+  rows = rng.permutation(options.items)[: options.queries]
+  columns, candidates = measure_global(
+    gallery, rows, max(options.depths), folder, options.turns
+  )
+  first = slice(_EMD_QUERIES)
+  return {
+    "items": options.items,
+    "nodes": options.nodes,
+    "channels": options.channels,
+    "describe_s": describe_s,
+    "emd_ms": measure_emd(
+      nodes, rows[first], candidates[first], options.depths, options.turns
+    ),
+    "memory_mib": resident_mib(),
+    **columns,
+  }
+
+
+def plan(measured: dict, items: int) -> list[str]:
+  """Returns the lines about a gallery of `items`, from the measured terms."""
+  n, channels = measured["nodes"], measured["channels"]
+  growth = items / measured["items"]
   lines = [
     f"descriptors, 4 N c bytes: {4 * items * channels / 2**30:.3g} GiB; nodes, "
     f"4 N n c bytes, in a file: {4 * items * n * channels / 2**30:.3g} GiB",
-    f"describing: {growth * found['describe_s']:.1f} s, once, and reading that "
-    "file",
+    f"describing: {growth * measured['describe_s']:.1f} s, once, and reading "
+    "that file",
   ]
-  for name, value in found["global_ms"].items():
+  for name, value in measured["global_ms"].items():
     lines.append(f"global, {name}: {growth * value:.3g} ms a query")
-  for depth, row in found["emd_ms"].items():
+  for depth, row in measured["emd_ms"].items():
     lines.append(
       f"EMD of {depth}: {row['from the file']:.3g} ms a query; where the file "
       f"is not in memory also {depth} random reads of "
@@ -104,8 +205,7 @@ def plan(found: dict, items: int) -> list[str]:
   return [f"estimate: {line}" for line in lines]
 
 
-def main() -> None:
-  """Prints the table and the plan."""
+def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--items", type=int, default=100_000)
   parser.add_argument("--nodes", type=int, default=25)
@@ -121,91 +221,34 @@ def main() -> None:
   options = parser.parse_args()
   if options.smoke:
     options.items, options.nodes, options.channels = 300, 4, 8
-    options.queries, options.depths, options.turns = 8, [3, 5], 1
+    options.queries, options.depths, options.turns = 8, [3], 1
+  return options
+
+
+def main() -> None:
+  """Prints the table and the plan."""
+  options = _parse()
   with tempfile.TemporaryDirectory() as folder:
-    found = run(options, folder)
+    measured = measure(options, folder)
   print(
     f"{options.items:,} items of {options.nodes} nodes with {options.channels} "
     f"channels, {options.queries} queries; {jax.device_count()} x "
     f"{jax.devices()[0].device_kind}\n"
   )
   print(f"{'part':<46}{'ms a query':>12}")
-  for name, value in found["global_ms"].items():
+  for name, value in measured["global_ms"].items():
     print(f"{f'global, top {max(options.depths)}, {name}':<46}{value:>12.3f}")
-  for depth, row in found["emd_ms"].items():
+  for depth, row in measured["emd_ms"].items():
     for place, value in row.items():
       print(f"{f'EMD of {depth}, nodes {place}':<46}{value:>12.3f}")
-  if "faiss_agrees" in found:
-    print(f"\nfaiss finds the same: {100 * found['faiss_agrees']:.2f} %")
-  print(f"describing all: {found['describe_s']:.1f} s, once")
-  print(f"most memory: {found['memory_mib']:.0f} MiB, mapped files included")
+  if "faiss_agrees" in measured:
+    print(f"\nfaiss finds the same: {100 * measured['faiss_agrees']:.2f} %")
+  print(f"describing all: {measured['describe_s']:.1f} s, once")
+  memory = measured["memory_mib"]
+  print(f"most memory: {memory:.0f} MiB, mapped files included")
   print(f"\n{options.planned:,} items")
-  print("\n".join(plan(found, options.planned)))
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump(found, file, indent=2)
-
-
-def run(options, folder: str) -> dict:
-  """Makes the gallery and times all parts; ms are of one query in a batch, but
-  for those of a single one."""
-  rng = np.random.default_rng(1)
-  nodes = synthetic(options.items, options.nodes, options.channels, folder)
-  shape = options.items, options.channels
-  began = time.perf_counter()
-  gallery = nearest.describe(nodes, np.empty(shape, np.float32))
-  describing = time.perf_counter() - began
-  filed = np.memmap(f"{folder}/descriptors", np.float32, "w+", shape=shape)
-  filed[:] = gallery
-  k = max(options.depths)
-  rows = rng.permutation(options.items)[: options.queries]
-  search = functools.partial(nearest.top, k=k)
-  work = {
-    "in memory": lambda: search(gallery, rows),
-    "streamed": lambda: search(filed, rows),
-    "one query, streamed": lambda: search(filed, rows[:1]),
-  }
-  candidates, _ = search(gallery, rows)
-  agrees = {}
-  peer = faiss_search(gallery, rows, k)
-  if peer:
-    work["faiss IndexFlatIP"] = peer[0]
-    same = [
-      len(set(a) & set(b)) / k
-      for a, b in zip(candidates.tolist(), peer[1].tolist(), strict=True)
-    ]
-    agrees = {"faiss_agrees": float(np.mean(same))}
-  seconds = measure(work, options.turns)
-  global_ms = {
-    name: 1e3 * value / (1 if name.startswith("one") else len(rows))
-    for name, value in seconds.items()
-  }
-  rerank = nearest.reranker()
-  kept = jax.device_put(np.asarray(nodes))
-  asked = rows[:64]
-  emd = {}
-  for depth in options.depths:
-    first = candidates[: len(asked), :depth]
-    seconds = measure(
-      {
-        "on the device": functools.partial(rerank, kept, asked, first),
-        "from the file": functools.partial(rerank, nodes, asked, first),
-      },
-      options.turns,
-    )
-    emd[depth] = {
-      place: 1e3 * value / len(asked) for place, value in seconds.items()
-    }
-  return {
-    "items": options.items,
-    "nodes": options.nodes,
-    "channels": options.channels,
-    "describe_s": describing,
-    "global_ms": global_ms,
-    "emd_ms": emd,
-    "memory_mib": resident_mib(),
-    **agrees,
-  }
+  print("\n".join(plan(measured, options.planned)))
+  measuring.write_json(options.json, measured)
 
 
 if __name__ == "__main__":

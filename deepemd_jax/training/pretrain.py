@@ -52,7 +52,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
   classes = len(images.class_names)
   plan = loop.Plan(
     directory=workdir / STAGE,
-    step=make_step(_loss_function(settings), optimizer),
+    step=make_step(loss_function(settings), optimizer),
     batch=ImageBatches(
       rows, views, seed, sharding.local_indices(spec.batch_size)
     ),
@@ -88,7 +88,7 @@ def init_classifier(seed: int, channels: int, classes: int) -> dict:
   return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 
-def _loss_function(settings: Settings):
+def loss_function(settings: Settings):
   """The cross-entropy of a batch; see `state.make_step`."""
   view, size = settings.view, settings.pretrain.image_size
   crop = sharding.shard_map_batch(functools.partial(crop_on_device, view, size))
