@@ -94,7 +94,9 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_zero_and_nothing_stand_for_what_the_backbone_was_made_for():
-  made = config(image__size=0, image__mean=(), image__std=(), image__pretrain_size=0)
+  made = config(
+    image__size=0, image__mean=(), image__std=(), image__pretrain_size=0
+  )
   validate.validate(made)
 
 

@@ -125,7 +125,9 @@ def test_another_backbone_goes_through_every_stage(
 ):
   """It is entered in the registry; nothing else knows of it."""
   toy_backbone.register(monkeypatch)
-  images = recipes.draw_polygons(tmp_path / "images", dict.fromkeys(range(3, 13), 4))
+  images = recipes.draw_polygons(
+    tmp_path / "images", dict.fromkeys(range(3, 13), 4)
+  )
   config = folder.get_config()
   places = {
     "data.folder": str(images),

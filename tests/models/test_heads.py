@@ -93,14 +93,18 @@ def deepemd(query, support, value=exact_value, solver=None, **options):
 
 
 def deepemd_nearest(query, support):
-  shots = [each_pair(pair_logit, query, shot) for shot in support.swapaxes(0, 1)]
+  shots = [
+    each_pair(pair_logit, query, shot) for shot in support.swapaxes(0, 1)
+  ]
   return np.max(shots, axis=0)
 
 
 def prototype(query, support):
   def cosine(q, c):
     q, c = q.mean(0), c.mean(0)
-    return TEMPERATURE_OF_BASELINES * q @ c / np.linalg.norm(q) / np.linalg.norm(c)
+    return (
+      TEMPERATURE_OF_BASELINES * q @ c / np.linalg.norm(q) / np.linalg.norm(c)
+    )
 
   return each_pair(cosine, query, support.mean(1))
 
@@ -111,12 +115,11 @@ def chamfer(query, support):
     q, c = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, c))
     cosine = q @ c.T
     both = cosine.max(1).mean() + cosine.max(0).mean()
-    return TEMPERATURE_OF_BASELINES / 2 * both
+    return matching.TEMPERATURE / 2 * both
 
   return each_pair(nearest, query, support.mean(1))
 
 
-TEMPERATURE_OF_BASELINES = matching.TEMPERATURE
 OBVIOUS = {
   "deepemd": deepemd,
   "deepemd_equal_weights": functools.partial(deepemd, weights="equal"),
