@@ -22,7 +22,7 @@ from benchmarks import estimate, measuring
 from deepemd_jax import emd
 from deepemd_jax.config import defaults, resolve
 from deepemd_jax.config.settings import Settings
-from deepemd_jax.data.image_set import Copies as CachedImages
+from deepemd_jax.data.image_set import CachedImages
 from deepemd_jax.models import matching
 
 STORED = 160  # side of the stored copies, pixels

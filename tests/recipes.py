@@ -6,8 +6,11 @@ import pathlib
 import jax
 import numpy as np
 from paths import GOLDEN
+from PIL import Image, ImageDraw
 
 from deepemd_jax.checkpoints import manager
+from deepemd_jax.config import defaults, validate
+from deepemd_jax.config.resolve import resolve
 from deepemd_jax.models import resnet12
 
 
@@ -49,9 +52,7 @@ def tiny_run(workdir, *, stages=("pretrain",), seed=0, **fields):
   workdir = pathlib.Path(workdir)
   workdir.mkdir()
   (workdir / "config.json").write_text(json.dumps(config | fields))
-  shapes = jax.eval_shape(
-    lambda: resnet12.init(jax.random.key(0), width=1 / 16)
-  )
+  shapes = resnet12.create(width=1 / 16).abstract()
   rng = np.random.default_rng(seed)
 
   def leaf(path, shape):
@@ -67,3 +68,44 @@ def tiny_run(workdir, *, stages=("pretrain",), seed=0, **fields):
       train = {"none": np.zeros(1, np.float32)}
       saved.save(7, model=variables, train=train, meta={}, score=50.0)
   return workdir
+
+
+def config(fields=(), **sections):
+  """The default config with some fields changed: `{"nodes.kind": "grid"}`, or
+  `nodes={"kind": "grid"}`. It has been validated."""
+  made = defaults.get_config()
+  made.update_from_flattened_dict(dict(fields))
+  for name, values in sections.items():
+    if isinstance(values, dict):
+      made[name].update(values)
+    else:
+      made[name] = values
+  validate.validate(made)
+  return made
+
+
+def settings(fields=(), **sections):
+  """The settings of `config`."""
+  return resolve(config(fields, **sections))
+
+
+def draw_polygons(root, counts, side=32):
+  """A folder of classes: white polygons on noise. `counts`: how many images of
+  each number of corners."""
+  root.mkdir()
+  rng = np.random.default_rng(0)
+  for corners, count in counts.items():
+    place = root / f"corners_{corners:02d}"
+    place.mkdir()
+    for i in range(count):
+      noise = rng.integers(0, 90, (side, side, 3), dtype=np.uint8)
+      image = Image.fromarray(noise)
+      center = rng.integers(3 * side // 8, 5 * side // 8, 2).tolist()
+      ImageDraw.Draw(image).regular_polygon(
+        (*center, 5 * side // 16),
+        corners,
+        rotation=int(rng.integers(360)),
+        fill="white",
+      )
+      image.save(place / f"{i}.png")
+  return root

@@ -11,6 +11,8 @@ from deepemd_jax.errors import InputError
 # Sections that say how a trained encoder looks at images and matches them. The
 # others are about training and tests, and may be anything.
 SECTIONS = ("seed", "image", "model", "nodes", "emd", "sfc")
+# Fields whose empty value stands for what the backbone was made for.
+MAY_BE_EMPTY = ("image.mean", "image.std")
 
 
 def read(path: pathlib.Path) -> ConfigDict:
@@ -52,6 +54,8 @@ def _typed(value, default, name: str):
   Raises:
     InputError: it is of another kind.
   """
+  if name in MAY_BE_EMPTY and value == []:
+    return ()
   if not _fits(value, default):
     raise InputError(
       f"{name} is {value!r:.80}, which should be {_kind(default)}"

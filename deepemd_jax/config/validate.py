@@ -47,8 +47,8 @@ def zero_or_at_least(least: int, meaning: str) -> Rule:
 
 
 def one_of(names, each: bool = False) -> Rule:
-  """One of some names; with `each`, a sequence of them."""
-  names = tuple(names)
+  """One of some names; with `each`, a sequence of them. A registry may grow
+  after this."""
   return Rule(
     lambda value: value in names, f"use one of {', '.join(names)}", each
   )

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from deepemd_jax.errors import InputError
 from deepemd_jax.utils import registry
 
 # {"params": what is trained, "batch_stats": running statistics}, both pytrees.
@@ -102,10 +103,10 @@ def create(name: str, **settings) -> Backbone:
     **settings: fields of `config.model`; it gets those that it takes.
 
   Raises:
-    ValueError: there is no such backbone.
+    InputError: there is no such backbone.
   """
   if name not in BACKBONES:
-    raise ValueError(f"no backbone {name!r}; {registry.hint(name, BACKBONES)}")
+    raise InputError(f"no backbone {name!r}; {registry.hint(name, BACKBONES)}")
   entry = BACKBONES[name]
   taken = {key: settings[key] for key in entry.settings if key in settings}
   return registry.load(entry.path)(**taken)

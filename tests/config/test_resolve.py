@@ -1,15 +1,86 @@
-"""From names in a config to data: what is meant, and every mistake."""
+"""From a config to frozen settings; no function below takes a config."""
 
+import ast
+import dataclasses
+import json
+
+import jax
 import pytest
+import recipes
+from paths import ROOT
 
-from deepemd_jax.config import defaults, resolve
-from deepemd_jax.errors import InputError, MissingData
+from deepemd_jax import emd
+from deepemd_jax.config import changes, defaults, resolve, stored
+from deepemd_jax.data.episodes import EpisodeShape
+from deepemd_jax.data.sources import open_source
+from deepemd_jax.errors import InputError
 
 
-def config(name="glyph_clutter", **data):
-  made = defaults.get_config()
-  made.data.update({"name": name, "folder": "images", **data})
-  return made
+def test_settings_are_frozen_all_the_way_down():
+  made = recipes.settings()
+
+  def check(value):
+    if dataclasses.is_dataclass(value):
+      assert value.__dataclass_params__.frozen
+      for field in dataclasses.fields(value):
+        check(getattr(value, field.name))
+    assert not isinstance(value, list | set)
+
+  check(made)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    made.seed = 1
+  assert made == recipes.settings()
+  assert made != recipes.settings(nodes={"ratio": 3.0})
+
+
+def test_a_field_left_open_is_as_the_backbone_wants_it():
+  open_ = {"image.size": 0, "image.mean": (), "image.std": ()}
+  left, stated = recipes.settings(open_).view, recipes.settings().view
+  assert left == stated  # the defaults are ResNet-12's own
+  made = recipes.settings({"image.size": 42, "nodes.patches": 5})
+  assert made.view.size == made.pretrain.image_size == 42
+  assert made.data.image_size == 42
+  assert made.view.test_patches == 5
+  made = recipes.settings(
+    {"image.pretrain_size": 64, "nodes.patches": 5, "nodes.test_patches": 7}
+  )
+  assert (made.pretrain.image_size, made.view.size) == (64, 84)
+  assert (made.view.patches, made.view.test_patches) == (5, 7)
+
+
+def test_training_episodes_are_the_tests_unless_said():
+  made = recipes.settings(episode={"way": 7, "shot": 5, "query": 9})
+  assert made.episode == EpisodeShape(way=7, shot=5, query=9)
+  assert made.training_episode == EpisodeShape(way=7, shot=1, query=9)
+
+
+SOLVERS = {
+  "auto": None,
+  "interior_point": emd.InteriorPoint(),
+  "network_simplex": emd.NetworkSimplex(),
+  "regularized_qp": emd.RegularizedQP("QP", 0.5),
+  "sinkhorn": emd.Sinkhorn(0.3),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_has_its_own_settings(name):
+  section = {"solver": name, "form": "QP", "l2_strength": 0.5, "epsilon": 0.3}
+  made = recipes.config(emd=section, evaluate={"epsilon": 0.07})
+  assert resolve.solver(made) == SOLVERS[name]
+  heads = resolve.resolve(made).heads
+  assert heads.solver == SOLVERS[name]
+  assert heads.sinkhorn == emd.Sinkhorn(0.07)  # of the head alone
+  assert heads.regularized_qp == SOLVERS["regularized_qp"]
+
+
+def test_the_simplex_cannot_serve_several_devices(monkeypatch):
+  made = recipes.settings(emd={"solver": "network_simplex"})
+  resolve.check_devices(made)
+  monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+  with pytest.raises(InputError, match="cannot serve the 4 CPU devices"):
+    resolve.check_devices(made)
+  resolve.check_devices(recipes.settings())
 
 
 @pytest.mark.parametrize(
@@ -27,125 +98,82 @@ def config(name="glyph_clutter", **data):
   ],
 )
 def test_a_name_is_a_protocol(name, protocol):
-  made = config(name)
-  resolve.check(made)
-  source = resolve.source(made)
+  made = recipes.settings(data={"name": name, "folder": "images"})
+  source = open_source(made.data)
   assert source.protocol == protocol
   assert source.title and "\n" not in source.title
 
 
 def test_copies_of_a_folder_grow_with_the_images_that_are_seen():
-  made = config("folder")
   for size, side in ((84, 160), (42, 80), (32, 61)):
-    made.image.size = size
-    assert resolve.source(made).side == side
+    made = recipes.settings(
+      image={"size": size}, data={"name": "folder", "folder": "images"}
+    )
+    assert open_source(made.data).side == side
 
 
-@pytest.mark.parametrize(
-  ("name", "message"),
-  [
-    ("cup", "did you mean cub"),
-    ("glyph_cluter", "did you mean glyph_clutter"),
-    ("folders", "did you mean folder"),
-    ("nothing_alike", "glyph_clutter, folder, cub"),
-    ("cub:1", "'1' is no size"),
-    ("cub:orignal", "'orignal' is no size"),
-    ("fc100:84", "its images are 32 pixels wide"),
-    ("folder:0", "'0' is no size"),
-    ("folder:x", "'x' is no size"),
-    ("glyph_clutter:64", "did you mean glyph_clutter"),
-  ],
-)
-@pytest.mark.parametrize("field", ["name", "test_name"])
-def test_a_wrong_name_is_refused(name, message, field):
-  with pytest.raises(InputError, match=message) as refused:
-    resolve.check(config(**{field: name}))
-  assert f"config.data.{field}" in str(refused.value)
-
-
-def test_other_mistakes():
-  with pytest.raises(InputError, match="data.workers is -1"):
-    resolve.check(config(workers=-1))
-  with pytest.raises(InputError, match="data.folder is ''"):
-    resolve.check(config("cub", test_name="folder", folder=""))
-
-
-def test_the_split_test_may_be_of_another_data_set(tmp_path):
-  made = config("miniimagenet", test_name="cub:84", directory=str(tmp_path))
-  resolve.check(made)
-  for split, protocol in (
-    ("", "miniimagenet:160"),
-    ("train", "miniimagenet:160"),
-    ("val", "miniimagenet:160"),
-    ("test", "cub:84"),
-  ):
-    assert resolve.source(made, split=split).protocol == protocol
-  made.data.name = "glyph_clutter"  # always there
-  made.stages = ("pretrain",)
-  resolve.check_feasible(made)
-  made.stages = ("evaluate",)
-  with pytest.raises(MissingData, match="cub is not prepared"):
-    resolve.check_feasible(made)
-
-
-@pytest.mark.parametrize(
-  ("name", "classes"),
-  [
-    ("cub_retrieval", (90, 10, 100)),
-    ("cars196", (89, 9, 98)),
-    ("stanford_online_products", (10187, 1131, 11316)),
-  ],
-)
-def test_retrieval_sets_hold_training_classes_out(name, classes, tmp_path):
-  """For validation; none is in two splits, and the title says it."""
-  source = resolve.source(config(name, directory=str(tmp_path)))
-  splits = [set(source.counts(s)) for s in ("train", "val", "test")]
-  assert tuple(map(len, splits)) == classes
-  assert len(set.union(*splits)) == sum(classes)
-  assert source.title.endswith(
-    "every tenth training class held out for validation"
+def test_what_an_earlier_run_was_trained_on_is_read_from_its_config(tmp_path):
+  """Whatever this run tests; what the file does not say is as here."""
+  before = recipes.config(
+    image={"size": 42},
+    data={"name": "folder:61", "folder": "a", "fractions": (0.5, 0.25, 0.25)},
   )
-  with pytest.raises(MissingData, match=f"{name} is not prepared"):
-    resolve.check_feasible(config(name, directory=str(tmp_path)))
+  fields = json.loads(before.to_json_best_effort())
+  now = recipes.settings(data={"name": "cub", "workers": 3}).data
+  assert resolve.stored_data(now, fields) == resolve.resolve(before).data
+  del fields["data"]["workers"], fields["data"]["fractions"]
+  read = resolve.stored_data(now, fields)
+  assert read.workers == 3 and read.fractions == now.fractions
 
 
-def test_retrieval_needs_something_to_find(monkeypatch, tmp_path):
-  class Source:
-    def counts(self, split):
-      return {"val": {"a": 2, "b": 1}, "test": {"c": 1, "d": 1}}[split]
+def test_a_stored_config_is_the_one_that_was_written(tmp_path):
+  """In the sections that new images need, and so are the settings."""
+  for made in (
+    recipes.config(
+      {"seed": 3, "image.mean": (), "image.size": 0, "nodes.pyramid": (2, 1)}
+    ),
+    recipes.config({"nodes.kind": "grid", "emd.solver": "sinkhorn"}),
+  ):
+    path = tmp_path / "config.json"
+    path.write_text(made.to_json_best_effort())
+    read = stored.read(path)
+    for section in stored.SECTIONS:
+      assert read[section] == made[section], section
+    assert resolve.resolve(read) == resolve.resolve(made)
 
-    def check(self):
-      pass
 
-  monkeypatch.setattr(resolve, "source", lambda *unused: Source())
-  made = config()
-  made.stages = ("retrieve",)
-  with pytest.raises(InputError, match="'test' has 2 classes, 0 of them"):
-    resolve.check_feasible(made)
+def test_a_file_that_says_nothing_has_the_defaults(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text("{}")
+  assert stored.read(path).to_dict() == defaults.get_config().to_dict()
+
+
+def test_a_change_changes_one_thing():
+  made = recipes.settings()
+  shots = changes.changed(made, "7-shot")
+  assert shots.episode == dataclasses.replace(made.episode, shot=7)
+  assert dataclasses.replace(shots, episode=made.episode) == made
+  nodes = changes.changed(made, "grid")
+  assert nodes.view == dataclasses.replace(made.view, kind="grid")
+  assert dataclasses.replace(nodes, view=made.view) == made
+
+
+def functions(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+      yield node
 
 
 @pytest.mark.parametrize(
-  ("field", "value"),
-  [
-    ("split", "train"),
-    ("depths", ()),
-    ("recalls", (0,)),
-    ("queries", -1),
-    ("block", 0),
-  ],
+  "room", ["training", "evaluation", "models", "inference"]
 )
-def test_fields_of_retrieval(field, value):
-  made = config()
-  made.retrieve[field] = value
-  with pytest.raises(InputError, match=f"config.retrieve.{field}"):
-    resolve.check(made)
-
-
-def test_retrieval_encodes_an_image_once():
-  made = config()
-  made.stages = ("retrieve",)
-  made.nodes.kind = "sampling"
-  resolve.check(made)
-  made.nodes.redraw = True
-  with pytest.raises(InputError, match="nodes.redraw"):
-    resolve.check(made)
+def test_no_function_takes_a_config(room):
+  """The ConfigDict ends at the door of a stage; settings are frozen values."""
+  taken = [
+    f"{path.relative_to(ROOT)}:{node.lineno}"
+    for path in sorted((ROOT / "deepemd_jax" / room).rglob("*.py"))
+    for node in functions(path)
+    for argument in ast.walk(node.args)
+    if isinstance(argument, ast.arg) and argument.arg == "config"
+  ]
+  assert not taken

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deepemd_jax.evaluation import nearest
+from deepemd_jax.evaluation.features import DeviceNodes, HostNodes
 from deepemd_jax.models import matching
 
 COUNT = 23
@@ -47,9 +48,13 @@ def test_descriptors_are_the_prototypes_of_one_image(nodes, gallery):
 
 @pytest.mark.parametrize("keep", [np.asarray, on_disk])
 @pytest.mark.parametrize(
-  ("block", "batch"), [(5, 4), (23, 23), (8, 3), (99, 99)]
+  ("k", "block", "batch"),
+  [
+    *((1, 5, 4), (9, 5, 4), (COUNT - 1, 5, 4), (9, 99, 99), (22, 23, 23)),
+    pytest.param(9, 8, 3, marks=pytest.mark.soak),
+    pytest.param(1, 99, 99, marks=pytest.mark.soak),
+  ],
 )
-@pytest.mark.parametrize("k", [1, 9, COUNT - 1])
 def test_the_most_similar_are_found(gallery, keep, block, batch, k):
   rows = np.array([0, 22, 7, 7, 3, 11, 12])
   found, cosine = nearest.top(
@@ -76,21 +81,23 @@ def test_re_ranking_is_the_emd_of_each_pair(nodes):
   rng = np.random.default_rng(1)
   candidates = np.stack([rng.permutation(COUNT)[:6] for _ in rows])
   each = jnp.asarray(nodes)[:, None]
+  one = jax.jit(lambda query, other: matching.logits(query, other, None, 1.0))
   expected = [
-    [float(matching.logits(each[r], each[c], None, 1.0)[0, 0]) for c in row]
+    [float(one(each[r], each[c])[0, 0]) for c in row]
     for r, row in zip(rows, candidates, strict=True)
   ]
-  rerank = nearest.reranker()
-  for kept in (jnp.asarray(nodes), nodes, on_disk(nodes)):
-    for batch in (2, 5, 16):
+  rerank = nearest.Reranker()
+  stored = DeviceNodes(jnp.asarray(nodes)), HostNodes(on_disk(nodes))
+  for kept, sizes in zip(stored, ((2, 16), (5,)), strict=True):
+    for batch in sizes:
       found = rerank(kept, rows, candidates, batch)
       np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_shape_compiles_once(nodes, gallery):
-  rerank = nearest.reranker()
+  rerank = nearest.Reranker()
   rows, candidates = np.arange(7), np.tile(np.arange(7, 10), (7, 1))
-  kept = jnp.asarray(nodes)
+  kept = DeviceNodes(jnp.asarray(nodes))
   rerank(kept, rows, candidates, 3)
   nearest.top(gallery, rows, 4, batch_size=3, block=5)
   with jax.log_compiles(), _Compiled() as compiled:

@@ -139,17 +139,6 @@ def test_weights_darken_where_there_is_no_mass(pair):
   assert shown[:16].max() <= 0.12 * 255
 
 
-def test_learning_curves_draw_what_there_is():
-  rows = [{"step": s, "loss": 2 - s, "val_accuracy": 50 + s} for s in range(3)]
-  figure = plots.learning_curves(
-    {"pretrain": rows, "metatrain": [{"step": 0, "val_accuracy": "nan"}]}
-  )
-  above, below = figure.axes[0], figure.axes[2]
-  assert above.lines[0].get_ydata().tolist() == [2, 1, 0]
-  assert below.lines[0].get_ydata().tolist() == [50, 51, 52]
-  assert pixels(figure).std() > 1
-
-
 def test_reliability_leaves_out_empty_bins():
   nan = float("nan")
   figure = plots.reliability(
@@ -159,29 +148,6 @@ def test_reliability_leaves_out_empty_bins():
   assert above.lines[1].get_xydata().tolist() == [[0.4, 0.5], [0.9, 1.0]]
   assert [bar.get_height() for bar in below.patches] == [0, 2, 6]
   assert pixels(figure).std() > 1
-
-
-def test_robustness_has_a_panel_a_background():
-  panels = {
-    name: {"DeepEMD": [(k, 90 - k, 1.0) for k in range(4)]}
-    for name in ("plain", "busy")
-  }
-  figure = plots.robustness_curves(panels, "distractors")
-  assert [axis.get_title() for axis in figure.axes] == ["plain", "busy"]
-
-
-def test_robustness_shows_every_head():
-  heads = {f"head {i}": [(0, 50 + i, 1.0), (3, 40 + i, 2.0)] for i in range(8)}
-  figure = plots.robustness_curves({"plain": heads}, "distractors")
-  (axis,) = figure.axes
-  found = {}
-  for bars in axis.containers:
-    line, _, (intervals,) = bars.lines
-    ends = [segment[:, 1].tolist() for segment in intervals.get_segments()]
-    found[bars.get_label()] = (line.get_ydata().tolist(), ends)
-  assert found["head 7"] == ([57, 47], [[56, 58], [45, 49]])
-  assert len(found) == 8
-  assert axis.get_xticks().tolist() == [0, 3]
 
 
 def test_a_page_of_pairs_is_small_enough_to_ship(pair, tmp_path):
@@ -194,6 +160,6 @@ def test_a_page_of_pairs_is_small_enough_to_ship(pair, tmp_path):
 
 
 def test_saving_leaves_no_scratch_file(tmp_path):
-  figure = plots.learning_curves({"pretrain": [{"step": 0, "loss": 1.0}]})
+  figure = plots.new_figure(2, 2)
   plots.save(figure, tmp_path / "deep" / "curves.png")
   assert [p.name for p in (tmp_path / "deep").iterdir()] == ["curves.png"]

@@ -1,42 +1,39 @@
 """The stage `retrieve`: what it finds, states and writes."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import recipes
 from paths import ROOT
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from configs import folder
-from deepemd_jax.config import resolve
+from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.config import validate
+from deepemd_jax.config.resolve import resolve
+from deepemd_jax.data.sources import open_source
 from deepemd_jax.errors import InputError
-from deepemd_jax.evaluation import fewshot, retrieval
+from deepemd_jax.evaluation import retrieval
+from deepemd_jax.evaluation.features import ImageSetEncoder
 from deepemd_jax.models import matching
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-  """Ten classes of drawings, of different sizes; one has a single image."""
-  root = tmp_path_factory.mktemp("images")
-  rng = np.random.default_rng(0)
-  for corners in range(3, 13):
-    place = root / f"corners_{corners:02d}"
-    place.mkdir()
-    for i in range(1 if corners == 12 else 2 + corners % 5):
-      noise = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
-      image = Image.fromarray(noise)
-      center = rng.integers(12, 20, 2).tolist()
-      ImageDraw.Draw(image).regular_polygon(
-        (*center, 10), corners, rotation=int(rng.integers(360)), fill="white"
-      )
-      image.save(place / f"{i}.png")
+  """Ten classes of drawings; one has a single image."""
+  root = tmp_path_factory.mktemp("retrieval") / "images"
+  counts = {n: 1 if n == 12 else 2 + n % 5 for n in range(3, 13)}
+  recipes.draw_polygons(root, counts)
   lines = ["label,split"]
-  for corners in range(3, 13):
+  for corners in counts:
     split = ("train", "val", "test")[(corners > 3) + (corners > 6)]
     lines.append(f"corners_{corners:02d},{split}")
   (root / "split.csv").write_text("\n".join(lines) + "\n")
@@ -66,12 +63,13 @@ def places(images):
   }
 
 
-def config(images, **more):
+def settings(images, fields=(), **more):
+  """The run's settings; `more` is of stage retrieve."""
   made = folder.get_config()
-  made.update_from_flattened_dict(FIELDS | places(images))
+  made.update_from_flattened_dict(FIELDS | places(images) | dict(fields))
   made.retrieve.update(more)
-  resolve.check(made)
-  return made
+  validate.validate(made)
+  return resolve(made)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,9 @@ def workdir(tmp_path_factory, images):
   made = recipes.tiny_run(place / "run", stages=("pretrain",))
   other = recipes.tiny_run(place / "other", stages=("metatrain",), seed=1)
   shutil.move(other / "metatrain", made / "metatrain")
-  retrieval.run(config(images), made)
+  with contextlib.redirect_stdout(io.StringIO()) as table:
+    retrieval.run(settings(images), made)
+  (made / "table.txt").write_text(table.getvalue())
   return made
 
 
@@ -96,18 +96,24 @@ def results(workdir):
 
 
 def again(workdir, tmp_path, made):
-  """The results of the same encoders with another config."""
+  """The results of the same encoders with other settings."""
   copy = shutil.copytree(workdir, tmp_path / "copy")
   (copy / "retrieve.json").unlink()
   retrieval.run(made, copy)
   return results(copy)
 
 
-def obvious(config, variables, images, depth):
+@jax.jit
+def compared(nodes):
+  """Cosine and EMD similarity of every pair."""
+  cosine = matching.prototype_logits(nodes, nodes, 1.0)
+  return cosine, matching.logits(nodes, nodes, None, 1.0)
+
+
+def obvious(settings, variables, images, depth):
   """Metrics of both rankings, in plain loops over queries."""
-  nodes = fewshot.encoder(config)(variables, images)
-  cosine = np.asarray(matching.prototype_logits(nodes, nodes, 1.0))
-  emd = np.asarray(matching.logits(nodes, nodes, None, 1.0))
+  nodes = ImageSetEncoder.of(settings, "test")(variables, images).array
+  cosine, emd = map(np.asarray, compared(nodes))
   rows = {"global": [], "EMD": []}
   for q, label in enumerate(images.labels):
     others = [i for i in range(len(images.labels)) if i != q]
@@ -135,14 +141,14 @@ def obvious(config, variables, images, depth):
 
 
 def test_the_table_is_the_slow_and_obvious_one(workdir, images):
-  made, found = config(images), results(workdir)
-  encoders = fewshot.best_encoders(made, workdir)
-  sets = {s: resolve.source(made).load(s) for s in ("val", "test")}
+  made, found = settings(images), results(workdir)
+  encoders = pretrained.best_encoders(workdir, made.backbone)
+  sets = {s: open_source(made.data).load(s) for s in ("val", "test")}
   depth = max(made.retrieve.depths)
   for name in ("global", "EMD"):
     maps = {
-      stage: obvious(made, e["variables"], sets["val"], depth)[name][:, -1]
-      for stage, e in encoders.items()
+      stage: obvious(made, best.variables, sets["val"], depth)[name][:, -1]
+      for stage, best in encoders.items()
     }
     best = max(maps, key=lambda stage: maps[stage].mean())
     assert found["chosen"][name] == best
@@ -151,7 +157,7 @@ def test_the_table_is_the_slow_and_obvious_one(workdir, images):
       assert on_val[stage]["MAP@R"] == pytest.approx(values.mean())
   values = {
     name: obvious(
-      made, encoders[found["chosen"][name]]["variables"], sets["test"], depth
+      made, encoders[found["chosen"][name]].variables, sets["test"], depth
     )[name]
     for name in ("global", "EMD")
   }
@@ -194,19 +200,20 @@ def test_what_it_leaves_behind(workdir):
   assert all(row["ms_per_query"] > 0 for row in found["curve"])
   for figure in ("retrieval", "retrieved"):
     Image.open(workdir / "figures" / f"{figure}.png").verify()
-  table = retrieval.table(found)
+  table = (workdir / "table.txt").read_text()
   assert "6 classes, each of" in table and "EMD re-ranks 6" in table
   assert f"{found['paired']['EMD - global']['MAP@R']['mean']:+.2f}" in table
 
 
 def test_nothing_depends_on_batches_or_memory(workdir, images, tmp_path):
-  made = config(images, batch_size=5, search_batch_size=4, block=7)
-  made.evaluate.encode_batch_size = 9
-  made.evaluate.memory = 0.0
+  fields = {"evaluate.encode_batch_size": 9, "evaluate.memory": 0.0}
+  made = settings(images, fields, batch_size=5, search_batch_size=4, block=7)
   assert again(workdir, tmp_path, made) == results(workdir)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(
+  "devices", [pytest.param(1, marks=pytest.mark.soak), 4]
+)
 def test_nothing_depends_on_the_devices(devices, workdir, images, tmp_path):
   """The command itself, in a process of its own."""
   copy = shutil.copytree(workdir, tmp_path / "copy")
@@ -231,35 +238,35 @@ def test_nothing_depends_on_the_devices(devices, workdir, images, tmp_path):
   assert "paired differences over queries" in done.stdout
 
 
-def test_some_ask(workdir, images, tmp_path):
-  found = again(workdir, tmp_path, config(images, queries=5, depths=(2, 999)))
-  assert found["queries"] == 5 and found["of"] == results(workdir)["of"]
-  # More than there are is all.
-  assert found["depth"] == found["gallery"]["images"] - 1
-  assert "5 of " in retrieval.table(
-    json.loads((tmp_path / "copy" / "retrieve.json").read_text())
-  )
-  labels = np.repeat(np.arange(4), [5, 1, 7, 2])
-  rows = retrieval.drawn(labels, 6, seed=0)
-  assert len(set(rows.tolist())) == 6 and 5 not in rows
-  np.testing.assert_array_equal(rows, retrieval.drawn(labels, 6, seed=0))
-  assert (rows != retrieval.drawn(labels, 6, seed=1)).any()
-  np.testing.assert_array_equal(
-    retrieval.drawn(labels, 0, 0), np.flatnonzero(labels != 1)
-  )
-
-
-def test_validation_classes_while_settings_are_chosen(
-  workdir, images, tmp_path
+def test_some_ask_and_validation_classes_serve_while_settings_are_chosen(
+  workdir, images, tmp_path, capsys
 ):
-  found = again(workdir, tmp_path, config(images, split="val"))
+  made = settings(images, split="val", queries=5, depths=(2, 999))
+  found = again(workdir, tmp_path, made)
   assert found["split"] == "val"
   for name, row in found["chosen"]["on"].items():
-    seen = row[found["chosen"][name]]
-    assert found["methods"][name]["MAP@R"]["mean"] == seen["MAP@R"]
+    means = row[found["chosen"][name]]
+    assert found["methods"][name]["MAP@R"]["mean"] == means["MAP@R"]
+  assert found["queries"] == 5 and found["of"] == 11
+  # More than there are is all.
+  assert found["depth"] == found["gallery"]["images"] - 1
+  assert "5 of 11 images are queries" in capsys.readouterr().out
+
+
+def test_who_asks():
+  labels = np.repeat(np.arange(4), [5, 1, 7, 2])
+  rows = retrieval.choose_queries(labels, 6, seed=0)
+  assert len(set(rows.tolist())) == 6 and 5 not in rows
+  np.testing.assert_array_equal(
+    rows, retrieval.choose_queries(labels, 6, seed=0)
+  )
+  assert (rows != retrieval.choose_queries(labels, 6, seed=1)).any()
+  np.testing.assert_array_equal(
+    retrieval.choose_queries(labels, 0, 0), np.flatnonzero(labels != 1)
+  )
 
 
 def test_without_an_encoder_it_says_what_to_do(images, tmp_path):
   with pytest.raises(InputError, match="pretrain and metatrain first"):
-    retrieval.run(config(images), tmp_path)
+    retrieval.run(settings(images), tmp_path)
   assert not list(tmp_path.iterdir())

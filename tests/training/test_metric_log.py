@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from tensorboardX.proto import event_pb2
 
+from deepemd_jax.evaluation import metric_rows
 from deepemd_jax.training import metric_log
 
 
@@ -31,7 +32,7 @@ def test_rows_and_events(tmp_path):
     log.write(2, loss=1.5, accuracy=float("nan"))
     log.write(4, loss=-math.inf)
   directory = tmp_path / "deep" / "er"
-  assert metric_log.read(directory / "metrics.jsonl") == [
+  assert metric_rows.read(directory / "metrics.jsonl") == [
     {"step": 2, "loss": 1.5, "accuracy": "nan"},
     {"step": 4, "loss": "-inf"},
   ]
@@ -45,10 +46,10 @@ def test_rows_and_events(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-  assert metric_log.read(tmp_path / "metrics.jsonl") == []
+  assert metric_rows.read(tmp_path / "metrics.jsonl") == []
 
 
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(
   steps=st.integers(0, 6), start=st.integers(0, 8), lost=st.integers(0, 60)
 )
@@ -67,7 +68,7 @@ def test_a_run_torn_anywhere_and_resumed_has_each_row_once(steps, start, lost):
     ) as log:
       log.write(start + 1, loss=7.0)
     kept = [row for row in left if row["step"] <= start]
-    assert metric_log.read(path) == [*kept, {"step": start + 1, "loss": 7.0}]
+    assert metric_rows.read(path) == [*kept, {"step": start + 1, "loss": 7.0}]
 
 
 def test_tensorboard_is_told_what_will_come_again(tmp_path):

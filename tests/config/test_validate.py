@@ -1,0 +1,160 @@
+"""Every mistake in a config is told in one line, before anything is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+from paths import ROOT
+
+from deepemd_jax.config import defaults, validate
+from deepemd_jax.errors import InputError
+from deepemd_jax.models.heads import HEADS
+
+
+def config(**fields):
+  made = defaults.get_config()
+  made.data.folder = "images"
+  fields = {name.replace("__", "."): value for name, value in fields.items()}
+  made.update_from_flattened_dict(fields)
+  return made
+
+
+def test_the_defaults_are_legal_and_every_rule_is_of_a_field():
+  made = config()
+  validate.validate(made)
+  for field in validate.RULES:
+    validate._value(made, field)
+
+
+# field -> a value that is refused, and a word of the remedy
+MISTAKES = {
+  "seed": (-1, "integer"),
+  "stages": (("train",), "metatrain"),
+  "data.workers": (-1, "data.workers is -1; must be at least 0"),
+  "image.size": (8, "what the backbone was made for"),
+  "image.pretrain_size": (15, "0 for config.image.size"),
+  "image.crop": ("left", "center, whole"),
+  "image.mean": ((1.0, 2.0), "use 3 numbers"),
+  "image.std": ((63.0,), "use 3 numbers"),
+  "model.backbone": ("resnet21", "use one of resnet12"),
+  "model.width": (0.0, "above 0"),
+  "model.precision": ("half", "float32, bfloat16"),
+  "nodes.kind": ("voc", "fcn, grid, sampling"),
+  "nodes.pyramid": ((0,), "at least 1"),
+  "nodes.grid": ((), "at least 1"),
+  "nodes.ratio": (0.0, "above 0"),
+  "nodes.train_ratio": ((3.0, 1.0), "low, high"),
+  "nodes.patches": (0, "at least 1"),
+  "nodes.test_patches": (-1, "at least 0"),
+  "emd.solver": ("simplex", "network_simplex"),
+  "emd.gradient": ("none", "exact, flow"),
+  "emd.form": ("L1", "L2, QP"),
+  "emd.temperature": (0.0, "above 0"),
+  "sfc.gradient": ("none", "exact, flow"),
+  "episode.way": (1, "at least 2"),
+  "episode.shot": (0, "at least 1"),
+  "metatrain.way": (1, "0 for config.episode.way"),
+  "metatrain.batch_norm": ("none", "batch, fixed"),
+  "metatrain.warmup_epochs": (100, "below epochs"),
+  "pretrain.warmup_epochs": (-1, "below epochs"),
+  "pretrain.optimizer": ("adam", "sgd, adamw"),
+  "metatrain.schedule": ("linear", "step, cosine"),
+  "pretrain.lr": (0.0, "above 0"),
+  "metatrain.decay_every": (0, "at least 1"),
+  "evaluate.episodes": (1, "at least 2"),
+  "evaluate.heads": (("deepemd", "deepmd_l2"), "deepmd_l2"),
+  "evaluate.more": (("0-shot",), "0-shot"),
+  "retrieve.split": ("train", "val, test"),
+  "retrieve.depths": ((), "at least 1"),
+  "retrieve.recalls": ((0,), "at least 1"),
+  "retrieve.queries": (-1, "at least 0"),
+  "retrieve.block": (0, "at least 1"),
+}
+
+
+@pytest.mark.parametrize("field", MISTAKES)
+def test_a_mistake_names_the_field_the_value_and_the_remedy(field):
+  value, word = MISTAKES[field]
+  made = config()
+  section, _, last = field.rpartition(".")
+  (made[section] if section else made)[last] = value
+  with pytest.raises(InputError) as refused:
+    validate.validate(made)
+  message = str(refused.value)
+  assert message.startswith(f"config.{field} is {value!r}; ")
+  assert word in message and "\n" not in message
+
+
+def test_all_mistakes_are_told_at_once():
+  made = config(seed=-1, nodes__kind="voc", emd__solver="simplex")
+  with pytest.raises(InputError) as refused:
+    validate.validate(made)
+  for field in ("config.seed", "config.nodes.kind", "config.emd.solver"):
+    assert field in str(refused.value)
+
+
+def test_zero_and_nothing_stand_for_what_the_backbone_was_made_for():
+  made = config(
+    image__size=0, image__mean=(), image__std=(), image__pretrain_size=0
+  )
+  validate.validate(made)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("cup", "did you mean cub"),
+    ("glyph_cluter", "did you mean glyph_clutter"),
+    ("folders", "did you mean folder"),
+    ("nothing_alike", "glyph_clutter, folder, cub"),
+    ("cub:1", "'1' is no size"),
+    ("cub:orignal", "'orignal' is no size"),
+    ("fc100:84", "its images are 32 pixels wide"),
+    ("folder:0", "'0' is no size"),
+    ("folder:x", "'x' is no size"),
+    ("glyph_clutter:64", "did you mean glyph_clutter"),
+  ],
+)
+@pytest.mark.parametrize("field", ["name", "test_name"])
+def test_a_wrong_name_of_data_is_refused(name, message, field):
+  made = config(**{f"data__{field}": name})
+  with pytest.raises(InputError, match=message) as refused:
+    validate.validate(made)
+  assert f"config.data.{field}" in str(refused.value)
+
+
+def test_a_folder_has_to_be_named():
+  made = config(data__name="cub", data__test_name="folder", data__folder="")
+  with pytest.raises(InputError, match="data.folder is ''"):
+    validate.validate(made)
+
+
+def test_retrieval_encodes_an_image_once():
+  made = config(stages=("retrieve",), nodes__kind="sampling")
+  validate.validate(made)
+  made.nodes.redraw = True
+  with pytest.raises(InputError, match="nodes.redraw"):
+    validate.validate(made)
+
+
+def test_an_ablation_compares_heads_that_there_are():
+  made = defaults.get_config("ablation")
+  validate.validate(made)
+  assert "deepemd_l2" in made.evaluate.heads
+  assert set(made.evaluate.heads) <= HEADS.keys()
+  made.evaluate.heads = ("prototype",)
+  with pytest.raises(InputError, match="deepemd must be there"):
+    validate.validate(made)
+  with pytest.raises(ValueError, match="ablation"):
+    defaults.get_config("ablations")
+
+
+def test_a_config_is_validated_without_jax():
+  code = (
+    "import sys; from deepemd_jax.config import defaults, validate; "
+    "validate.validate(defaults.get_config()); print('jax' in sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.stdout.strip() == "False", done.stdout + done.stderr

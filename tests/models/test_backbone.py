@@ -1,0 +1,153 @@
+"""What a backbone promises, whichever it is; and that another one can take
+ResNet-12's place in every stage."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import recipes
+import toy_backbone
+from PIL import Image
+
+from configs import folder
+from deepemd_jax import main
+from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.errors import InputError
+from deepemd_jax.models import backbone, resnet12
+
+MADE = {
+  "toy": toy_backbone.create,
+  "resnet12": lambda: resnet12.create(width=1 / 64),
+}
+
+
+@pytest.fixture(scope="module", params=MADE)
+def made(request):
+  return MADE[request.param]()
+
+
+@pytest.fixture(scope="module")
+def maps(made):
+  """Variables, maps, and what two batches at once make of them in training."""
+  variables = made.init(jax.random.key(0))
+  images = jax.random.normal(jax.random.key(1), (2, 3, 48, 32, 3))
+  trained = jax.jit(made.apply, static_argnames="train")
+  together = trained(variables, images, train=True)
+  apart = [trained(variables, x, train=True) for x in images]
+  looked = trained(variables, images[0], train=False)
+  return variables, images, together, apart, looked
+
+
+def test_maps_are_as_large_as_it_says(made, maps):
+  variables, images, together, _, (looked, stats) = maps
+  height, width = 48 // made.stride, 32 // made.stride
+  assert looked.shape == (3, height, width, made.channels)
+  assert together[0].shape == (2, *looked.shape)
+  assert looked.dtype == together[0].dtype == np.float32
+  np.testing.assert_allclose(made.encode(variables, images[0]), looked)
+  # Statistics stay as they are.
+  for old, new in _pairs(variables["batch_stats"], stats):
+    np.testing.assert_array_equal(old, new)
+
+
+def test_each_of_several_batches_is_by_itself(maps):
+  _, _, (together, stats), apart, _ = maps
+  for i, (alone, own) in enumerate(apart):
+    scale = np.abs(alone).max()
+    np.testing.assert_allclose(together[i], alone, atol=1e-4 * scale)
+    for all_of_them, its in _pairs(stats, own):
+      np.testing.assert_allclose(all_of_them[i], its, rtol=1e-4, atol=1e-6)
+
+
+def _pairs(tree, other):
+  assert jax.tree.structure(tree) == jax.tree.structure(other)
+  return zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+
+
+def test_the_seed_decides_and_the_shapes_are_known_before(made, maps):
+  variables = maps[0]
+  for own, other in _pairs(variables, made.init(jax.random.key(0))):
+    np.testing.assert_array_equal(own, other)
+  for own, abstract in _pairs(variables, made.abstract()):
+    assert (own.shape, own.dtype) == (abstract.shape, abstract.dtype)
+  fresh = made.init(jax.random.key(7))["params"]
+  kernels = [x for x in _pairs(variables["params"], fresh) if x[0].ndim > 1]
+  assert kernels and all((a != b).any() for a, b in kernels)
+
+
+def test_a_backbone_is_a_value():
+  """Equal settings give the same one, so nothing compiles twice."""
+  assert resnet12.create(width=0.5) is resnet12.create(width=0.5)
+  assert resnet12.create(width=0.5) != resnet12.create(width=0.25)
+  assert hash(resnet12.create()) == hash(resnet12.create())
+
+
+def test_every_backbone_can_be_made_by_its_name():
+  for name, entry in backbone.BACKBONES.items():
+    assert entry.title
+    unknown = {"not_a_setting": 1}
+    assert isinstance(backbone.create(name, **unknown), backbone.Backbone)
+  with pytest.raises(InputError, match="resnet12"):
+    backbone.create("resnet21")
+
+
+TINY = {
+  "stages": ("pretrain", "metatrain", "evaluate", "retrieve"),
+  "model.backbone": toy_backbone.NAME,
+  "image.size": 0,
+  "image.mean": (),
+  "image.std": (),
+  "episode.way": 2,
+  "episode.query": 2,
+  "pretrain.epochs": 2,
+  "pretrain.batch_size": 8,
+  "pretrain.validate_every": 2,
+  "pretrain.validation_episodes": 2,
+  "metatrain.epochs": 1,
+  "metatrain.steps": 2,
+  "metatrain.batch_size": 2,
+  "metatrain.validation_episodes": 2,
+  "evaluate.episodes": 3,
+  "evaluate.batch_size": 3,
+  "evaluate.encode_batch_size": 8,
+  "evaluate.more": ("2-shot", "grid"),
+  "evaluate.more_episodes": 2,
+  "evaluate.pictures": 1,
+  "retrieve.depths": (3,),
+  "retrieve.pictures": 1,
+  "sfc.epochs": 1,
+}
+
+
+def test_another_backbone_goes_through_every_stage(
+  tmp_path, monkeypatch, capsys
+):
+  """It is entered in the registry; nothing else knows of it."""
+  toy_backbone.register(monkeypatch)
+  images = recipes.draw_polygons(
+    tmp_path / "images", dict.fromkeys(range(3, 13), 4)
+  )
+  config = folder.get_config()
+  places = {
+    "data.folder": str(images),
+    "data.directory": str(tmp_path / "kept"),
+    "data.fractions": (0.4, 0.3, 0.3),
+  }
+  config.update_from_flattened_dict(TINY | places)
+  workdir = tmp_path / "run"
+  main.run(config, workdir)
+  best = pretrained.best_encoders(workdir, toy_backbone.create())
+  assert list(best) == ["pretrain", "metatrain"]
+  assert pretrained.load(workdir).settings.backbone is toy_backbone.create()
+  for encoder in best.values():
+    assert encoder.variables["batch_stats"] == {}
+    assert encoder.variables["params"]["mix"]["kernel"].shape[-1] == 6
+  results = json.loads((workdir / "results.json").read_text())
+  assert results["model"]["backbone"] == toy_backbone.NAME
+  assert results["image"]["size"] == 16
+  assert set(results["more"]) == {"2-shot", "grid"}
+  assert json.loads((workdir / "retrieve.json").read_text())["depth"] == 3
+  for figure in ("learning_curves", "matched_regions", "retrieval"):
+    Image.open(workdir / "figures" / f"{figure}.png").verify()
+  assert "DeepEMD, equal weights" in capsys.readouterr().out
