@@ -1,6 +1,6 @@
-"""The command line, but for one process, which in the middle of training fails,
-or hangs though it is alive, or gets a signal in the middle of its second
-validation, or right after its first checkpoint.
+"""The command line, but one process fails in the middle of training, or hangs
+though it is alive, or gets a signal in the middle of its second validation, or
+right after its first checkpoint.
 
     python tests/failing.py fail|hang|signal|saved PROCESS FLAGS
 """
@@ -14,45 +14,53 @@ import time
 import jax
 
 from deepemd_jax import main
-from deepemd_jax.checkpoints import manager
+from deepemd_jax.checkpoints.manager import Checkpoints
 from deepemd_jax.data import loader
 from deepemd_jax.evaluation import fewshot
 
 kind, victim = sys.argv.pop(1), int(sys.argv.pop(1))
-prefetch, score = loader.prefetch, fewshot.accuracies
-keep = manager.Checkpoints.save
 calls = itertools.count(1)
 
 
-def failing_prefetch(make, *arguments, **options):
-  """As the original, up to a certain batch."""
+def is_victim(number):
+  """Whether this is the victim's call of that number, from 1."""
+  return jax.process_index() == victim and next(calls) == number
+
+
+def fail_or_hang(make, *arguments, **options):
+  """Prefetches batches, up to a certain one."""
 
   def batch(index):
-    if index == 5 and jax.process_index() == victim:
+    if index == 3 and jax.process_index() == victim:
       if kind == "fail":
         raise ValueError("a mistake of ours")
-      if kind == "hang":
-        time.sleep(3600)
+      time.sleep(3600)
     return make(index)
 
   return prefetch(batch, *arguments, **options)
 
 
-def accuracies(*arguments):
-  """As the original, once with a signal; twice a validation."""
-  if jax.process_index() == victim and kind == "signal" and next(calls) == 3:
-    os.kill(os.getpid(), signal.SIGTERM)
-  return score(*arguments)
-
-
-def save(*arguments, **options):
-  """As the original, once with a signal, and time for all to hear of it."""
-  keep(*arguments, **options)
-  if jax.process_index() == victim and kind == "saved" and next(calls) == 1:
+def save_then_signal(*arguments, **options):
+  """Saves, and gives all processes time to hear of the signal."""
+  save(*arguments, **options)
+  if is_victim(1):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(4)
 
 
-loader.prefetch, fewshot.accuracies = failing_prefetch, accuracies
-manager.Checkpoints.save = save
+def signal_then_score(*arguments, **options):
+  """A validation asks for accuracies twice, once for each head."""
+  if is_victim(3):
+    os.kill(os.getpid(), signal.SIGTERM)
+  return score(*arguments, **options)
+
+
+prefetch, save = loader.prefetch, Checkpoints.save
+score = fewshot.accuracies
+if kind == "saved":
+  Checkpoints.save = save_then_signal
+elif kind == "signal":
+  fewshot.accuracies = signal_then_score
+else:
+  loader.prefetch = fail_or_hang
 main.entry()

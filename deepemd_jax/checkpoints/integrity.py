@@ -118,14 +118,26 @@ def _read_part(step: pathlib.Path, name: str, target) -> dict[str, np.ndarray]:
       "not trained further; if it is a run's own, it is damaged"
     )
   expected = leaves(target)
-  stores = _open_arrays(step / name, expected)
+  stores = open_arrays(step / name, expected)
   _check_fit(step, name, _shapes(stores), _shapes(expected))
   reads = {place: store.read() for place, store in stores.items()}
   return {place: read.result() for place, read in reads.items()}
 
 
-def _open_arrays(part: pathlib.Path, expected: Iterable[str]) -> dict:
-  """Place -> TensorStore, for every array of a part."""
+def open_arrays(part: pathlib.Path, expected: Iterable[str] = ()) -> dict:
+  """Opens all arrays of a part.
+
+  Args:
+    part: its folder.
+    expected: places, such as "a/b", in case that their names hold dots.
+
+  Returns:
+    Place -> an open `tensorstore.TensorStore`; `read().result()` gives the
+    NumPy array.
+
+  Raises:
+    Exception: of many types, if a file is damaged.
+  """
   import tensorstore
 
   base = {"driver": "file", "path": f"{part}/"}

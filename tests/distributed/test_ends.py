@@ -1,0 +1,328 @@
+"""Every end of one process, in real runs of two; and every kind of evaluation
+and solver on one device, on eight, and on two processes. Long."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from paths import ROOT
+from process_pairs import (
+  LONG,
+  SHORT,
+  Pair,
+  assert_same_training,
+  free_port,
+  rows,
+  run,
+  scores,
+)
+from test_end_to_end import command, results
+
+from deepemd_jax.errors import LOST
+
+pytestmark = pytest.mark.soak
+
+# As a user tests a trained encoder in several ways, one after the other.
+EVALUATIONS = {
+  "file": [
+    "--config.evaluate.memory=0.0",
+    '--config.evaluate.heads=("prototype",)',
+  ],
+  "redrawn": [
+    "--config.nodes.kind=sampling",
+    "--config.nodes.redraw=True",
+    '--config.evaluate.heads=("prototype","chamfer")',
+  ],
+  "four": [
+    "--config.episode.shot=4",
+    "--config.episode.query=2",
+    "--config.sfc.epochs=3",
+    '--config.evaluate.heads=("deepemd",)',
+  ],
+}
+SIMPLEX = ["--config.emd.solver=network_simplex"]
+
+
+def evaluate(name):
+  return [*LONG, *EVALUATIONS[name], '--config.stages=("evaluate",)']
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_every_evaluation_finds_the_same_on_any_devices(
+  name, one_device, images, environment, tmp_path
+):
+  """All of them test the encoders that one device has trained."""
+  found = []
+  for devices in (1, 8):
+    workdir = tmp_path / str(devices)
+    workdir.mkdir()
+    for path in one_device.iterdir():
+      (workdir / path.name).symlink_to(path)
+    (workdir / "results.json").unlink()
+    run(workdir, images, environment, *evaluate(name), devices=devices)
+    found.append(scores(workdir))
+  (workdir / "results.json").unlink()
+  arguments = command(workdir, images, *evaluate(name))
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+  assert found == [scores(workdir)] * 2
+
+
+def test_two_processes_do_all_stages_as_one_does(
+  one_device, images, environment, tmp_path
+):
+  workdir = tmp_path / "run"
+  with Pair(command(workdir, images, *LONG), environment, tmp_path) as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+  for stage in ("pretrain", "metatrain"):
+    assert_same_training(one_device, workdir, stage, parts="model")
+    for row, expected in zip(
+      rows(workdir, stage), rows(one_device, stage), strict=True
+    ):
+      assert row == pytest.approx(expected, rel=1e-4)
+  assert scores(workdir) == scores(one_device)
+
+
+def test_two_processes_with_the_simplex_do_as_one_does(
+  images, environment, tmp_path
+):
+  workdirs = tmp_path / "one", tmp_path / "two"
+  flags = [*SHORT, *SIMPLEX, "--config.metatrain.batch_size=7"]
+  flags += ["--config.metatrain.steps=3"]
+  run(workdirs[0], images, environment, *flags)
+  with Pair(
+    command(workdirs[1], images, *flags), environment, tmp_path
+  ) as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+  for stage in ("pretrain", "metatrain"):
+    assert_same_training(*workdirs, stage)
+  assert scores(workdirs[0]) == scores(workdirs[1])
+
+
+def test_ends_are_shared_and_nothing_is_lost(images, environment, tmp_path):
+  """The same command, again and again, each time with another end, and then
+  whole, against a run that nothing happened to. All stages that train have one
+  loop."""
+  workdir, untouched = tmp_path / "run", tmp_path / "untouched"
+  flags = [*LONG, '--config.stages=("pretrain","evaluate")']
+  arguments = command(workdir, images, *flags)
+  for victim, number in (
+    *((1, signal.SIGKILL), (0, signal.SIGKILL)),
+    # Ctrl-C, which becomes TERM.
+    *((1, signal.SIGINT), (1, signal.SIGSTOP)),
+  ):
+    with Pair(arguments, environment, tmp_path) as pair:
+      pair.wait_for_progress(workdir, victim, 20)
+      pair.processes[victim].send_signal(number)
+      began = time.monotonic()
+      survivor = pair.processes[1 - victim]
+      code = survivor.wait(60)
+      errors = pair.errors(1 - victim)
+      if number == signal.SIGINT:
+        assert pair.wait(10) == [143, 143], errors
+        last = pair.errors(0).splitlines()[-1]
+        assert "and saved; the same command goes on" in last
+        continue
+      if number == signal.SIGKILL:
+        assert time.monotonic() - began < 20
+      if victim == 0 and code == -signal.SIGABRT:
+        # JAX's own watch over process 0 was quicker; it has no names.
+        assert "another task died" in errors
+        continue
+      assert code == LOST and named(victim) in errors, errors
+      assert "the same command goes on" in errors.splitlines()[-1]
+  assert_untouched(workdir, untouched, flags, images, environment)
+  last, expected = (rows(w, "pretrain")[-1] for w in (workdir, untouched))
+  # Not the training loss: a row after a stop is the mean since the restart.
+  for name in ("step", "val_accuracy", "val_prototype"):
+    assert last[name] == expected[name]
+
+
+def named(index):
+  return f"process {index} of 2 (host {socket.gethostname()}, pid"
+
+
+def assert_untouched(workdir, untouched, flags, images, environment):
+  """The same command again ends as one that nothing happened to."""
+  for folder in (workdir, untouched):
+    arguments = command(folder, images, *flags)
+    with Pair(arguments, environment, untouched.parent) as pair:
+      assert pair.wait() == [0, 0], pair.errors(0)
+  assert results(workdir) == results(untouched)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_error_in_one_of_them_ends_both(
+  victim, images, environment, tmp_path
+):
+  other = 1 - victim
+  with failing("fail", tmp_path / "run", images, environment, victim) as pair:
+    codes = pair.wait()
+    assert codes[victim] == 1, pair.errors(victim)
+    assert codes[other] == LOST, pair.errors(other)
+    assert "ValueError: a mistake of ours" in pair.errors(victim)
+    last = pair.errors(other).splitlines()[-1]
+    assert named(victim) in last
+    assert "has ended (ValueError: a mistake of ours)" in last
+
+
+def test_a_full_disk_ends_both(
+  one_device,  # for the copies of the images, which are there then
+  images,
+  environment,
+  tmp_path,
+):
+  """Process 0 cannot write; the other waits for it inside orbax."""
+  limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "-"]
+  arguments = [*limited, *command(tmp_path / "run", images, *SHORT)]
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait(120) == [2, 2], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert last.startswith("deepemd_jax: error: a checkpoint in"), last
+    assert "make room, and the same command goes on" in last
+    assert named(0) in pair.errors(1).splitlines()[-1]
+
+
+def test_another_config_in_one_of_them_ends_both(images, environment, tmp_path):
+  arguments = command(tmp_path / "run", images)
+  other = ["--config.metatrain.lr=0.1"]
+  with Pair(arguments, environment, tmp_path, more=other) as pair:
+    assert pair.wait(60) == [2, 2], pair.errors(0)
+    for index in (0, 1):
+      last = pair.errors(index).splitlines()[-1]
+      assert "process 1 of 2 was started with another config" in last
+
+
+def test_one_that_has_not_its_share_of_a_batch_ends_both(environment, tmp_path):
+  """While the other waits inside a computation, which says nothing."""
+  code = f"""
+import pathlib, sys, time
+import jax, numpy as np
+from deepemd_jax.distributed import runtime, sharding, watchdog
+watchdog.STUCK_SECONDS = 5
+runtime.initialize(sys.argv[1], 2, int(sys.argv[3]))
+runtime.start_watchdog(pathlib.Path({str(tmp_path)!r}))
+total = jax.jit(lambda x: x.sum(), out_shardings=sharding.replicated())
+try:
+  for step in range(3):
+    if step == 2 and not runtime.is_main():
+      time.sleep(3600)
+    runtime.mark_progress()
+    print(total(sharding.shard_batch(np.ones(1))), file=sys.stderr)
+except Exception as error:
+  runtime.abort(error)
+"""
+  arguments = [sys.executable, "-c", code]
+  with Pair(arguments, environment, tmp_path, positional=True) as pair:
+    assert pair.wait(90) == [LOST, LOST], pair.errors(0)
+    *done, last = pair.errors(0).splitlines()
+    assert done[-2:] == ["2.0", "2.0"]
+    assert "process 1 of 2" in last and "is stuck" in last
+
+
+def test_one_that_nobody_joins_ends(environment):
+  """Although it is inside JAX's own waiting."""
+  code = f"""
+from deepemd_jax.distributed import runtime
+runtime._PATIENCE_SECONDS, runtime._MEETING_SECONDS = 1, 3
+runtime.initialize("127.0.0.1:{free_port()}", 2, 1)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=environment,
+    timeout=60,
+  )
+  assert done.returncode == LOST, done.stderr
+  first, last = done.stderr.splitlines()
+  assert "waiting for the other processes" in first
+  assert "not all processes have come" in last
+
+
+def test_one_that_ends_before_the_first_step_ends_both(environment, tmp_path):
+  code = """
+import os, signal, sys
+from deepemd_jax.distributed import runtime
+runtime.initialize(sys.argv[1], 2, int(sys.argv[3]))
+if not runtime.is_main():
+  os.kill(os.getpid(), signal.SIGKILL)
+try:
+  runtime.check_same("")
+except Exception as error:
+  runtime.abort(error)
+"""
+  arguments = [sys.executable, "-c", code]
+  with Pair(arguments, environment, tmp_path, positional=True) as pair:
+    assert pair.wait(60) == [LOST, -signal.SIGKILL], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert "another process has ended before the first step" in last
+
+
+def test_one_that_hangs_though_alive_ends_both(images, environment, tmp_path):
+  with failing("hang", tmp_path / "run", images, environment) as pair:
+    assert pair.wait() == [LOST, LOST], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert "process 1 of 2" in last and "is stuck" in last
+  arguments = command(tmp_path / "run", images, *SHORT)
+  with Pair(arguments, environment, tmp_path) as pair:
+    assert pair.wait() == [0, 0], pair.errors(0)
+
+
+def test_a_storm_of_signals_loses_nothing(images, environment, tmp_path):
+  """At any time after they have met, to any of them."""
+  workdir, untouched = tmp_path / "run", tmp_path / "untouched"
+  rng = np.random.default_rng(0)
+  arguments = command(workdir, images, *SHORT)
+  for _ in range(12):
+    with Pair(arguments, environment, tmp_path) as pair:
+      victim = int(rng.integers(2))
+      number = signal.SIGKILL if rng.random() < 0.4 else signal.SIGTERM
+      time.sleep(rng.uniform(8, 30))
+      pair.processes[victim].send_signal(number)
+      codes, errors = pair.wait(100), pair.errors(0) + pair.errors(1)
+      if codes == [0, 0]:  # it came too late
+        break
+      if number == signal.SIGTERM:
+        assert codes == [143, 143], errors
+      else:
+        # The second is JAX's own watch over process 0, which may be quicker.
+        assert codes[1 - victim] in (LOST, -signal.SIGABRT), errors
+  assert_untouched(workdir, untouched, SHORT, images, environment)
+
+
+def test_a_signal_while_they_save_is_heeded(images, environment, tmp_path):
+  with failing("saved", tmp_path / "run", images, environment) as pair:
+    assert pair.wait() == [143, 143], pair.errors(0)
+    last = pair.errors(0).splitlines()[-1]
+    assert "and saved; the same command goes on" in last
+
+
+def test_a_signal_while_they_validate_loses_nothing(
+  images, environment, tmp_path
+):
+  """The step is saved before its score is known, and then once more."""
+  workdir, untouched = tmp_path / "run", tmp_path / "untouched"
+  with failing("signal", workdir, images, environment) as pair:
+    assert pair.wait() == [143, 143], pair.errors(0)
+    assert "and saved; the same command goes on" in pair.errors(0)
+  assert_untouched(workdir, untouched, SHORT, images, environment)
+  scores_of = [
+    [row.get("val_accuracy") for row in rows(x, "pretrain")]
+    for x in (workdir, untouched)
+  ]
+  assert scores_of[0] == scores_of[1]
+
+
+def failing(kind, workdir, images, environment, victim=1):
+  """A pair of `tests/failing.py`."""
+  arguments = command(workdir, images, *SHORT)
+  assert arguments[1:3] == ["-m", "deepemd_jax.main"]
+  arguments[1:3] = ["tests/failing.py", kind, str(victim)]
+  environment = {**environment, "PYTHONPATH": str(ROOT)}
+  return Pair(arguments, environment, workdir.parent)

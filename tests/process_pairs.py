@@ -1,0 +1,156 @@
+"""Small runs by one process, by two, or on several devices of one."""
+
+import json
+import socket
+import subprocess
+import time
+
+import numpy as np
+from paths import ROOT
+from test_end_to_end import command
+
+from deepemd_jax.checkpoints import integrity
+
+# All stages, checkpoints close together, and time to send a signal. Learning
+# rates are low, so that rounding stays rounding; three episodes a step do not
+# divide by any number of devices here; and "auto" would be another solver on
+# several CPU devices of one process.
+LONG = [
+  "--config.pretrain.epochs=10",
+  "--config.pretrain.batch_size=16",
+  "--config.pretrain.validate_every=1",
+  "--config.pretrain.lr=2e-4",
+  "--config.metatrain.batch_size=3",
+  "--config.metatrain.epochs=1",
+  "--config.metatrain.steps=1",
+  "--config.metatrain.lr=2e-4",
+  '--config.evaluate.heads=("deepemd","prototype")',
+  "--config.evaluate.pictures=0",
+  "--config.emd.solver=interior_point",
+]
+SHORT = [*LONG, "--config.pretrain.epochs=2"]
+
+
+def free_port():
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def run(workdir, images, environment, *flags, devices=1):
+  """One process, so many CPU devices; it must end well."""
+  more = f"--xla_force_host_platform_device_count={devices}"
+  flags_of_xla = f"{environment.get('XLA_FLAGS', '')} {more}"
+  done = subprocess.run(
+    command(workdir, images, *(flags or LONG)),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env={**environment, "XLA_FLAGS": flags_of_xla} if devices > 1 else None,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+
+
+class Pair:
+  """Two processes of one run; a context manager that leaves none behind.
+
+  Args:
+    arguments: of both.
+    environment: of both.
+    folder: for what they say.
+    positional: whether (coordinator, count, index) follow as plain arguments,
+      not as flags.
+    more: further arguments of the second.
+  """
+
+  def __init__(
+    self, arguments, environment, folder, *, positional=False, more=()
+  ):
+    address = f"127.0.0.1:{free_port()}"
+    names = ("--coordinator", "--num_processes", "--process_id")
+    self.logs = [folder / f"log{i}" for i in (0, 1)]
+    self.processes = []
+    for i in (0, 1):
+      place = [address, "2", str(i)]
+      if not positional:
+        place = [f"{n}={x}" for n, x in zip(names, place, strict=True)]
+      self.processes.append(
+        subprocess.Popen(
+          [*arguments, *place, *(more if i else ())],
+          cwd=ROOT,
+          # Otherwise the coordinator listens to the network.
+          env={**environment, "JAX_COORDINATOR_BIND_ADDRESS": address},
+          stdout=subprocess.DEVNULL,
+          stderr=open(self.logs[i], "w"),
+        )
+      )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    for process in self.processes:
+      process.kill()
+      process.wait()
+
+  def wait(self, seconds=240):
+    """The exit codes."""
+    end = time.monotonic() + seconds
+    return [p.wait(max(end - time.monotonic(), 0.1)) for p in self.processes]
+
+  def errors(self, index):
+    """What a process has said so far."""
+    return self.logs[index].read_text()
+
+  def wait_for_progress(self, workdir, index, progress):
+    """Until that process has reached so many collectives."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+      assert [p.poll() for p in self.processes] == [None, None], self.errors(0)
+      for path in (workdir / ".processes").glob(f"*/{index}"):
+        try:
+          sign = json.loads(path.read_text())
+        except ValueError:
+          continue
+        pid = self.processes[index].pid
+        if sign["pid"] == pid and sign["progress"] >= progress:
+          return
+      time.sleep(0.05)
+    raise AssertionError(self.errors(0))
+
+
+def arrays(workdir, stage):
+  """All arrays of a stage's last checkpoint, by place."""
+  steps = [p for p in (workdir / stage / "checkpoints").iterdir()]
+  last = max((p for p in steps if p.name.isdigit()), key=lambda p: int(p.name))
+  return {
+    f"{part}/{place}": store.read().result()
+    for part in ("model", "train")
+    for place, store in integrity.open_arrays(last / part).items()
+  }
+
+
+def rows(workdir, stage):
+  """A stage's metrics, without speed."""
+  return [
+    {k: v for k, v in json.loads(line).items() if "second" not in k}
+    for line in (workdir / stage / "metrics.jsonl").open()
+  ]
+
+
+def scores(workdir):
+  """What an evaluation has measured: of each head, and paired."""
+  found = json.loads((workdir / "results.json").read_text())
+  return {name: found[name] for name in ("heads", "paired", "encoders")}
+
+
+def assert_same_training(one, other, stage, *, parts=("model", "train")):
+  """Every array of the last checkpoint: of `model` parameters and running
+  statistics, of `train` the momentum, which is the last steps' gradients."""
+  first, second = arrays(one, stage), arrays(other, stage)
+  assert first.keys() == second.keys() and len(first) > 100
+  for name, expected in first.items():
+    if not name.startswith(parts):
+      continue
+    scale = max(1.0, np.abs(expected).max())
+    assert np.abs(second[name] - expected).max() <= 1e-5 * scale, name
