@@ -7,7 +7,7 @@ import pytest
 import recipes
 import toy_backbone
 
-from deepemd_jax.data.image_set import Copies
+from deepemd_jax.data.image_set import CachedImages
 
 SIDE = 24
 
@@ -16,7 +16,7 @@ SIDE = 24
 def images():
   """Four classes of six images, squashed copies of originals of all sizes."""
   rng = np.random.default_rng(0)
-  return Copies(
+  return CachedImages(
     images=rng.integers(0, 256, (24, SIDE, SIDE, 3), np.uint8),
     labels=np.repeat(np.arange(4), 6).astype(np.int32),
     class_names=tuple("abcd"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepemd_jax.data.image_set import Copies, Originals
+from deepemd_jax.data.image_set import CachedImages, EncodedImages
 from deepemd_jax.data.views import evaluation_boxes, evaluation_view
 from deepemd_jax.errors import StopRequested
 from deepemd_jax.evaluation import figures
@@ -97,8 +97,8 @@ def test_originals_are_seen_as_copies_of_their_size(
   episode = episode_sampler(settings, images, "test")(0)
   encoded, shown = [], []
   for either in (
-    Copies(images=images.images, **known),
-    Originals(files=Files(images.images), **known),
+    CachedImages(images=images.images, **known),
+    EncodedImages(files=Files(images.images), **known),
   ):
     stored = encode(settings, either, 8)
     if redraw:
