@@ -1,12 +1,13 @@
-"""What accelerators would need: arithmetic from formulas, hardly any measured.
+"""What a step would cost on accelerators: estimates by formula.
 
     python -m benchmarks.estimate                       # tables of COST.md
     python -m benchmarks.estimate --way 10 --width 0.5
     python -m benchmarks.estimate --smoke               # the same, for CI
 
-Each number that it prints is an estimate: a formula of this file, published
-peaks of a machine and the assumptions that are named below. `COST.md` says what
-was measured, and how far the formulas are from what XLA counts.
+Every number that it prints is an estimate. It follows from a formula of this
+file, from the published peaks of a machine and from the assumptions below.
+`COST.md` says what was measured, and how far the formulas are from what XLA
+counts.
 """
 
 import argparse
@@ -72,26 +73,26 @@ IP_STEPS = 16  # until the last of a batch is done; 14 counted, 8 to 20 usual
 # 25 nodes: seconds of a step of one problem, and FLOP/s as `emd_flops` counts
 # them when there are enough problems; and the steps of the slowest of 375.
 KERNEL_STEP, KERNEL_RATE, SLOWEST = 17e-6, 2.9e12, 24
-# Measured by `benchmarks/cost.py`: CPU seconds that a training episode of 80
-# images takes to be made on the host, by any of its cores, and that a test
-# episode takes to be drawn, by the one thread that waits for the device.
+# Measured by `training_step` and `evaluation_step`: the CPU seconds that the
+# host takes to make a training episode of 80 images, by any of its cores, and
+# to draw a test episode, by the one thread that waits for the device.
 MADE, DRAWN = 0.0025, 0.00005
 
 
 def sides(size: int) -> tuple[int, ...]:
-  """Sides of the maps inside the four blocks, in pixels."""
+  """Returns the sides of the maps inside the four blocks, in pixels."""
   return tuple(size // 2**i for i in range(4))
 
 
 def channels(width: float) -> tuple[int, ...]:
-  """As `resnet.channels_for`."""
+  """Returns what `resnet12.channels_for` does, without JAX."""
   return tuple(max(1, round(c * width)) for c in CHANNELS)
 
 
 def encoder_flops(size: int, width: float) -> float:
-  """FLOPs of a ResNet-12's convolutions for one image, forward.
+  """Returns the FLOPs of a ResNet-12's convolutions for one image, forward.
 
-  2 k^2 h w c_in c_out each. Training takes three times as many.
+  Each has 2 k^2 h w c_in c_out. Training takes three times as many.
   """
   total, before = 0.0, 3
   for side, after in zip(sides(size), channels(width), strict=True):
@@ -102,7 +103,7 @@ def encoder_flops(size: int, width: float) -> float:
 
 
 def activations(size: int, width: float) -> float:
-  """Numbers that the four convolutions of the four blocks give, per image."""
+  """Returns how many numbers the convolutions of all blocks make per image."""
   return sum(
     4 * side * side * c
     for side, c in zip(sides(size), channels(width), strict=True)
@@ -110,12 +111,15 @@ def activations(size: int, width: float) -> float:
 
 
 def head_flops(queries: int, way: int, n: int, c: int) -> float:
-  """Similarities, 2 q way n^2 c, and weights, 4 q way n c; forward."""
+  """Returns the FLOPs of similarities and weights, forward.
+
+  They have 2 q way n^2 c and 4 q way n c.
+  """
   return 2.0 * queries * way * n * n * c + 4.0 * queries * way * n * c
 
 
 def emd_flops(n: int, steps: float = IP_STEPS) -> float:
-  """FLOPs of one n x n problem by `InteriorPoint`.
+  """Returns the FLOPs of one n x n problem by `InteriorPoint`.
 
   A step makes the columns' mesh (2 n^3), eliminates n columns, the whole mesh
   each time (2 n^3), solves three times (8 n^2 each) and goes over about forty
@@ -125,18 +129,23 @@ def emd_flops(n: int, steps: float = IP_STEPS) -> float:
 
 
 def emd_operations(n: int, steps: float = IP_STEPS) -> float:
-  """Small operations that wait for each other, however many problems there are:
-  four columns are eliminated at a time."""
+  """Returns how many small operations wait for each other.
+
+  Four columns are eliminated at a time. The number of problems does not matter.
+  """
   return steps * (6 * math.ceil((n - 1) / 4) + 30)
 
 
 def nodes(size: int) -> int:
-  """Cells of the map of a size x size image."""
+  """Returns the cells of the map of a size x size image."""
   return (size // 16) ** 2
 
 
 def all_reduce(machine: Machine, parameters: float) -> float:
-  """Seconds of a ring: 2 (k - 1) / k of the float32 gradient over a link."""
+  """Returns the seconds of a ring of k chips.
+
+  Each link carries 2 (k - 1) / k of the float32 gradient.
+  """
   k = machine.chips
   return 2 * (k - 1) / k * 4 * parameters / (OTHER_SHARE * machine.link)
 
@@ -166,7 +175,7 @@ def _head(machine, queries, way, n, c, training) -> float:
 
 
 def pretrain(machine: Machine, size: int, width: float, images: int) -> dict:
-  """Seconds of a step with `images` a chip, by part."""
+  """Returns the seconds of a step with `images` a chip, by part."""
   made = MADE / 80 * images * machine.chips
   return {
     "encoder": _encoder(machine, images, size, width, True),
@@ -185,7 +194,7 @@ def metatrain(
   query: int,
   episodes: int = 1,
 ) -> dict:
-  """Seconds of a step with `episodes` a chip, by part."""
+  """Returns the seconds of a step with `episodes` a chip, by part."""
   n, c = nodes(size), channels(width)[-1]
   images = way * (shot + query)
   made = MADE / 80 * images * episodes * machine.chips
@@ -207,7 +216,7 @@ def evaluate(
   query: int,
   episodes: int = 10,
 ) -> dict:
-  """Seconds of `episodes` episodes a chip, of images that are encoded."""
+  """Returns the seconds of `episodes` encoded episodes a chip, by part."""
   n, c = nodes(size), channels(width)[-1]
   return {
     "head": episodes * _head(machine, way * query, way, n, c, False),
@@ -227,7 +236,7 @@ def fit(
   epochs: int = 100,
   batch: int = 4,
 ) -> dict:
-  """Seconds of `episodes` SFC fits a chip, side by side."""
+  """Returns the seconds of `episodes` SFC fits a chip, side by side."""
   n, c = nodes(size), channels(width)[-1]
   steps = epochs * math.ceil(way * shot / batch)
   return {
@@ -237,7 +246,10 @@ def fit(
 
 
 def overlapped(parts: dict) -> tuple[float, str]:
-  """(seconds of a step, its largest part): the host works beside the chips."""
+  """Returns the seconds of a step, and its largest part.
+
+  The host works beside the chips.
+  """
   device = sum(s for name, s in parts.items() if name != "host input")
   return max(device, parts.get("host input", 0.0)), max(parts, key=parts.get)
 
@@ -247,7 +259,7 @@ def _row(cells) -> str:
 
 
 def tables(options) -> str:
-  """Markdown, one table a stage; milliseconds a step."""
+  """Returns Markdown: one table a stage, in milliseconds a step."""
   shape = {"way": options.way, "query": options.query}
   common = options.size, options.width
   stages = {
@@ -284,12 +296,12 @@ def tables(options) -> str:
   }
   lines = []
   for title, (parts_of, count, unit) in stages.items():
-    found = {name: parts_of(machine) for name, machine in MACHINES.items()}
-    names = list(next(iter(found.values())))
+    stage = {name: parts_of(machine) for name, machine in MACHINES.items()}
+    names = list(next(iter(stage.values())))
     lines += [f"{title} (estimates, ms a step)", ""]
     head = ["machine", *names, "step", f"{unit}, machine", "largest part"]
     lines += [_row(head), _row(["---"] * len(head))]
-    for name, parts in found.items():
+    for name, parts in stage.items():
       seconds, largest = overlapped(parts)
       cells = [f"{1e3 * parts[x]:.2g}" for x in names]
       rate = MACHINES[name].chips * count / seconds
