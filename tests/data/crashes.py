@@ -3,6 +3,7 @@
 `forked` calls these functions; they print what the test wants to know.
 """
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -49,14 +50,11 @@ def prepare_cub_until_killed(directory, source, image, number):
 
 def prepare_cub_on_a_full_disk(directory, source, limits):
   """The same once for each limit, in bytes, at which writing a file fails."""
-  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   for limit in limits:
-    hard = resource.RLIM_INFINITY
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-      prepare_cub(directory, source)
+      with limited(limit):
+        prepare_cub(directory, source)
     except InputError as error:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
       print(error, prepare.is_ready(fake.small("cub", 5), directory))
 
 
@@ -97,11 +95,22 @@ def make_copies_until_killed(place, items, moment):
   make_copies(place, items)
 
 
+@contextlib.contextmanager
+def limited(size):
+  """Within, writing a file beyond so many bytes fails."""
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  free = resource.RLIM_INFINITY
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, free))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, free))
+
+
 def make_copies_on_a_full_disk(place, items, limit):
   """The same where a file can have so many bytes."""
-  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-  make_copies(place, items)
+  with limited(limit):
+    make_copies(place, items)
 
 
 def prepare_from(url, directory):
