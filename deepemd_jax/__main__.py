@@ -105,9 +105,7 @@ def main(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> NoReturn:
   """Does what `python -m deepemd_jax.main` does, exit code included."""
-  from deepemd_jax import main as training
-
-  training.entry([f"{PROGRAM} train", *arguments])
+  registry.load(f"{_TRAIN}:entry")([f"{PROGRAM} train", *arguments])
 
 
 def _answer(arguments: list[str]) -> str:

@@ -49,16 +49,15 @@ def run(options: argparse.Namespace) -> NoReturn:
   """
   if not 0 <= options.port < 2**16:
     raise InputError(f"--port is {options.port}; use 0 to 65535")
-  listening = _listen(options.port)
+  with _listen(options.port) as listening:
+    from deepemd_jax.demo import server
 
-  from deepemd_jax.demo import server
-
-  demo = server.Demo(options.checkpoint)
-  address = f"http://{HOST}:{listening.getsockname()[1]}"
-  print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
-  if options.browser:
-    _open(address)
-  server.make(demo, listening).serve_forever()
+    demo = server.Demo(options.checkpoint)
+    address = f"http://{HOST}:{listening.getsockname()[1]}"
+    print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
+    if options.browser:
+      _open(address)
+    server.make(demo, listening).serve_forever()
 
 
 def _listen(port: int) -> socket.socket:

@@ -55,6 +55,30 @@ def colors(file) -> int:
     return len(set(image.convert("RGB").get_flattened_data()))
 
 
+# The contributions in the table, and their sum.
+SUMS = (
+  f"[...{all_of('#pairs tr, #sums tr')}].map(r => "
+  "parseFloat(r.cells[r.cells.length - 2].textContent.replace('−', '-')))"
+)
+
+
+def check_sums(page):
+  """The lines of the table add up, the first ten and all; returns the logit."""
+  *parts, total = page.evaluate(SUMS)
+  assert sum(parts) == pytest.approx(total, abs=0.06)
+  assert page.evaluate(all_of("#match image") + ".length") == 4
+  assert page.evaluate(all_of("#match .flow") + ".length") == 2 * min(
+    8, len(parts)
+  )
+  assert page.evaluate(all_of("#pairs tr") + ".length") == 10
+  page.click(by_id("all"))
+  *every, again = page.evaluate(SUMS)
+  assert len(every) > 11 and again == total
+  assert sum(every) == pytest.approx(total, abs=0.005 * len(every) + 0.005)
+  assert every[:10] == parts[:10]
+  return total
+
+
 def test_click_through(page, tmp_path):
   """An example, classified; the matches of two classes; the sums."""
   page.screenshot(tmp_path / "before.png")
@@ -80,22 +104,7 @@ def test_click_through(page, tmp_path):
   assert f"{max(shares):.1f} %" in verdict
   assert text(page, "#verdict b") == text(page, ".score:has(:checked) b")
 
-  sums = (
-    f"[...{all_of('#pairs tr, #sums tr')}].map(r => "
-    "parseFloat(r.cells[r.cells.length - 2].textContent.replace('−', '-')))"
-  )
-  *parts, total = page.evaluate(sums)
-  assert sum(parts) == pytest.approx(total, abs=0.06)
-  assert page.evaluate(all_of("#match image") + ".length") == 4
-  assert page.evaluate(all_of("#match .flow") + ".length") == 2 * min(
-    8, len(parts)
-  )
-  assert page.evaluate(all_of("#pairs tr") + ".length") == 10
-  page.click(by_id("all"))
-  *every, again = page.evaluate(sums)
-  assert len(every) > 11 and again == total
-  assert sum(every) == pytest.approx(total, abs=0.005 * len(every) + 0.005)
-  assert every[:10] == parts[:10]
+  total = check_sums(page)
   page.hover(all_of("#pairs tr") + "[1]")
   page.wait(all_of("#match .lit rect") + ".length === 4")
 
@@ -107,7 +116,7 @@ def test_click_through(page, tmp_path):
     f"{by_id('matched')}.textContent === "
     f"{all_of('#scores b')}[{other}].textContent"
   )
-  *parts, changed = page.evaluate(sums)
+  *parts, changed = page.evaluate(SUMS)
   assert sum(parts) == pytest.approx(changed, abs=0.06) and changed != total
 
   page.screenshot(tmp_path / "after.png")
