@@ -125,7 +125,7 @@ def convert(source, directory) -> None:
     stem = variables["params"]["layer1"]["conv1"]["kernel"]
     fields = {"model": {"width": stem.shape[-1] / 64}}
     (workdir / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    best = pretrained.Best("pretrain", 0, 0.0, variables)
+    best = pretrained.BestEncoder("pretrain", 0, 0.0, variables)
     pretrained.keep(
       workdir, best, {"converted_from": pathlib.Path(source).name}
     )
