@@ -9,7 +9,7 @@ from paths import GOLDEN
 from PIL import Image
 
 from deepemd_jax.data import boxes as box_geometry
-from deepemd_jax.data import crop_resize
+from deepemd_jax.data import crop_resize, views
 
 GOLDEN_VIEWS = np.load(GOLDEN / "transforms.npz")
 
@@ -61,6 +61,10 @@ def test_crop_resize_is_pil(height, width, size):
   np.testing.assert_array_equal(found, [pil(*case, size) for case in cases])
   at_once = np.array([pil(*case, size, passes=1) for case in cases], int)
   assert np.abs(np.asarray(found) - at_once).max() <= 2
+
+
+def test_views_is_where_others_find_it():
+  assert views.crop_resize is crop_resize.crop_resize
 
 
 def test_a_whole_image_of_the_right_size_is_itself():

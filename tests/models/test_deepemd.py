@@ -24,6 +24,10 @@ class OneBlock(nnx.Module):
     return self.block(images[..., ::4, ::4, :], train=train)
 
 
+encode = nnx.jit(lambda encoder, images: encoder(images))
+logits = jax.jit(matching.logits, static_argnames="temperature")
+
+
 @pytest.fixture(scope="module")
 def parts():
   """(graph, parameters, running statistics) of a `OneBlock`."""
@@ -76,11 +80,11 @@ def test_cells_are_the_nodes_of_whole_images(pyramid, parts):
 
 def test_crops_are_a_node_each(parts):
   crops = pictures(4, 3)
-  encoder = merged(parts)
-  scores = nnx.jit(DeepEMD(encoder))(crops[:2, None], crops[2:, None])
-  maps = encoder(crops.reshape(12, SIDE, SIDE, 3))
+  model = DeepEMD(merged(parts))
+  scores = nnx.jit(model)(crops[:2, None], crops[2:, None])
+  maps = encode(merged(parts), crops.reshape(12, SIDE, SIDE, 3))
   encoded = nodes.from_crops(maps.reshape(4, 3, *maps.shape[1:]))
-  expected = matching.logits(encoded[2:], encoded[:2])
+  expected = logits(encoded[2:], encoded[:2])
   np.testing.assert_allclose(scores[:, 0], expected, atol=1e-4)
 
 
@@ -125,16 +129,20 @@ def test_any_backbone_will_do_for_the_pure_function():
   def apply(images):
     return images[..., ::8, ::8, :], "state"
 
+  def score(support, query):
+    options = {"crops": False, "pyramid": (1,), "temperature": 2.0}
+    scores, state = deepemd.episode_logits(apply, support, query, **options)
+    assert state == "state"
+    return scores
+
   support, query = pictures(2, 3, 1), pictures(2, 3, 2)
-  logits, state = deepemd.episode_logits(
-    apply, support, query, crops=False, pyramid=(1,), temperature=2.0
-  )
-  assert state == "state" and logits.shape == (2, 3, 2, 3)
-  maps = [nodes.pyramid(apply(x)[0][1], (1,)) for x in (support, query)]
-  expected = matching.logits(
-    maps[1].reshape(6, 5, 3), maps[0][:, 0], temperature=2.0
-  )
-  np.testing.assert_allclose(logits[1].reshape(6, 3), expected, atol=1e-4)
+  scores = jax.jit(score)(support, query)
+  assert scores.shape == (2, 3, 2, 3)
+  # One episode, whose images are in rows.
+  flat = (x[1].reshape(-1, SIDE, SIDE, 3) for x in (support, query))
+  classes, queries = (nodes.pyramid(apply(x)[0], (1,)) for x in flat)
+  expected = logits(queries, classes, temperature=2.0)
+  np.testing.assert_allclose(scores[1].reshape(6, 3), expected, atol=1e-4)
 
 
 def test_mistakes(parts):

@@ -103,7 +103,7 @@ def prototype(query, support):
   def cosine(q, c):
     q, c = q.mean(0), c.mean(0)
     return (
-      TEMPERATURE_OF_BASELINES * q @ c / np.linalg.norm(q) / np.linalg.norm(c)
+      matching.TEMPERATURE * q @ c / np.linalg.norm(q) / np.linalg.norm(c)
     )
 
   return each_pair(cosine, query, support.mean(1))
