@@ -126,7 +126,7 @@ def convert(source, directory) -> None:
     fields = {"model": {"width": stem.shape[-1] / 64}}
     (workdir / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     best = pretrained.BestEncoder("pretrain", 0, 0.0, variables)
-    pretrained.keep(
+    pretrained.save_encoder(
       workdir, best, {"converted_from": pathlib.Path(source).name}
     )
 
