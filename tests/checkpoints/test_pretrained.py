@@ -1,16 +1,15 @@
 """A run's workdir, or a converted checkpoint, becomes an encoder."""
 
 import json
-import types
 
+import jax
 import numpy as np
 import pytest
 from recipes import tiny_run
 
-from deepemd_jax import emd
 from deepemd_jax.checkpoints import convert, pretrained
-from deepemd_jax.config import defaults, resolve
 from deepemd_jax.errors import InputError
+from deepemd_jax.models import resnet12
 
 
 @pytest.fixture(scope="module")
@@ -18,29 +17,13 @@ def run(tmp_path_factory):
   return tiny_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-def plain(config):
-  """A ConfigDict's fields as JSON and back would give them."""
-  return json.loads(json.dumps(config.to_dict()))
-
-
-def test_what_a_config_leaves_out_is_as_in_configs_default():
-  fields = plain(defaults.get_config())
-  ours = json.loads(json.dumps(pretrained._DEFAULTS))
-  for name, section in ours.items():
-    if isinstance(section, dict):
-      for field, value in section.items():
-        assert fields[name][field] == value, f"{name}.{field}"
-    else:
-      assert fields[name] == section
-
-
 def test_the_last_stage_is_taken(run, tmp_path):
   found = pretrained.load(run)
-  assert found.place == "pretrain, step 7"
+  assert found.encoder.place == "pretrain, step 7"
   later = pretrained.load(
     tiny_run(tmp_path / "a", stages=("pretrain", "metatrain"), seed=1)
   )
-  assert later.place == "metatrain, step 7"
+  assert later.encoder.place == "metatrain, step 7"
   assert later.fingerprint != found.fingerprint
   assert pretrained.load(str(run)).fingerprint == found.fingerprint
 
@@ -51,17 +34,19 @@ def test_runs_quickstart_is_the_default(tmp_path, monkeypatch):
     pretrained.load()
   (tmp_path / "runs").mkdir()
   tiny_run(tmp_path / "runs" / "quickstart")
-  assert pretrained.load().config.image.size == 32
+  assert pretrained.load().settings.view.size == 32
 
 
 def test_a_converted_checkpoint(tmp_path, monkeypatch):
-  variables = pretrained.load(tiny_run(tmp_path / "run")).variables
-  monkeypatch.setattr(convert, "from_torch", lambda found: variables)
+  best = pretrained.load(tiny_run(tmp_path / "run")).encoder
+  monkeypatch.setattr(convert, "from_torch", lambda found: best.variables)
   monkeypatch.setattr(convert.torch_file, "load", lambda source: {})
   convert.convert("max_acc.pth", tmp_path / "official")
   found = pretrained.load(tmp_path / "official")
-  assert found.config.image.size == 84 and found.config.image.crop == "center"
-  assert found.config.model.width == 1 / 16
+  view = found.settings.view
+  assert view.size == 84 and view.crop == "center"
+  assert found.settings.model["width"] == 1 / 16
+  assert found.encoder.variables.keys() == best.variables.keys()
 
 
 def test_what_is_no_run(tmp_path, run):
@@ -106,30 +91,55 @@ def test_a_field_of_the_wrong_kind_is_named(tmp_path, fields, message):
 
 def test_whole_numbers_will_do_for_real_ones(tmp_path):
   run = tiny_run(tmp_path / "run", emd={"temperature": 12})
-  assert pretrained.load(run).config.emd.temperature == 12
+  assert pretrained.load(run).settings.heads.temperature == 12
 
 
-def test_variants_and_solvers(run):
-  config = pretrained.load(run).config
-  assert pretrained.look(config, None).kind == "fcn"
-  assert pretrained.look(config, "grid").grid == (2,)
-  assert pretrained.look(config, "sampling").patches == 4
-  with pytest.raises(InputError, match="use one of fcn"):
-    pretrained.look(config, "voc")
-  assert pretrained.solver(config, None) is None
-  assert pretrained.solver(config, "sinkhorn") == emd.Sinkhorn(0.01)
-  assert pretrained.solver(config, emd.InteriorPoint()) == emd.InteriorPoint()
-  own = types.SimpleNamespace(emd=types.SimpleNamespace(solver="sinkhorn"))
-  own.emd.epsilon = 0.5
-  assert pretrained.solver(own, None) == emd.Sinkhorn(0.5)
-  for wrong in ("simplex", 3, emd.Sinkhorn):
-    with pytest.raises(InputError, match="solver is"):
-      pretrained.solver(config, wrong)
-  assert set(resolve.NODES) == {"fcn", "grid", "sampling"}
-  assert all(isinstance(x, np.ndarray) for x in _leaves(pretrained.load(run)))
+def test_the_settings_and_the_encoder_are_the_runs_own(run):
+  found = pretrained.load(run)
+  assert found.settings.view.grid == (2,)
+  assert found.settings.view.test_patches == 4
+  assert found.settings.heads.sfc.epochs == 3
+  assert found.encoder.score == 50.0
+  leaves = jax.tree.leaves(found.encoder.variables)
+  assert leaves and all(isinstance(x, np.ndarray) for x in leaves)
 
 
-def _leaves(found):
-  import jax
+def test_the_best_encoders_are_in_the_order_of_training(tmp_path):
+  backbone = resnet12.create(width=1 / 16)
+  stages = ("metatrain", "pretrain")
+  workdir = tiny_run(tmp_path / "run", stages=stages)
+  assert list(pretrained.best_encoders(workdir, backbone)) == [
+    "pretrain",
+    "metatrain",
+  ]
+  (workdir / "metatrain" / "checkpoints").rename(tmp_path / "elsewhere")
+  assert pretrained.best_encoder(workdir, "metatrain", backbone) is None
+  with pytest.raises(InputError, match="no checkpoint in .*metatrain"):
+    pretrained.best_encoders(workdir, backbone)
+  with pytest.raises(InputError, match="pretrain and metatrain first"):
+    pretrained.best_encoders(tmp_path / "elsewhere", backbone)
 
-  return jax.tree.leaves(found.variables)
+
+def test_an_unknown_backbone_is_one_line(tmp_path):
+  workdir = tiny_run(tmp_path / "run", model={"backbone": "resnet21"})
+  with pytest.raises(InputError, match="resnet21.*resnet12") as error:
+    pretrained.load(workdir)
+  assert "\n" not in str(error.value)
+
+
+def test_an_encoder_saved_alone_is_the_same(run, tmp_path):
+  found = pretrained.load(run)
+  with pretrained.new_workdir(tmp_path / "new") as workdir:
+    (workdir / "config.json").write_bytes((run / "config.json").read_bytes())
+    pretrained.save_encoder(workdir, found.encoder, {"from": "a test"})
+    assert not (tmp_path / "new").exists()
+  again = pretrained.load(tmp_path / "new")
+  assert again.fingerprint == found.fingerprint
+  assert again.encoder.place == found.encoder.place
+  with pytest.raises(InputError, match="is in use"):
+    with pretrained.new_workdir(tmp_path / "new"):
+      pass
+  with pytest.raises(RuntimeError):
+    with pretrained.new_workdir(tmp_path / "failed"):
+      raise RuntimeError
+  assert {p.name for p in tmp_path.iterdir()} == {"new"}

@@ -1,30 +1,23 @@
 """Views cut on the host from originals of all sizes."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from deepemd_jax.data import crops, views
+from deepemd_jax.data import boxes as box_geometry
+from deepemd_jax.data import crop_resize, crops
+from deepemd_jax.data.views import View
 
-LOOK = crops.Crops(
-  kind="fcn",
-  size=32,
-  crop="center",
-  grid=(1, 2),
-  ratio=2.0,
-  patches=4,
-  scale=(0.1, 1.0),
-  aspect=(0.75, 4 / 3),
-  flip=True,
-  seed=0,
-)
+VIEW = View(size=32, grid=(1, 2), test_patches=4, scale=(0.1, 1.0))
 
 
-def look(**changes):
-  return dataclasses.replace(LOOK, **changes)
+def extract(image, **changes):
+  view = dataclasses.replace(VIEW, **changes)
+  return crops.extract_crops(view, image)
 
 
 @pytest.fixture
@@ -35,28 +28,31 @@ def image():
 
 @pytest.mark.parametrize("crop", ["center", "whole"])
 def test_whole_images_are_those_of_evaluation(crop, image):
-  pixels, boxes, mirrored = look(crop=crop).cut(image)
+  pixels, boxes, mirrored = extract(image, crop=crop)
   assert not mirrored.any()
   stack = jnp.asarray(np.asarray(image))[None]
   if crop == "center":
-    expected = views.evaluation_images(stack, 32)
+    expected = crop_resize.evaluation_images(stack, 32)
     # 35 of which 32 are kept, from the second.
     np.testing.assert_allclose(
       boxes[0], [60 / 35, 40 / 35, 60 * 33 / 35, 40 * 33 / 35]
     )
   else:
     box = jnp.array([[0, 0, 60, 40]])
-    expected = views.crop_resize(stack, box, jnp.zeros(1, bool), size=32)
+    expected = crop_resize.crop_resize(stack, box, jnp.zeros(1, bool), size=32)
     assert boxes[0].tolist() == [0, 0, 60, 40]
   np.testing.assert_array_equal(pixels, expected)
 
 
 def test_grid(image):
-  pixels, boxes, mirrored = look(kind="grid").cut(image)
+  pixels, boxes, mirrored = extract(image, kind="grid")
   assert mirrored.tolist() == [False] * 5
   assert pixels.shape == (5, 32, 32, 3)
   np.testing.assert_array_equal(
-    boxes, views.grid_boxes(np.array([[40, 60]]), (1, 2), np.full((1, 2), 2))[0]
+    boxes,
+    box_geometry.grid_boxes(np.array([[40, 60]]), (1, 2), np.full((1, 2), 2))[
+      0
+    ],
   )
   left, top, right, bottom = boxes[4].astype(int)
   part = np.asarray(image)[top:bottom, left:right]
@@ -65,19 +61,18 @@ def test_grid(image):
 
 
 def test_sampling_follows_from_the_pixels(image):
-  sampling = look(kind="sampling")
-  first, again = sampling.cut(image), sampling.cut(image.copy())
+  sampling = functools.partial(extract, kind="sampling")
+  first, again = sampling(image), sampling(image.copy())
   np.testing.assert_array_equal(first[0], again[0])
   assert len(np.unique(first[1], axis=0)) == 4
   changed = image.copy()
   changed.putpixel((3, 3), (0, 0, 0))
-  assert (sampling.cut(changed)[1] != first[1]).any()
-  other = dataclasses.replace(sampling, seed=1)
-  assert (other.cut(image)[1] != first[1]).any()
+  assert (sampling(changed)[1] != first[1]).any()
+  assert (sampling(image, seed=1)[1] != first[1]).any()
 
 
 def test_sampling_says_which_crops_are_mirrored(image):
-  pixels, boxes, mirrored = look(kind="sampling", patches=9).cut(image)
+  pixels, boxes, mirrored = extract(image, kind="sampling", test_patches=9)
   assert 0 < mirrored.sum() < 9
   for found, box, flip in zip(pixels, boxes, mirrored, strict=True):
     part = np.asarray(
@@ -86,14 +81,14 @@ def test_sampling_says_which_crops_are_mirrored(image):
       )
     )
     np.testing.assert_array_equal(found, part[:, ::-1] if flip else part)
-  assert not look(kind="sampling", flip=False).cut(image)[2].any()
+  assert not extract(image, kind="sampling", flip=False)[2].any()
 
 
 @pytest.mark.parametrize("kind", ["fcn", "grid", "sampling"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
 def test_images_of_a_few_pixels(kind, size):
   image = Image.new("RGB", size, (10, 20, 30))
-  pixels, boxes, _ = look(kind=kind, grid=(1, 2, 5)).cut(image)
+  pixels, boxes, _ = extract(image, kind=kind, grid=(1, 2, 5))
   assert np.unique(pixels.reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
   width, height = size
   assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > boxes[:, :2]).all()

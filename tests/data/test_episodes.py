@@ -14,7 +14,11 @@ from deepemd_jax.errors import InputError
 def sampler(labels, *, seed=0, split="train", **shape):
   names = [f"class{i}" for i in range(max(labels) + 1)]
   return episodes.EpisodeSampler(
-    np.asarray(labels), class_names=names, seed=seed, split=split, **shape
+    np.asarray(labels),
+    episodes.EpisodeShape(**shape),
+    class_names=names,
+    seed=seed,
+    split=split,
   )
 
 
@@ -111,7 +115,7 @@ def test_all_classes_and_images_are_drawn_alike():
 )
 def test_what_cannot_be_drawn_is_refused(counts, message):
   with pytest.raises(InputError, match=message):
-    episodes.check_feasible(counts, way=3, shot=1, query=4, split="val")
+    episodes.check_feasible(counts, episodes.EpisodeShape(3, 1, 4), split="val")
 
 
 def test_the_sampler_refuses_it_too():

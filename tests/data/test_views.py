@@ -1,231 +1,129 @@
-"""Views: `crop_resize` is PIL, the boxes are torchvision's."""
+"""A view says what the network sees: drawn on the host, cut on the device."""
 
+import dataclasses
+import pickle
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from paths import GOLDEN
-from PIL import Image
 
+from deepemd_jax.data import boxes as box_geometry
 from deepemd_jax.data import views
+from deepemd_jax.data.image_set import CachedImages
+from deepemd_jax.data.views import TrainingViews, View
 
-GOLDEN_VIEWS = np.load(GOLDEN / "transforms.npz")
-
-
-def pictures(rng, count, height, width):
-  """Noise on smooth color, hard for a resizing filter."""
-  coarse = rng.integers(0, 256, (count, 5, 5, 3), np.uint8)
-  smooth = np.stack(
-    [
-      Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)
-      for c in coarse
-    ]
-  )
-  noise = rng.integers(-40, 40, smooth.shape)
-  return np.clip(smooth + noise, 0, 255).astype(np.uint8)
-
-
-def pil(image, box, flip, size, passes=2):
-  """In two passes, in Pillow 13's order; in one, that of the Pillow here."""
-  crop = Image.fromarray(image).crop(tuple(int(v) for v in box))
-  if passes == 2:
-    tall = crop.height - size > max(0, 2 * (crop.width - size))
-    first = (crop.width, size) if tall else (size, crop.height)
-    crop = crop.resize(first, Image.Resampling.BILINEAR)
-  pixels = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
-  return pixels[:, ::-1] if flip else pixels
-
-
-@pytest.mark.parametrize(
-  ("height", "width", "size"),
-  [(64, 64, 64), (84, 84, 84), (126, 126, 84), (40, 70, 84), (150, 97, 32)],
+VIEW = View(
+  size=16,
+  grid=(1, 2),
+  patches=3,
+  mean=(100.0, 110.0, 120.0),
+  std=(50.0, 55.0, 60.0),
 )
-def test_crop_resize_is_pil(height, width, size):
-  rng = np.random.default_rng(height)
-  images = pictures(rng, 48, height, width)
-  corners = rng.integers(0, [[width], [height]], (48, 2, 2))
-  low, high = corners.min(2), corners.max(2) + 1
-  boxes = np.concatenate([low, high], 1)
-  boxes[0] = 0, 0, width, height
-  boxes[1] = 3, 5, 4, 6  # one pixel
-  flip = rng.random(48) < 0.5
-  found = views.crop_resize(images, boxes, flip, size=size)
-  assert found.dtype == jnp.float32
-  cases = list(zip(images, boxes, flip, strict=True))
-  np.testing.assert_array_equal(found, [pil(*case, size) for case in cases])
-  at_once = np.array([pil(*case, size, passes=1) for case in cases], int)
-  assert np.abs(np.asarray(found) - at_once).max() <= 2
+KINDS = {"fcn": (), "grid": (5,), "sampling": (3,)}
 
 
-def test_a_whole_image_of_the_right_size_is_itself():
-  images = pictures(np.random.default_rng(0), 2, 64, 64)
-  boxes = np.array([[0, 0, 64, 64]] * 2)
-  found = views.crop_resize(images, boxes, np.array([False, True]), size=64)
-  np.testing.assert_array_equal(found[0], images[0])
-  np.testing.assert_array_equal(found[1], images[1][:, ::-1])
-
-
-BOX = st.tuples(*[st.floats(0, 59)] * 2, *[st.floats(0.001, 60)] * 2).map(
-  lambda b: (b[0], b[1], min(b[0] + b[2], 60), min(b[1] + b[3], 60))
-)
-
-
-@settings(deadline=None)
-@given(box=BOX, flip=st.booleans())
-def test_any_fractional_box_sees_what_lies_in_it(box, flip):
-  """On a ramp of gray, each result lies where the box says, to a pixel; on one
-  color it is that color, however small the box."""
-  ramp = np.broadcast_to(4 * np.arange(60)[None, :, None], (60, 60, 3))
-  images = np.stack([ramp, np.full((60, 60, 3), 77)]).astype(np.uint8)
-  found = np.asarray(
-    views.crop_resize(
-      images, jnp.array([box] * 2), jnp.array([flip] * 2), size=16
-    )
-  )
-  assert (found[1] == 77).all()
-  left, _, right, _ = box
-  centers = left + (np.arange(16) + 0.5) * (right - left) / 16
-  centers = centers[::-1] if flip else centers
-  assert np.abs(found[0][:, :, 0] / 4 - (centers - 0.5)).max() <= max(
-    1.0, (right - left) / 16
+@pytest.fixture(scope="module")
+def images():
+  rng = np.random.default_rng(0)
+  return CachedImages(
+    images=rng.integers(0, 256, (6, 24, 24, 3), np.uint8),
+    labels=np.arange(6, dtype=np.int32),
+    class_names=tuple("abcdef"),
+    keys=tuple("abcdef"),
+    sizes=rng.integers(30, 60, (6, 2)).astype(np.int32),
   )
 
 
-def test_evaluation_images_are_resized_and_cut():
-  images = pictures(np.random.default_rng(1), 8, 97, 120)
-  expected = []
-  for image in images:
-    large = Image.fromarray(image).resize((92, 92), Image.Resampling.BILINEAR)
-    expected.append(np.asarray(large)[4:88, 4:88])
-  np.testing.assert_array_equal(views.evaluation_images(images, 84), expected)
+def of(kind, **changes):
+  return dataclasses.replace(VIEW, kind=kind, **changes)
 
 
-@given(
-  sizes=st.lists(
-    st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=5
-  ),
-  seed=st.integers(0, 999),
-)
-def test_random_crops_are_whole_pixels_inside_the_image(sizes, seed):
-  boxes = views.random_resized_crop(np.random.default_rng(seed), sizes)
-  again = views.random_resized_crop(np.random.default_rng(seed), sizes)
-  np.testing.assert_array_equal(boxes, again)
-  height, width = np.array(sizes).T
-  left, top, right, bottom = boxes.T
-  assert (boxes == np.round(boxes)).all()
-  assert (left >= 0).all() and (right <= width).all() and (right > left).all()
-  assert (top >= 0).all() and (bottom <= height).all() and (bottom > top).all()
+def draw(training, rows, *local, seed=0):
+  return training(np.random.default_rng(seed), rows, *local)
 
 
-@pytest.mark.parametrize(("height", "width"), [(333, 500), (84, 84), (60, 300)])
-def test_random_crops_are_spread_as_torchvisions(height, width):
-  """Quantiles 1, 5, 25, 50, 75, 95, 99 % over 20,000 draws of torchvision 0.28
-  of area share, width / height, top, left, height and width."""
-  golden = np.load(GOLDEN / "rrc_quantiles.npz")[f"w{width}h{height}"]
-  sizes = np.tile([[height, width]], (20_000, 1))
-  boxes = views.random_resized_crop(np.random.default_rng(0), sizes)
-  left, top, right, bottom = boxes.T
-  w, h = right - left, bottom - top
-  share = w * h / (width * height)
-  for values, expected in zip(
-    (share, w / h, top, left, h, w), golden, strict=True
-  ):
-    # Both sides are samples: their distribution functions differ by sampling
-    # error, and by one step where values are whole numbers.
-    for q, at in zip((1, 5, 25, 50, 75, 95, 99), expected, strict=True):
-      below, upto = (values < at - 1e-9).mean(), (values <= at + 1e-9).mean()
-      assert below - 0.02 <= q / 100 <= upto + 0.02
-
-
-@pytest.mark.parametrize(
-  ("size", "expected"),
-  [((10, 1000), (493, 0, 506, 10)), ((1000, 10), (0, 493, 10, 506))],
-)
-def test_a_narrow_image_gets_its_largest_central_crop(size, expected):
-  """Such an image has room for no crop of these shares: as torchvision does."""
-  boxes = views.random_resized_crop(
-    np.random.default_rng(0), [size], scale=(0.5, 1.0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_views_of_episodes(kind, images):
+  training = TrainingViews(images, of(kind), 16, of_episodes=True)
+  rows = np.array([[0, 1], [2, 0]])
+  drawn = draw(training, rows)
+  shape = (2, 2, *KINDS[kind])
+  assert drawn["boxes"].shape == (*shape, 4)
+  assert drawn["flip"].shape == shape and drawn["flip"].any()
+  assert (drawn["boxes"][0, 0] != drawn["boxes"][1, 1]).any()
+  cut = views.crop_on_device(
+    training.view, 16, jax.tree.map(jnp.asarray, drawn)
   )
-  np.testing.assert_array_equal(boxes, [expected])
+  assert cut.shape == (*shape, 16, 16, 3)
+  # Those of pre-training are whole images' random crops, whatever the kind.
+  plain = dataclasses.replace(training, of_episodes=False)
+  assert draw(plain, rows)["boxes"].shape == (2, 2, 4)
+  assert not draw(dataclasses.replace(plain, view=of(kind, flip=False)), rows)[
+    "flip"
+  ].any()
 
 
-def test_random_crops_reach_every_place():
-  sizes = np.tile([[4, 4]], (3000, 1))
-  boxes = views.random_resized_crop(np.random.default_rng(0), sizes)
-  left, top, right, bottom = boxes.T.astype(int)
-  for low, high in ((left, right), (top, bottom)):
-    found = {size: set(low[high - low == size]) for size in (2, 3, 4)}
-    assert found == {2: {0, 1, 2}, 3: {0, 1}, 4: {0}}
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_drawn_does_not_depend_on_who_makes_it(kind, images):
+  """Each process reads its own images, and draws for all; and so do workers."""
+  training = TrainingViews(images, of(kind), 16, of_episodes=True)
+  rows = np.array([[0, 1], [2, 0], [5, 4], [3, 3]])
+  whole = draw(training, rows)
+  local = np.array([2, 0])
+  part = draw(training, rows, local)
+  again = draw(pickle.loads(pickle.dumps(training)), rows)
+  for name, values in whole.items():
+    np.testing.assert_array_equal(part[name], values[local])
+    np.testing.assert_array_equal(again[name], values)
+  other = draw(training, rows, seed=1)
+  assert (other["boxes"] != whole["boxes"]).any()
 
 
-def test_boxes_move_to_the_stored_copies():
-  sizes = np.array([[100, 200], [50, 50]])
-  boxes = np.array([[0, 0, 200, 100], [10, 20, 30, 50]])
-  stored = views.to_stored(boxes, sizes, 64)
-  np.testing.assert_allclose(stored, [[0, 0, 64, 64], [12.8, 25.6, 38.4, 64]])
-
-
-def test_a_crop_of_a_stored_copy_is_a_crop_of_the_original():
-  """Of a smooth picture: the copy has lost no detail."""
-  rng = np.random.default_rng(2)
-  coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
-  photo = coarse.resize((300, 200), Image.Resampling.BICUBIC)
-  copy = photo.resize((126, 126), Image.Resampling.BILINEAR)
-  sizes = np.array([[200, 300]])
-  for _ in range(5):
-    box = views.random_resized_crop(rng, sizes, scale=(0.2, 1))
-    found = views.crop_resize(
-      np.asarray(copy)[None],
-      views.to_stored(box, sizes, 126),
-      np.array([False]),
-      size=84,
-    )[0]
-    expected = pil(np.asarray(photo), box[0], False, 84)
-    assert np.abs(np.asarray(found) - expected).mean() < 1
-
-
-def test_grid_boxes_are_the_official_ones():
-  for size, ratio, cells, *spans in GOLDEN_VIEWS["grid_location_table"]:
-    cells = int(cells)
-    boxes = views.grid_boxes([[size, size]], [cells], [[ratio]])[0]
-    expected = np.reshape(spans[: 2 * cells], (cells, 2))
-    grid = boxes.reshape(cells, cells, 4)
-    np.testing.assert_array_equal(grid[0][:, [0, 2]], expected)
-    np.testing.assert_array_equal(grid[:, 0][:, [1, 3]], expected)
-  together = views.grid_boxes(GOLDEN_VIEWS["hw"], [2, 3], np.full((4, 2), 2.0))
-  for i in range(4):
-    np.testing.assert_array_equal(
-      together[i], GOLDEN_VIEWS[f"im{i}_grid_boxes"]
-    )
-
-
-def test_grid_ratios_are_each_images_and_levels_own():
-  sizes = np.array([[90, 60], [60, 90]])
-  boxes = views.grid_boxes(sizes, [2, 3], np.array([[1.0, 2.0], [3.0, 1.0]]))
-  widths = boxes[..., 2] - boxes[..., 0]
-  assert widths[0, :4].max() == 30 and widths[0, 4:].max() == 40
-  assert widths[1, 0] == 89  # 22 + 67: cut off at the left border
-  assert widths[1, 4:].max() == 30
-
-
-@pytest.mark.parametrize("i", [0, 1, 3])
-def test_views_of_the_official_data_sets(i):
-  image = GOLDEN_VIEWS[f"im{i}_u8"][None]
-  view = views.evaluation_images(jnp.asarray(image))[0]
-  np.testing.assert_array_equal(view, GOLDEN_VIEWS[f"im{i}_fcn_eval_u8"])
-  boxes = GOLDEN_VIEWS[f"im{i}_grid_boxes"].astype(float)
-  crops = views.crop_resize(
-    np.repeat(image, len(boxes), 0), boxes, np.zeros(len(boxes), bool)
-  )
+def test_the_device_cuts_normalizes_and_mirrors(images):
+  view = of("fcn")
+  box = np.array([[0, 0, 16, 16]] * 2, np.float32)
+  drawn = {
+    "images": images.images[:2],
+    "boxes": box,
+    "flip": np.array([False, True]),
+  }
+  cut = np.asarray(views.crop_on_device(view, 16, drawn))
+  pixels = images.images[:2, :16, :16].astype(np.float32)
+  expected = (pixels - np.array(view.mean)) / np.array(view.std)
+  np.testing.assert_allclose(cut[0], expected[0], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(cut[1], expected[1][:, ::-1], rtol=1e-5, atol=1e-5)
   np.testing.assert_array_equal(
-    crops[:, ::6, ::6], GOLDEN_VIEWS[f"im{i}_grid_sub6_u8"]
+    view.to_gray_levels(cut[0]), images.images[0, :16, :16]
   )
-  here = GOLDEN_VIEWS["rrc_params"][:, 0] == i
-  _, top, left, height, width = GOLDEN_VIEWS["rrc_params"][here].T
-  boxes = np.stack([left, top, left + width, top + height], 1)
-  flip = GOLDEN_VIEWS["rrc_flip"][here]
-  crops = views.crop_resize(np.repeat(image, len(boxes), 0), boxes, flip)
-  np.testing.assert_array_equal(
-    crops[:, ::7, ::7], GOLDEN_VIEWS["rrc_sub7_u8"][here]
+
+
+def test_a_grid_is_drawn_with_ratios_of_its_range(images):
+  view = of("grid", train_ratio=(2.0, 2.0))
+  training = TrainingViews(images, view, 16, of_episodes=True)
+  rows = np.arange(6)
+  expected = box_geometry.grid_boxes(
+    images.sizes, view.grid, np.full((6, 2), 2.0)
   )
+  drawn = draw(training, rows)["boxes"]
+  stored = box_geometry.to_stored(
+    expected.reshape(-1, 4), images.sizes.repeat(5, 0), 24
+  )
+  np.testing.assert_allclose(drawn.reshape(-1, 4), stored, rtol=1e-6)
+  boxes, flip = views.evaluation_boxes(of("grid", ratio=2.0), images, rows)
+  np.testing.assert_array_equal(boxes, expected)
+  assert not flip.any()
+
+
+@pytest.mark.parametrize(("crop", "side"), [("center", 18), ("whole", 16)])
+def test_whole_images_at_test_time(crop, side, images):
+  view = of("fcn", crop=crop)
+  assert views.evaluation_side(view) == side and view.crops == 1
+  seen = views.evaluation_view(view, jnp.asarray(images.images))
+  assert seen.shape == (6, 16, 16, 3)
+  # Of an image that is as large already: its middle, or itself.
+  image = images.images[:1, :side, :side]
+  edge = (side - 16) // 2
+  middle = image[:, edge : edge + 16, edge : edge + 16]
+  seen = views.evaluation_view(view, jnp.asarray(image))
+  np.testing.assert_array_equal(view.to_gray_levels(np.asarray(seen)), middle)

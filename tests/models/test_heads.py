@@ -102,9 +102,7 @@ def deepemd_nearest(query, support):
 def prototype(query, support):
   def cosine(q, c):
     q, c = q.mean(0), c.mean(0)
-    return (
-      TEMPERATURE_OF_BASELINES * q @ c / np.linalg.norm(q) / np.linalg.norm(c)
-    )
+    return matching.TEMPERATURE * q @ c / np.linalg.norm(q) / np.linalg.norm(c)
 
   return each_pair(cosine, query, support.mean(1))
 

@@ -5,25 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import recipes
 from flax import nnx
 
 from deepemd_jax import models
-from deepemd_jax.config import defaults, resolve
+from deepemd_jax.data.views import View
 from deepemd_jax.models import convolution, matching, resnet12
-from deepemd_jax.training import loop, metatrain, pretrain
+from deepemd_jax.training import metatrain, pretrain
+from deepemd_jax.training.optimizers import make_optimizer
+from deepemd_jax.training.state import make_step, new_state
 
 SIDE = 32
 WIDTH = 1 / 16
 
 
 def small(precision):
-  config = defaults.get_config()
-  config.model.precision = precision
-  config.model.width = WIDTH
-  config.image.size = SIDE
-  for stage in (config.pretrain, config.metatrain):
-    stage.lr, stage.weight_decay = 0.02, 0.0
-  return config
+  optimizer = {"lr": 0.02, "weight_decay": 0.0}
+  return recipes.settings(
+    {"image.size": SIDE},
+    model={"precision": precision, "width": WIDTH},
+    pretrain=optimizer,
+    metatrain=optimizer,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def views(images):
 
 
 def normalized(images):
-  return resolve.normalize(defaults.get_config())(images.astype(np.float32))
+  return View().normalize(images.astype(np.float32))
 
 
 def cosine(a, b):
@@ -75,10 +78,9 @@ def dtypes(tree):
 @pytest.mark.parametrize("train", [False, True])
 def test_maps_and_statistics(variables, train):
   images = normalized(pictures(4, 2)).reshape(-1, SIDE, SIDE, 3)
+  apply = jax.jit(resnet12.apply, static_argnames=("train", "precision"))
   found = {
-    precision: resnet12.apply(
-      variables, images, train=train, precision=precision
-    )
+    precision: apply(variables, images, train=train, precision=precision)
     for precision in resnet12.PRECISIONS
   }
   maps, stats = zip(*found.values(), strict=True)
@@ -119,11 +121,12 @@ def test_the_weight_gradient_is_summed_in_float32():
   assert gradient.item() == 2**14
 
 
-def losses(precision, variables):
-  """The losses of both stages, and what they take."""
-  config = small(precision)
+def stages(precision):
+  """name -> loss function, what is trained besides the encoder, a batch."""
+  settings = small(precision)
   rng = np.random.default_rng(1)
-  classifier = pretrain._init_classifier(config, variables, 4)
+  channels = settings.backbone.channels
+  classifier = pretrain.init_classifier(settings.seed, channels, 4)
   labels = np.repeat(np.arange(4), 4).astype(np.int32)
   flat = pictures(4, 4).reshape(-1, SIDE, SIDE, 3)
   order = rng.permutation(len(labels))
@@ -132,25 +135,33 @@ def losses(precision, variables):
   episode = dict(zip(("support", "query"), map(views, episodes), strict=True))
   return {
     "pretrain": (
-      pretrain._loss_function(config),
+      pretrain._loss_function(settings),
       {"classifier": classifier},
       batch,
     ),
-    "metatrain": (metatrain._loss_function(config), {}, episode),
+    "metatrain": (metatrain.loss_function(settings), {}, episode),
   }
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "metatrain"])
+def start(stage, precision, variables):
+  """A stage's step, the state before it, and a batch."""
+  loss, extra, batch = stages(precision)[stage]
+  spec = getattr(small(precision), stage).optimizer
+  optimizer = make_optimizer(spec, 1000)
+  state = new_state(variables, optimizer, extra)
+  state = jax.tree.map(jnp.array, state)  # `step` donates it
+  return make_step(loss, optimizer), state, batch
+
+
+@pytest.mark.parametrize(
+  "stage", ["pretrain", pytest.param("metatrain", marks=pytest.mark.soak)]
+)
 def test_training(stage, variables):
   """Gradients point the same way, the loss falls alike, nothing but float32 is
   kept."""
   gradients, curves, states = [], [], []
   for precision in resnet12.PRECISIONS:
-    loss, extra, batch = losses(precision, variables)[stage]
-    optimizer = resolve.optimizer(small(precision)[stage], 1000)
-    state = loop.new_state(variables, optimizer, extra)
-    state = jax.tree.map(jnp.array, state)  # `step` donates it
-    step = loop.make_step(loss, optimizer)
+    step, state, batch = start(stage, precision, variables)
     curve = []
     for _ in range(6):
       state, measured = step(state, batch)
@@ -166,6 +177,15 @@ def test_training(stage, variables):
   assert cosine(*gradients) > 0.9
   assert curves[0][-1] < 0.9 * curves[0][0]
   np.testing.assert_allclose(*curves, rtol=0.05, atol=0.03)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "metatrain"])
+def test_a_step_computes_in_bfloat16_and_keeps_float32(stage, variables):
+  """Of both stages, without compiling them."""
+  step, state, batch = start(stage, "bfloat16", variables)
+  program = step.trace(state, batch)
+  assert "bf16" in str(program.jaxpr)
+  assert dtypes(program.out_info) == {"float32"}
 
 
 def test_the_head_gets_float32(variables, monkeypatch):

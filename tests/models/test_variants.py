@@ -14,6 +14,7 @@ VARIANTS = ("pyr", "patch", "sampling", "rect")
 LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
 logits = jax.jit(matching.logits, static_argnames="solver")
+match = jax.jit(matching.match)
 # The interior point is checked where it compiles fast; `make soak` has it all.
 GRADIENTS = [(variant, SOLVERS[0]) for variant in VARIANTS]
 GRADIENTS += [("rect", SOLVERS[1])]
@@ -79,7 +80,7 @@ def test_crops_are_pooled_one_node_each():
 def test_weights_similarity_and_logits(golden, variant):
   query, support = (as_nodes(variant, x) for x in encoded(golden, variant))
   get = lambda k: golden[f"{variant}_{k}"]  # noqa: E731
-  problem = matching.match(query, support)
+  problem = match(query, support)
   np.testing.assert_allclose(problem.similarity, get("sim"), atol=1e-4)
   w1, w2 = (
     w * (w.shape[-1] / w.sum(-1, keepdims=True)) for w in map(get, ("w1", "w2"))
