@@ -37,6 +37,10 @@ _HOOK = jaxtyping.install_import_hook(
 )
 
 
+# A tiny run that is made once, for all tests.
+pytest_plugins = ["fixtures_runs"]
+
+
 def pytest_collection_modifyitems(items):
   """The files that take longest first, so that no worker is alone with them at
   the end (see the Makefile)."""

@@ -5,9 +5,9 @@ import socket
 import subprocess
 import time
 
+import fixtures_runs
 import numpy as np
 from paths import ROOT
-from test_end_to_end import command
 
 from deepemd_jax.checkpoints import integrity
 
@@ -29,6 +29,11 @@ LONG = [
   "--config.emd.solver=interior_point",
 ]
 SHORT = [*LONG, "--config.pretrain.epochs=2"]
+
+
+def command(workdir, images, *flags) -> list[str]:
+  """The command line of a tiny run, with more flags."""
+  return [*fixtures_runs.command(workdir, images), *flags]
 
 
 def free_port():
