@@ -177,11 +177,14 @@ def channels_for(width: float) -> tuple[int, ...]:
   return tuple(max(1, round(c * width)) for c in CHANNELS)
 
 
-@functools.partial(jax.jit, static_argnames="width")
 def init(key: jax.Array, *, width: float = 1.0) -> Variables:
   """Fresh variables of a ResNet-12 `width` times as wide as the published."""
-  module = ResNet12(channels_for(width), rngs=nnx.Rngs(key))
-  return to_variables(module)
+  return _init(key, width)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _init(key: jax.Array, width: float) -> Variables:
+  return to_variables(ResNet12(channels_for(width), rngs=nnx.Rngs(key)))
 
 
 def to_variables(module: nnx.Module) -> Variables:

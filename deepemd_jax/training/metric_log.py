@@ -4,19 +4,15 @@ The JSON lines are the truth. A run that resumes at step s keeps the rows up to
 s and writes the others again.
 """
 
-import datetime
 import json
 import math
+import os
 import pathlib
-import shutil
-import sys
-import time
+import typing
 
 from deepemd_jax.evaluation import metric_rows
 from deepemd_jax.utils import files
-
-_REFRESH = 0.2  # seconds between two updates of a terminal's progress line
-_SIGN_OF_LIFE = 30.0  # seconds between two lines elsewhere
+from deepemd_jax.utils.progress import Progress
 
 
 class MetricLog:
@@ -28,12 +24,12 @@ class MetricLog:
 
   def __init__(
     self,
-    directory,
+    directory: str | os.PathLike | None,
     *,
     total_steps: int,
     start_step: int = 0,
     name: str = "train",
-    stream=None,
+    stream: typing.TextIO | None = None,
   ) -> None:
     """Opens `directory/metrics.jsonl` and the TensorBoard events beside it.
 
@@ -45,11 +41,8 @@ class MetricLog:
       stream: for progress; default stderr.
     """
     self._file = self._board = None
-    self._stream = stream or sys.stderr
-    self._terminal = self._stream.isatty()
-    self._name, self._total, self._start = name, total_steps, start_step
-    self._began = self._shown = time.monotonic()
-    self._unfinished = False  # whether the cursor stands behind a bar
+    self._name, self._total_steps = name, total_steps
+    self._progress = Progress(stream)
     if directory is None:
       return
     directory = pathlib.Path(directory)
@@ -61,17 +54,17 @@ class MetricLog:
     from tensorboardX import SummaryWriter
 
     self._board = SummaryWriter(str(directory), purge_step=start_step + 1)
+    self.progress(start_step)  # from here on the rate counts
 
-  def __enter__(self):
+  def __enter__(self) -> "MetricLog":
     return self
 
-  def __exit__(self, *unused):
+  def __exit__(self, *unused) -> None:
     self.close()
 
   def close(self) -> None:
     """Flushes and closes both files; leaves the terminal on a fresh line."""
-    if self._unfinished:
-      self._show("\n")
+    self._progress.close()
     if self._file:
       self._file.close()
       self._board.close()
@@ -91,43 +84,10 @@ class MetricLog:
     self._file.write(json.dumps({"step": step, **safe}) + "\n")
     for key, value in row.items():
       self._board.add_scalar(key, value, step)
-    self._shown = time.monotonic()
-    self._show(self._start_of_line() + self._line(step, row) + "\n")
+    self.progress(step, **row)
+    self._progress.line(self._progress.text())
 
   def progress(self, step: int, **scalars: float) -> None:
-    """Refreshes the terminal's progress line; elsewhere a line now and then."""
-    now = time.monotonic()
-    if not self._file:
-      return
-    if not self._terminal:
-      if now - self._shown > _SIGN_OF_LIFE:
-        self._shown = now
-        self._show(self._line(step, scalars) + "\n")
-    elif now - self._shown > _REFRESH:
-      self._shown = now
-      # A line that wraps could not be drawn over.
-      width = shutil.get_terminal_size().columns - 1
-      line = self._line(step, scalars, bar=True)[:width]
-      self._show(self._start_of_line() + line)
-
-  def _start_of_line(self) -> str:
-    """Clears the bar, where there are bars."""
-    return "\r\x1b[K" if self._terminal else ""
-
-  def _show(self, text: str) -> None:
-    self._stream.write(text)
-    self._stream.flush()
-    self._unfinished = not text.endswith("\n")
-
-  def _line(self, step: int, scalars: dict, bar: bool = False) -> str:
-    spent = time.monotonic() - self._began
-    rate = (step - self._start) / spent if spent > 0 else 0.0
-    parts = [f"{self._name} {step}/{self._total}"]
-    if bar:
-      done = 20 * step // max(self._total, 1)
-      parts.append("[" + "#" * done + "." * (20 - done) + "]")
-    parts += [f"{key} {value:.4g}" for key, value in scalars.items()]
-    if rate > 0:
-      left = datetime.timedelta(seconds=int((self._total - step) / rate))
-      parts.append(f"| {rate:.2f} steps/s, {left} left")
-    return " ".join(parts)
+    """Refreshes the terminal's bar; elsewhere writes a line now and then."""
+    if self._file:
+      self._progress(self._name, step, self._total_steps, **scalars)

@@ -15,12 +15,13 @@ from process_pairs import (
   SHORT,
   Pair,
   assert_same_training,
+  command,
   free_port,
   rows,
   run,
   scores,
 )
-from test_end_to_end import command, results
+from test_end_to_end import results
 
 from deepemd_jax.errors import LOST
 

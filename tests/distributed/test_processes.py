@@ -16,12 +16,12 @@ from process_pairs import (
   LONG,
   Pair,
   assert_same_training,
+  command,
   free_port,
   rows,
   run,
   scores,
 )
-from test_end_to_end import command
 
 from deepemd_jax.errors import LOST
 

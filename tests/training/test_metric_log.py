@@ -7,7 +7,6 @@ import tempfile
 
 import hypothesis
 import hypothesis.strategies as st
-import pytest
 from tensorboardX.proto import event_pb2
 
 from deepemd_jax.evaluation import metric_rows
@@ -79,55 +78,21 @@ def test_tensorboard_is_told_what_will_come_again(tmp_path):
   assert starts[0].session_log.status == event_pb2.SessionLog.START
 
 
-class Terminal(io.StringIO):
-  def isatty(self):
-    return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """A clock that stands still until it is moved."""
-  now = [100.0]
-  monkeypatch.setattr(metric_log.time, "monotonic", lambda: now[0])
-  return now
-
-
-def test_a_file_gets_one_plain_line_a_write(tmp_path, clock):
+def test_a_row_is_a_line_for_people_too(tmp_path):
+  """Bars and times are `utils.progress`'s."""
   stream = io.StringIO()
   with metric_log.MetricLog(
     tmp_path, total_steps=40, start_step=10, name="pretrain", stream=stream
   ) as log:
-    clock[0] += 5
     log.progress(15, loss=2.0)
-    log.write(20, loss=1.5)
-    clock[0] += 31
-    log.progress(28, loss=1.25)
-    log.progress(29, loss=1.0)
-  # Ten steps of this process in five seconds, so twenty take ten. After half a
-  # minute without a word there is one.
-  assert stream.getvalue() == (
-    "pretrain 20/40 loss 1.5 | 2.00 steps/s, 0:00:10 left\n"
-    "pretrain 28/40 loss 1.25 | 0.50 steps/s, 0:00:24 left\n"
-  )
+    log.write(20, loss=1.5, accuracy=12.3456789)
+  (line,) = stream.getvalue().splitlines()
+  assert line.startswith("pretrain: 20/40, ")
+  assert line.endswith("left, loss 1.5, accuracy 12.35")
 
 
-def test_a_terminal_gets_a_bar_that_is_drawn_over(tmp_path, clock, monkeypatch):
-  monkeypatch.setenv("COLUMNS", "50")
-  stream = Terminal()
-  with metric_log.MetricLog(tmp_path, total_steps=40, stream=stream) as log:
-    for step in range(1, 21):
-      clock[0] += 1 / 16
-      log.progress(step, loss=2.0, accuracy=12.3456789)
-    log.write(20, loss=1.5, accuracy=50.0)
-    clock[0] += 1
-    log.progress(30, loss=1.0)
-  shown = stream.getvalue()
-  assert shown.endswith("\n")
-  *bars, written, last = shown.removeprefix("\r\x1b[K").split("\r\x1b[K")
-  assert written == (
-    "train 20/40 loss 1.5 accuracy 50 | 16.00 steps/s, 0:00:01 left\n"
-  )
-  assert len(bars) == 5  # one in four: not more than five a second
-  assert all(len(bar) < 50 and "\n" not in bar for bar in bars)
-  assert bars[-1].startswith("train 20/40 [##########..........] loss 2 acc")
-  assert last.startswith("train 30/40 [###############.....] loss 1 ")
+def test_a_log_that_nobody_reads_says_nothing(tmp_path, capsys):
+  with metric_log.MetricLog(None, total_steps=4) as log:
+    log.progress(1, loss=1.0)
+    log.write(2, loss=1.0)
+  assert capsys.readouterr() == ("", "")
