@@ -42,7 +42,7 @@ SOLVERS = {
   "Sinkhorn (ott) 0.01": emd.Sinkhorn(0.01),
   "Sinkhorn (ott) 0.001": emd.Sinkhorn(0.001),
 }
-if not interior_point_gpu.at_home():
+if not interior_point_gpu.is_available():
   del SOLVERS["InteriorPoint, no kernel"]  # is the same there
 JUDGE, PEER = "POT, Python loop", "cv2.EMD, Python loop"
 SLOW = 2.0  # seconds; what takes longer runs once
