@@ -17,6 +17,7 @@ against POT in float64, relative to the moved mass (costs are about 1).
 
 import argparse
 import functools
+import importlib.util
 import json
 import math
 import pathlib
@@ -42,7 +43,7 @@ SOLVERS = {
   "Sinkhorn (ott) 0.01": emd.Sinkhorn(0.01),
   "Sinkhorn (ott) 0.001": emd.Sinkhorn(0.001),
 }
-if not interior_point_gpu.at_home():
+if not interior_point_gpu.is_available():
   del SOLVERS["InteriorPoint, no kernel"]  # is the same there
 JUDGE, PEER = "POT, Python loop", "cv2.EMD, Python loop"
 SLOW = 2.0  # seconds; what takes longer runs once
@@ -115,19 +116,15 @@ def loop_over_opencv(cost, a, b):
 
 def has_opencv() -> bool:
   """Whether its column can be there."""
-  try:
-    import cv2  # noqa: F401
-  except ImportError:
-    return False
-  return True
+  return importlib.util.find_spec("cv2") is not None
 
 
 def timed(function, *arguments, calls: int = 1) -> float:
   """Seconds a call, the last of which is waited for."""
   began = time.perf_counter()
   for _ in range(calls):
-    found = function(*arguments)
-  jax.block_until_ready(found)
+    output = function(*arguments)
+  jax.block_until_ready(output)
   return (time.perf_counter() - began) / calls
 
 
@@ -156,6 +153,31 @@ def cosine(ours, exact) -> np.ndarray:
   )
 
 
+def run_solver(name: str, on_device, limit: float):
+  """Columns of a solver's row, its plan, and what `jitted` returns, compiled;
+  None if it would take too long."""
+  plan, gradient = jitted(SOLVERS[name])
+  began = time.perf_counter()
+  plan = plan.lower(*on_device).compile()
+  compiling = time.perf_counter() - began
+  # How long would all take? Eight problems tell, if roughly.
+  few = [x[:8] for x in on_device]
+  quick = jitted(SOLVERS[name])[0].lower(*few).compile()
+  timed(quick, *few)
+  if timed(quick, *few) * len(on_device[0]) / 8 > limit:
+    print(f"  {name}: left out, would take more than {limit:.0f} s", flush=True)
+    return None
+  scratch = plan.memory_analysis()
+  plans = jax.tree.map(np.asarray, plan(*on_device))
+  columns = {
+    "compile_s": compiling,
+    "scratch_mb": scratch.temp_size_in_bytes / 1e6 if scratch else None,
+    "converged": float(plans.converged.mean()),
+    "steps": float(plans.steps.mean()),
+  }
+  return columns, plans, plan, gradient.lower(*on_device).compile()
+
+
 def measure(
   count: int, n: int, repeats: int, names, limit: float
 ) -> list[dict]:
@@ -163,67 +185,40 @@ def measure(
   cost, w1, w2 = problems(count, n)
   a, b = np.asarray(masses(w1)), np.asarray(masses(w2))
   on_device = [jnp.asarray(x) for x in (cost, w1, w2)]
-  rows: dict[str, dict] = {}
+  rows, values = {}, {}
   forward, both, arguments = {}, {}, {}
   for name in names:
-    plan, gradient = jitted(SOLVERS[name])
-    began = time.perf_counter()
-    plan = plan.lower(*on_device).compile()
-    compiling = time.perf_counter() - began
-    few = [x[:8] for x in on_device]
-    # How long would all take? Eight problems tell, if roughly.
-    quick = jitted(SOLVERS[name])[0].lower(*few).compile()
-    timed(quick, *few)
-    if timed(quick, *few) * count / 8 > limit:
-      print(
-        f"  {name}: left out, would take more than {limit:.0f} s", flush=True
-      )
+    outcome = run_solver(name, on_device, limit)
+    if outcome is None:
       continue
-    scratch = plan.memory_analysis()
-    found = jax.tree.map(np.asarray, plan(*on_device))
-    forward[name], both[name] = plan, gradient.lower(*on_device).compile()
+    columns, plan, forward[name], both[name] = outcome
     arguments[name] = on_device
-    rows[name] = {
-      "solver": name,
-      "nodes": n,
-      "batch": count,
-      "compile_s": compiling,
-      "scratch_mb": scratch.temp_size_in_bytes / 1e6 if scratch else None,
-      "converged": float(found.converged.mean()),
-      "steps": float(found.steps.mean()),
-      "marginal": float(
-        max(
-          np.abs(found.flow.sum(2) - a).max(),
-          np.abs(found.flow.sum(1) - b).max(),
-        )
-        / n
-      ),
-      "value": (cost.astype(np.float64) * found.flow).sum((1, 2)),
-    }
+    values[name] = (cost.astype(np.float64) * plan.flow).sum((1, 2))
+    wrong = np.abs(plan.flow.sum(2) - a), np.abs(plan.flow.sum(1) - b)
+    marginal = float(max(x.max() for x in wrong) / n)
+    rows[name] = {**columns, "marginal": marginal}
   loops = {JUDGE: loop_over_pot}
-  if has_opencv():
-    loops[PEER] = loop_over_opencv
+  loops |= {PEER: loop_over_opencv} if has_opencv() else {}
   for name, loop in loops.items():
-    rows[name] = {"solver": name, "nodes": n, "batch": count}
-    rows[name]["value"] = loop(cost, a, b)
+    rows[name] = {}
     forward[name], arguments[name] = loop, (cost, a, b)
+    values[name] = loop(cost, a, b)
 
-  exact = rows[JUDGE]["value"]
   exact_gradient = jitted(emd.NetworkSimplex())[1](*on_device)[1]
   seconds = take_turns(forward, arguments, repeats)
   seconds_both = take_turns(both, arguments, repeats)
+  peer = seconds.get(PEER, seconds[JUDGE])
   for name, row in rows.items():
-    error = np.abs(row.pop("value") - exact) / n
+    row |= {"solver": name, "nodes": n, "batch": count}
+    error = np.abs(values[name] - values[JUDGE]) / n
     row |= {"error_max": float(error.max()), "error_mean": float(error.mean())}
     row["microseconds"] = 1e6 * seconds[name] / count
+    row["ratio"] = seconds[name] / peer
     if name in both:
       row["microseconds_gradient"] = 1e6 * seconds_both[name] / count
       angles = cosine(both[name](*on_device)[1], exact_gradient)
       row["cosine_mean"] = float(angles.mean())
       row["cosine_min"] = float(angles.min())
-  peer = seconds.get(PEER, seconds[JUDGE])
-  for name, row in rows.items():
-    row["ratio"] = seconds[name] / peer
     if name.startswith("InteriorPoint"):
       flops = count * estimate.emd_flops(n, row["steps"])
       row["gflop_per_s"] = flops / seconds[name] / 1e9
@@ -327,11 +322,11 @@ def main() -> None:
   for n in options.nodes:
     for count in options.batches:
       print(f"\n{n} x {n} nodes, batch {count}\n{HEAD}", flush=True)
-      found = measure(count, n, options.repeats, names, options.limit)
-      rows += found
-      for row in found:
+      measured = measure(count, n, options.repeats, names, options.limit)
+      rows += measured
+      for row in measured:
         print(line(row), flush=True)
-      for row in found:
+      for row in measured:
         if "gflop_per_s" in row:
           print(
             f"{row['solver']}: {figures(1 / row['ratio'])} times as fast as "

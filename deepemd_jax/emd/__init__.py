@@ -1,12 +1,29 @@
-"""The exact, batched, differentiable Earth Mover's Distance."""
+"""The exact, batched, differentiable Earth Mover's Distance.
 
-from deepemd_jax.emd.api import distance, solve
-from deepemd_jax.emd.interior_point import InteriorPoint
-from deepemd_jax.emd.network_simplex import NetworkSimplex
-from deepemd_jax.emd.problem import Plan
-from deepemd_jax.emd.regularized_qp import RegularizedQP
-from deepemd_jax.emd.sinkhorn import Sinkhorn
+Importing this package loads nothing else: JAX comes with the first name that is
+used. So help texts can name the solvers (`deepemd_jax.emd.solvers`) at once.
+"""
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from deepemd_jax.emd.api import distance, solve
+  from deepemd_jax.emd.interior_point import InteriorPoint
+  from deepemd_jax.emd.network_simplex import NetworkSimplex
+  from deepemd_jax.emd.problem import Plan
+  from deepemd_jax.emd.regularized_qp import RegularizedQP
+  from deepemd_jax.emd.sinkhorn import Sinkhorn
+
+_MODULES = {
+  "InteriorPoint": "interior_point",
+  "NetworkSimplex": "network_simplex",
+  "Plan": "problem",
+  "RegularizedQP": "regularized_qp",
+  "Sinkhorn": "sinkhorn",
+  "distance": "api",
+  "solve": "api",
+}
 __all__ = [
   "InteriorPoint",
   "NetworkSimplex",
@@ -16,3 +33,15 @@ __all__ = [
   "distance",
   "solve",
 ]
+
+
+def __getattr__(name: str):
+  if name not in _MODULES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+  globals()[name] = value = getattr(module, name)  # for the next time
+  return value
+
+
+def __dir__():
+  return sorted({*globals(), *__all__})

@@ -15,11 +15,11 @@ from deepemd_jax.emd.network_simplex import NetworkSimplex
 
 @runtime_checkable
 class Solver(Protocol):
-  """What `solve` and `distance` take; hashable.
+  """A solver that `solve` and `distance` can use; hashable.
 
-  A solver with an attribute `differentiable` that is true differentiates its
-  flow itself; one with a method `value(cost, a, b, plan)` says what its
-  potentials are the derivatives of, if that is not <cost, flow>.
+  A solver may have two more attributes. If `differentiable` is true, its flow
+  has a gradient. A method `value(cost, a, b, plan)` returns the objective whose
+  derivatives its potentials are, if that is not <cost, flow>.
   """
 
   def __call__(
@@ -31,8 +31,12 @@ GRADIENTS = ("exact", "flow")
 
 
 def default_solver() -> Solver:
-  """What serves best on this platform: on a CPU, the host's simplex, unless it
-  plays several devices, which the simplex cannot serve."""
+  """The fastest exact solver on this platform.
+
+  That is `NetworkSimplex` on a CPU, and `InteriorPoint` elsewhere. It is also
+  `InteriorPoint` if the CPU acts as several devices, because the simplex cannot
+  serve those.
+  """
   if jax.default_backend() == "cpu" and jax.local_device_count() == 1:
     return NetworkSimplex()
   return InteriorPoint()
@@ -44,25 +48,27 @@ def solve(
   b: Shaped[Array | np.ndarray, "*#batch m"],
   solver: Solver | None = None,
 ) -> problem.Plan:
-  """The optimal flow and potentials, with the evidence that they are.
+  """Solves transport problems, and certifies how exact the solutions are.
 
-  Nodes of mass 0 are allowed (padding, for one): they move nothing. Totals that
-  differ by more than 1e-5 of the larger mean partial transport: the smaller
+  Nodes of mass 0 are allowed, for padding say, and move nothing. If the totals
+  differ by more than 1e-5 of the larger one, transport is partial: the smaller
   total is moved. A problem without meaning (NaN, infinity, negative mass, zero
-  total) comes out as NaN and does not touch its neighbors in the batch.
+  total) returns NaN and does not affect its neighbors in the batch.
 
   A plan is a constant: no gradient flows through it. `distance` has the
-  gradient of the value; where the optimum is unique, that of the flow with
-  respect to the cost is zero anyway. (`RegularizedQP` is the exception: its
-  flow has a gradient in cost, a and b.)
+  gradient of the value. Where the optimum is unique, the gradient of the flow
+  with respect to the cost is zero anyway. (`RegularizedQP` is the exception:
+  its flow has a gradient with respect to cost, a and b.)
 
   Args:
     cost: [..., n, m], cost of moving a unit of mass from i to j; any sign.
     a: [..., n], masses of the rows, >= 0.
     b: [..., m], masses of the columns, >= 0.
-    solver: `InteriorPoint()`, `NetworkSimplex()`, which are exact,
-      `RegularizedQP()` or `Sinkhorn()`; None is the best exact one for this
-      platform. Batch dimensions are broadcast.
+    solver: `InteriorPoint()` or `NetworkSimplex()`, which are exact, or
+      `RegularizedQP()` or `Sinkhorn()`. None is the fastest exact one on this
+      platform.
+
+  Batch dimensions are broadcast.
 
   Returns:
     A `Plan`, in the inputs' common dtype, at least float32.
@@ -90,15 +96,15 @@ def distance(
 
     d value / dC = X,   d value / da = f,   d value / db = g
 
-  at no further cost. For equal totals f and g are known up to a constant, which
+  at no further cost. For equal totals f and g are known up to a constant. It
   drops out as soon as the masses are scaled to a fixed total, as they must be
   for the totals to stay equal. Where the optimum is not unique (ties) the value
   has a kink, and the gradient is one of its subgradients: a vertex's with
-  NetworkSimplex, near the middle of the optimal face with InteriorPoint.
-  Reverse mode, first order only.
+  `NetworkSimplex`, near the middle of the optimal face with `InteriorPoint`.
+  Only the first derivative is there, in reverse mode.
 
-  `Sinkhorn` returns the entropic objective that it solved, with that one's
-  gradient; `RegularizedQP` returns <C, X> of its smoothed flow X and
+  `Sinkhorn` returns the entropic objective that it solved, and the gradient is
+  that objective's. `RegularizedQP` returns <C, X> of its smoothed flow X and
   differentiates through X, as the paper does.
 
   Args:
@@ -106,9 +112,9 @@ def distance(
     a: [..., n].
     b: [..., m].
     solver: see `solve`.
-    gradient: "exact", or "flow": the flow is taken as constant, so that the
-      masses get no gradient. That is what the official DeepEMD does with its
-      OpenCV solver; for comparison with it.
+    gradient: "exact", or "flow", which takes the flow as constant, so that the
+      masses get no gradient. The official DeepEMD does the latter with its
+      OpenCV solver; choose it to compare with that.
 
   Returns:
     [...], the value; NaN for a problem without meaning.
@@ -128,7 +134,7 @@ def distance(
   cost, a, b = problem.prepare(cost, a, b)
   if gradient == "exact" and getattr(solver, "differentiable", False):
     return jnp.sum(cost * solver(cost, a, b).flow, (-2, -1))
-  if gradient == "flow":  # so that nothing behind the masses is differentiated
+  if gradient == "flow":  # nothing behind the masses is differentiated
     a, b = jax.lax.stop_gradient((a, b))
   return _distance(solver, gradient, cost, a, b)
 

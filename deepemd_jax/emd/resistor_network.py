@@ -1,12 +1,13 @@
 """The resistor network of a transport problem, and its elimination.
 
 The normal equations of an interior point step on the transport polytope are the
-Laplacian of a bipartite network: nodes are rows and columns, D_ij conducts. Its
-nodes are eliminated, rows in closed form, columns in turn, by star-mesh
-transforms, which ADD a conductance between any two neighbors of a node that
-goes. Degrees are summed up from conductances, never updated: nothing is
-subtracted, so nothing cancels, and float32 suffices where a Cholesky
-factorisation breaks down.
+Laplacian of a bipartite network. Its nodes are the rows and columns, and D_ij
+is the conductance between row i and column j. The nodes are eliminated: rows in
+closed form, columns one after another, by star-mesh transforms. Such a
+transform removes a node and ADDS a conductance between any two of its
+neighbors. Degrees are summed from conductances, never updated. So nothing is
+subtracted, nothing cancels, and float32 suffices where a Cholesky factorization
+breaks down.
 
 All arrays have the batch last: [n, m, B], [n, B], [m, B].
 
@@ -25,21 +26,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_PIVOTS = 4  # columns eliminated per pass over the network
-_UNROLLED = 64  # longest sum that is written out; see `_fold`
+_COLUMNS_A_PASS = 4  # columns eliminated in one pass over the network
+_LONGEST_UNROLLED = 64  # terms of a sum that is written out; see `_fold`
 
 
 def heaviest_last(b) -> Callable:
   """A function that swaps the heaviest column and the last; its own inverse.
 
-  The last column is the network's ground, and a heavy node is a good one: with
-  one that is hardly connected a common offset would drown all voltages.
+  The last column is the network's ground. A heavy node is a good ground: with
+  one that is hardly connected, a common offset would drown all voltages.
+
+  Args:
+    b: [m, B], masses of the columns.
   """
   heaviest = jnp.arange(len(b))[:, None] == jnp.argmax(b, 0)
 
   def swap(x):  # [..., m, B]
-    chosen = jnp.where(heaviest, x, 0).sum(-2)
-    return jnp.where(heaviest, x[..., -1:, :], x).at[..., -1, :].set(chosen)
+    column = jnp.where(heaviest, x, 0).sum(-2)
+    return jnp.where(heaviest, x[..., -1:, :], x).at[..., -1, :].set(column)
 
   return swap
 
@@ -53,7 +57,7 @@ class Network(NamedTuple):
     spread: [m, m, B], below the diagonal: how much of a current into column c
       arrives at column j > c when c is eliminated.
     total: [m, B], degree of a column when its turn came; infinite for the
-      ground, and for who else has no neighbor left.
+      ground, and for a column that has no neighbor left.
   """
 
   degree: jax.Array
@@ -63,7 +67,14 @@ class Network(NamedTuple):
 
 
 def eliminate(conductance, leak_a, leak_b, ones) -> Network:
-  """Eliminates the rows, then the columns; leaks go into the ground."""
+  """Eliminates the rows, then the columns.
+
+  Args:
+    conductance: [n, m, B], >= 0.
+    leak_a: [n, B], conductance of each row to the ground, besides its own.
+    leak_b: [m, B], the same for the columns.
+    ones: see `ones`.
+  """
   n, m, _ = conductance.shape
   conductance = conductance.at[:, -1].add(leak_a)
   degree = stored(or_one(summed(conductance, 1)), ones)
@@ -75,13 +86,15 @@ def eliminate(conductance, leak_a, leak_b, ones) -> Network:
   mesh = mesh.at[:, -1].add(leak_b)
 
   def eliminate(i, state):
-    return _eliminate_columns(*state, i * _PIVOTS, _PIVOTS, ones)
+    return _eliminate_columns(
+      *state, i * _COLUMNS_A_PASS, _COLUMNS_A_PASS, ones
+    )
 
-  passes, rest = divmod(m - 1, _PIVOTS)
+  passes, rest = divmod(m - 1, _COLUMNS_A_PASS)
   state = mesh, mesh[0] * 0
   if passes:
     state = lax.fori_loop(0, passes, eliminate, state)
-  mesh, total = _eliminate_columns(*state, passes * _PIVOTS, rest, ones)
+  mesh, total = _eliminate_columns(*state, passes * _COLUMNS_A_PASS, rest, ones)
   row, column = jnp.arange(m)[:, None, None], jnp.arange(m)[:, None]
   return Network(
     degree=degree,
@@ -94,8 +107,9 @@ def eliminate(conductance, leak_a, leak_b, ones) -> Network:
 def _eliminate_columns(mesh, totals, start, count, ones):
   """Star-mesh transforms of columns start, ..., start + count - 1.
 
-  Above its diagonal the mesh holds conductances between columns; below it, in
-  place of those of columns that are gone, what `Network.spread` says.
+  Above its diagonal the mesh [m, m, B] holds conductances between columns.
+  Below it, `Network.spread` takes the place of the conductances of columns that
+  are eliminated.
   """
   if not count:
     return mesh, totals
@@ -133,36 +147,65 @@ def potentials(network, into_rows, into_columns, ones):
   return u, -voltage
 
 
+def refine(network, conductance, currents, into_rows, into_columns, ones):
+  """Adds what is missing until currents have the sums that they should have.
+
+  Args:
+    network: the elimination of `conductance`.
+    conductance: [n, m, B], D.
+    currents: x [n, m, B], u [n, B] and v [m, B].
+    into_rows: [n, B], the row sums that x should have.
+    into_columns: [m, B], the column sums that x should have.
+    ones: see `ones`.
+
+  Returns:
+    x + D (u' + v'), u + u' and v + v', of which the first has these sums up to
+    rounding. To repeat this with the result is iterative refinement.
+  """
+  x, u, v = currents
+  more_u, more_v = potentials(
+    network,
+    stored(into_rows - summed(x, 1), ones),
+    stored(into_columns - summed(x, 0), ones),
+    ones,
+  )
+  x = x + conductance * (more_u[:, None] + more_v)
+  return x, u + more_u, v + more_v
+
+
 def ones(a, m: int):
-  """[max(n, m), B] ones for `stored`, which the compiler takes for data."""
+  """[max(n, m), B] ones for `stored` that the compiler takes for data."""
   shape = max(len(a), m), *a.shape[1:]
   return jnp.broadcast_to(jnp.where(a[:1] >= 0, 1, a[:1]), shape)
 
 
 def stored(x, ones):
-  """x, [k, B] or [B], computed once.
+  """Returns x, [k, B] or [B], and makes XLA compute it only once.
 
-  A vector that meets a matrix is wanted once per row. Rather than store it, XLA
-  for CPUs computes it each time, and what it is made of, unless it ends in a
-  division, which passes for expensive. Without this, steps take ten times as
-  long; optimization_barrier is gone before it could help.
+  A vector that meets a matrix is needed once per row. XLA for CPUs does not
+  store such a vector: it computes it again for each row, with all that leads to
+  it. A division stops it, because XLA takes divisions for expensive. Without
+  this, a step takes ten times as long. (`optimization_barrier` does not help:
+  XLA removes it too early.)
   """
   return x / (ones[: len(x)] if x.ndim == 2 else ones[0])
 
 
 def summed(x, axis):
+  """The sum along an axis that is not the last."""
   return _fold(operator.add, x, axis)
 
 
 def _fold(operation, x, axis):
   """Reduces an axis that is not the last.
 
-  Written out, XLA for CPUs makes one vectorized pass of it, several times
-  faster than of its own reductions. It grows the program, hence the limit.
+  XLA for CPUs makes one vectorized pass of a reduction that is written out;
+  that is several times faster than its own reductions. It also makes the
+  program longer, hence the limit.
   """
-  if x.shape[axis] > _UNROLLED:
-    whole = {operator.add: jnp.sum, jnp.maximum: jnp.max}
-    return whole[operation](x, axis)
+  if x.shape[axis] > _LONGEST_UNROLLED:
+    reductions = {operator.add: jnp.sum, jnp.maximum: jnp.max}
+    return reductions[operation](x, axis)
   parts = (lax.index_in_dim(x, i, axis, False) for i in range(x.shape[axis]))
   return functools.reduce(operation, parts)
 
@@ -174,5 +217,5 @@ def reach(x, change):
 
 
 def or_one(degree):
-  """Nodes without a connection keep a harmless divisor."""
+  """`degree`, or 1 where it is 0: a harmless divisor for isolated nodes."""
   return jnp.where(degree > 0, degree, 1)

@@ -1,4 +1,4 @@
-"""Entropic transport by ott-jax: what most JAX users would reach for first.
+"""Entropic transport by ott-jax, which most JAX users would try first.
 
 References:
   Cuturi, "Sinkhorn Distances", NeurIPS 2013.
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.scipy import special
 from jaxtyping import Array, Float
 
-from deepemd_jax.emd import problem
+from deepemd_jax.emd import certificate, problem
 
 
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn:
-  """Device solver of the entropic problem, for comparison.
+  """Solves the entropic problem on the device, to compare with.
 
       min_X <C, X> + epsilon sum_ij X_ij log(X_ij M / (a_i b_j))
 
@@ -25,12 +25,14 @@ class Sinkhorn:
   returns this objective, entropy included, and its exact gradient.
 
   Attributes:
-    epsilon: in units of cost. The blur of the plan: accuracy needs a small one,
-      and time grows as 1 / epsilon.
-    threshold: ott's; sum of a marginal's errors, as a share of the mass.
-    max_iterations: ott's.
-    epsilon_start: ott's schedule: begins at this multiple of epsilon,
-    epsilon_decay: and is multiplied by this each iteration.
+    epsilon: how much the plan is blurred, in units of cost. Accuracy needs a
+      small epsilon, and time grows as 1 / epsilon.
+    threshold: where ott stops: the sum of a marginal's errors, as a share of
+      the mass.
+    max_iterations: bound on ott's iterations.
+    epsilon_start: ott's first epsilon, as a multiple of `epsilon`.
+    epsilon_decay: ott multiplies its epsilon by this after each iteration,
+      until it is `epsilon`.
 
   Raises:
     ValueError: a value is out of range.
@@ -61,40 +63,40 @@ class Sinkhorn:
     """Solves problems that `problem.prepare` has checked; see `emd.solve`.
 
     Args:
-      cost: see `emd.solve`, as a and b.
-      a: masses.
-      b: masses.
+      cost: [..., n, m]; see `emd.solve`.
+      a: [..., n].
+      b: [..., m].
       start: potentials (f, g) of a similar problem, for a warm start.
 
     Returns:
       A plan. `gap` bounds the distance of <cost, flow> from the exact value,
-      blur included; `converged` tells if ott met its threshold.
+      blur included; `converged` tells whether ott met its threshold.
     """
     batch, dtype = cost.shape[:-2], cost.dtype
-    standard = problem.standardize(*problem.batch_last(cost, a, b))
-    mass = standard.a.sum(0)
+    scaled = problem.scale_problem(*problem.batch_last(cost, a, b))
+    mass = scaled.a.sum(0)
 
     if start is None:
-      f, g = jnp.zeros_like(standard.a), jnp.zeros_like(standard.b)
+      f, g = jnp.zeros_like(scaled.a), jnp.zeros_like(scaled.b)
     else:
       flat = (x.reshape(-1, x.shape[-1]).T for x in start)
-      f, g = problem.without_units(standard, *flat)
-    span = jnp.where(standard.span > 0, standard.span, 1)
-    masses = standard.a / mass, standard.b / mass
-    solved = jax.vmap(self._solve_one, in_axes=-1, out_axes=-1)
-    flow, f, g, steps, done = solved(
-      standard.cost, *masses, self.epsilon / span, f, g
+      f, g = problem.scale_potentials(scaled, *flat)
+    cost_range = jnp.where(scaled.cost_range > 0, scaled.cost_range, 1)
+    masses = scaled.a / mass, scaled.b / mass
+    solve = jax.vmap(self._solve_one, in_axes=-1, out_axes=-1)
+    flow, f, g, steps, done = solve(
+      scaled.cost, *masses, self.epsilon / cost_range, f, g
     )
-    plan = problem.finish(standard, flow * mass, f, g, steps, dtype=dtype)
+    plan = certificate.certify(scaled, flow * mass, f, g, steps, dtype=dtype)
     f, g = (
-      jnp.where(standard.good, x, jnp.nan)
-      for x in problem.in_units(standard, f, g)
+      jnp.where(scaled.valid, x, jnp.nan)
+      for x in problem.unscale_potentials(scaled, f, g)
     )
-    plan = plan._replace(f=f, g=g, converged=standard.good & done)
+    plan = plan._replace(f=f, g=g, converged=scaled.valid & done)
     return problem.batch_first(plan, batch)
 
   def value(self, cost, a, b, plan: problem.Plan) -> Float[Array, "..."]:
-    """The objective, [...]: that of the dual, which it equals."""
+    """The objective, [...], by way of the dual objective, which equals it."""
     del cost
     total_a, total_b = a.sum(-1), b.sum(-1)
     larger = jnp.maximum(total_a, total_b)
@@ -103,7 +105,12 @@ class Sinkhorn:
     return (a * plan.f).sum(-1) + (b * plan.g).sum(-1)
 
   def _solve_one(self, cost, a, b, epsilon, f, g):
-    """Flow, potentials relative to a_i b_j, iterations, and success."""
+    """Solves one problem [n, m], [n], [m] by ott.
+
+    Returns:
+      Flow [n, m], potentials [n] and [m] relative to a_i b_j, iterations, and
+      whether ott met its threshold.
+    """
     # Here, not at the top: ott takes a second to import.
     from ott.geometry import epsilon_scheduler, geometry
     from ott.problems.linear import linear_problem
@@ -118,7 +125,7 @@ class Sinkhorn:
     log_a = jnp.log(jnp.where(a > 0, a, 1))
     log_b = jnp.log(jnp.where(b > 0, b, 1))
     # ott's potentials contain the logarithms of the masses.
-    found = solver(
+    output = solver(
       linear_problem.LinearProblem(
         geometry.Geometry(cost, epsilon=schedule), a=a, b=b
       ),
@@ -127,10 +134,10 @@ class Sinkhorn:
         jnp.where(b > 0, g + epsilon * log_b, -jnp.inf),
       ),
     )
-    g = jnp.where(b > 0, found.g - epsilon * log_b, 0)
+    g = jnp.where(b > 0, output.g - epsilon * log_b, 0)
     f = -epsilon * special.logsumexp((g - cost) / epsilon, 1, b)
     completed = -epsilon * special.logsumexp(
       (f[:, None] - cost) / epsilon, 0, a[:, None]
     )
     g = jnp.where(b > 0, g, completed)
-    return found.matrix, f, g, found.n_iters, found.converged
+    return output.matrix, f, g, output.n_iters, output.converged

@@ -1,33 +1,88 @@
-"""The solvers by name (to be replaced at the merge)."""
+"""The solvers by name, as a run's settings and help texts have them.
+
+To add a solver, write its file and add a line to `SOLVERS`. This module loads
+neither JAX nor NumPy.
+"""
 
 import dataclasses
+import difflib
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from deepemd_jax.emd.api import Solver
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
+  """One solver.
+
+  Attributes:
+    title: one plain line for help texts.
+    path: "package.module:Class"; "" where `emd` chooses.
+    settings: the arguments of the class that a run can set.
+  """
+
   title: str
-  path: str = ""
+  path: str
   settings: tuple[str, ...] = ()
 
 
-SOLVERS = {
-  "auto": Entry("the best exact one for this platform"),
-  "interior_point": Entry("", "deepemd_jax.emd.interior_point:InteriorPoint"),
+SOLVERS: dict[str, Entry] = {
+  "auto": Entry(
+    "exact: network_simplex on one CPU device, interior_point elsewhere", ""
+  ),
+  "interior_point": Entry(
+    "exact, on the device: the choice for a GPU or TPU",
+    "deepemd_jax.emd.interior_point:InteriorPoint",
+  ),
   "network_simplex": Entry(
-    "", "deepemd_jax.emd.network_simplex:NetworkSimplex"
+    "exact, on the host: the choice for a CPU",
+    "deepemd_jax.emd.network_simplex:NetworkSimplex",
   ),
   "regularized_qp": Entry(
-    "", "deepemd_jax.emd.regularized_qp:RegularizedQP", ("form", "l2_strength")
+    "the paper's smoothed problem, to compare with it",
+    "deepemd_jax.emd.regularized_qp:RegularizedQP",
+    ("form", "l2_strength"),
   ),
-  "sinkhorn": Entry("", "deepemd_jax.emd.sinkhorn:Sinkhorn", ("epsilon",)),
+  "sinkhorn": Entry(
+    "the entropic problem, by ott-jax, to compare with it",
+    "deepemd_jax.emd.sinkhorn:Sinkhorn",
+    ("epsilon",),
+  ),
 }
 
 
-def make_solver(name, **settings):
+def make_solver(name: str, **settings: Any) -> "Solver | None":
+  """Makes a solver from its name.
+
+  Args:
+    name: a key of `SOLVERS`.
+    **settings: any of the settings in `SOLVERS`. The solver gets those that it
+      takes; the others are ignored, so that a run can pass all that it has.
+
+  Returns:
+    The solver; None for "auto", which lets `emd.solve` and `emd.distance`
+    choose.
+
+  Raises:
+    ValueError: no solver has this name, or a setting is out of range.
+    TypeError: no solver takes a setting of such a name.
+  """
+  if name not in SOLVERS:
+    near = difflib.get_close_matches(name, SOLVERS, 2)
+    advice = f"use one of {', '.join(SOLVERS)}"
+    if near:
+      advice = f"did you mean {' or '.join(near)}?"
+    raise ValueError(f"there is no solver {name!r}; {advice}")
+  known_settings = {x for entry in SOLVERS.values() for x in entry.settings}
+  if unknown := settings.keys() - known_settings:
+    raise TypeError(f"no solver takes {', '.join(sorted(unknown))}")
   entry = SOLVERS[name]
   if not entry.path:
     return None
-  module, _, attribute = entry.path.partition(":")
-  solver = getattr(importlib.import_module(module), attribute)
-  return solver(**{k: settings[k] for k in entry.settings if k in settings})
+  module, _, class_name = entry.path.partition(":")
+  solver_class = getattr(importlib.import_module(module), class_name)
+  return solver_class(
+    **{key: value for key, value in settings.items() if key in entry.settings}
+  )

@@ -1,5 +1,5 @@
-"""The GPU kernel: where it is taken, and, on a GPU, that it does what the
-other way does. What it computes is tested with the solvers, interpreted."""
+"""The GPU kernel: where it is used, and, on a GPU, that it agrees with the
+other implementation. `test_solvers` tests what it computes, interpreted."""
 
 import functools
 import types
@@ -15,13 +15,13 @@ from deepemd_jax.emd import interior_point_gpu
 
 TARGET = "__gpu$xla.gpu.triton"
 needs_gpu = pytest.mark.skipif(
-  not interior_point_gpu.at_home(),
+  not interior_point_gpu.is_available(),
   reason="needs an NVIDIA GPU, and JAX_PLATFORMS=cuda,cpu",
 )
 
 
 def traced(function, n, m, dtype=jnp.float32):
-  """With 8 problems."""
+  """A solver, or a function, traced with 8 problems."""
   if isinstance(function, emd.InteriorPoint):
     function = functools.partial(emd.solve, solver=function)
   shapes = (8, n, m), (8, n), (8, m)
@@ -42,7 +42,7 @@ def lowered(solver, n, m, dtype=jnp.float32, platform="cuda"):
 
 @pytest.fixture
 def a_gpu(monkeypatch):
-  monkeypatch.setattr(interior_point_gpu, "at_home", lambda: True)
+  monkeypatch.setattr(interior_point_gpu, "is_available", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_others_do_not(a_gpu):
     ("cpu", None, False),
   ],
 )
-def test_where_it_is_at_home(platform, capability, expected, monkeypatch):
+def test_where_it_is_available(platform, capability, expected, monkeypatch):
   device = types.SimpleNamespace(platform=platform)
   if capability:
     device.compute_capability = capability
   monkeypatch.setattr(jax, "local_devices", lambda: [device])
-  assert interior_point_gpu.at_home.__wrapped__() is expected
+  assert interior_point_gpu.is_available.__wrapped__() is expected
 
 
 def test_many_mapped_dimensions_are_one_grid():
@@ -104,16 +104,16 @@ def test_many_mapped_dimensions_are_one_grid():
   cost, a, b = emd_solvers.problems(16, 5)
   a, b = emd_solvers.masses(a), emd_solvers.masses(b)
 
+  @jax.jit
   def value(cost, a, b):
     return emd.distance(cost, a, b, emd.InteriorPoint(kernel=True))
 
-  flat = jax.jit(value)(cost, a, b)
   many = value
   for _ in range(4):
     many = jax.vmap(many)
   shaped = [x.reshape(2, 2, 2, 2, *x.shape[1:]) for x in (cost, a, b)]
-  found = jax.jit(many)(*shaped)
-  np.testing.assert_allclose(found.ravel(), flat, rtol=1e-6)
+  values = jax.jit(many)(*shaped).ravel()
+  np.testing.assert_allclose(values, value(cost, a, b), rtol=1e-6)
   # And one of the arguments the same for all.
   shared = jax.jit(jax.vmap(value, (0, None, 0)))(cost, a[0], b)
   repeated = np.repeat(a[:1], 16, 0)
@@ -122,7 +122,7 @@ def test_many_mapped_dimensions_are_one_grid():
 
 @needs_gpu
 @pytest.mark.parametrize("n", [1, 9, 25, 38, 63])
-def test_on_a_gpu_it_agrees_with_the_other_way(n):
+def test_on_a_gpu_it_agrees_with_the_other_implementation(n):
   cost, a, b = emd_solvers.problems(375, n)
   a, b = emd_solvers.masses(a), emd_solvers.masses(b)
   ours, other = (

@@ -1,0 +1,65 @@
+"""The solvers whose promises are tested. A new solver gets a row here."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from deepemd_jax import emd
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A solver, and what it promises.
+
+  Attributes:
+    solver: the solver.
+    exact: whether it solves the problem itself, not a smoothed one.
+    float64: whether it takes float64.
+    derivative_error: how far from finite differences its gradient may be, in
+      float64.
+  """
+
+  solver: Any
+  exact: bool = True
+  float64: bool = True
+  derivative_error: float = 1e-6
+
+  @property
+  def x64(self) -> bool:
+    """Smoothed problems are solved in float64, to compare them closely."""
+    return not self.exact
+
+
+TABLE = {
+  "network_simplex": Row(emd.NetworkSimplex()),
+  "interior_point": Row(emd.InteriorPoint()),
+  "interior_point kernel": Row(emd.InteriorPoint(kernel=True), float64=False),
+  "regularized_qp": Row(
+    emd.RegularizedQP("L2", 0.05), exact=False, derivative_error=2e-4
+  ),
+  "regularized_qp QP": Row(
+    emd.RegularizedQP("QP"), exact=False, derivative_error=2e-4
+  ),
+  "sinkhorn": Row(
+    emd.Sinkhorn(0.05, threshold=1e-11, max_iterations=100_000),
+    exact=False,
+    derivative_error=2e-4,
+  ),
+}
+# The form "QP" runs the same code as "L2", with other numbers.
+SOAK = ("regularized_qp QP",)
+EXACT = {name: row for name, row in TABLE.items() if row.exact}
+FLOAT64 = {name: row for name, row in TABLE.items() if row.float64}
+
+
+def each(table=TABLE, soak=()):
+  """Runs a test for each solver of a table; for those in `soak` only there.
+
+  The test takes `solver`, and `x64` if the solver computes in float64.
+  """
+  cases = []
+  for name, row in table.items():
+    marks = [pytest.mark.soak] if name in (*SOAK, *soak) else []
+    cases.append(pytest.param(row, row.x64, id=name, marks=marks))
+  return pytest.mark.parametrize(("row", "x64"), cases, indirect=["x64"])

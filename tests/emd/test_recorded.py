@@ -1,0 +1,146 @@
+"""Exact solvers on recorded problems, whose answers others computed."""
+
+import jax
+import numpy as np
+import pytest
+from paths import GOLDEN
+from solver_table import EXACT
+from transport_problems import join, solve
+
+from benchmarks import emd_solvers
+from deepemd_jax import emd
+
+RECORDED = np.load(GOLDEN / "emd.npz")
+QPTH = np.load(GOLDEN / "qpth.npz")
+SIZES = ("9x9", "13x13", "25x25", "9x13", "13x9", "1x25", "25x1")
+LARGE = ("38x38", "25x38")
+# Solvers in both types; a case is a row of the table and whether in float64.
+CASES = {
+  f"{name} {64 if x64 else 32}": (row, x64)
+  for name, row in EXACT.items()
+  for x64 in (False, True)[: 2 if row.float64 else 1]
+}
+
+
+def each_case(*, soak=()):
+  """Those in `soak` take long to compile, and are left to `make soak`."""
+  cases = [
+    pytest.param(*case, id=name, marks=[pytest.mark.soak] * (name in soak))
+    for name, case in CASES.items()
+  ]
+  return pytest.mark.parametrize(("row", "x64"), cases, indirect=["x64"])
+
+
+def recorded(size, dtype):
+  return [RECORDED[f"{size}_{k}"].astype(dtype) for k in ("cost", "w1n", "w2n")]
+
+
+def check(cost, a, b, plan, mass, exact, x64):
+  """Values, marginals and gaps of problems whose exact values are known."""
+  plan = jax.tree.map(np.asarray, plan)
+  value = (cost.astype(np.float64) * plan.flow).sum((1, 2))
+  error = np.abs(value - exact) / mass
+  assert error.max() <= (1e-9 if x64 else 2e-5)
+  assert (plan.flow >= 0).all()
+  # b is rescaled to a's total where they are nearly equal.
+  ratio = a.sum(1, keepdims=True) / b.sum(1, keepdims=True)
+  ratio = np.where(np.abs(ratio - 1) < 1e-4, ratio, 1.0)
+  tolerance = (1e-9 if x64 else 1e-5) * mass[:, None]
+  assert (plan.flow.sum(2) - a <= tolerance).all()
+  assert (plan.flow.sum(1) - b * ratio <= tolerance).all()
+  rounding = (1e-12 if x64 else 4e-6) * mass
+  assert (error * mass <= plan.gap + rounding).all()
+  assert plan.converged.all()
+
+
+def masses_and_values(sizes, count):
+  """What moves in each problem, and its exact value by POT, [count]."""
+  mass = [min(map(int, size.split("x"))) for size in sizes for _ in range(64)]
+  exact = np.concatenate([RECORDED[f"{size}_pot_obj"] for size in sizes])
+  return np.resize(mass, count), np.resize(exact, count)
+
+
+@each_case()
+def test_recorded_problems(row, x64):
+  """64 problems a size: correlated, tied, repeated, zero costs, spikes.
+
+  Of seven sizes in one batch, filled up by nodes without mass. In float64 three
+  of the sizes; `make soak` solves all, each as it is.
+  """
+  sizes = ("9x9", "25x25", "9x13") if x64 else SIZES
+  count = 192 if x64 else 500
+  groups = [recorded(size, np.float64 if x64 else np.float32) for size in sizes]
+  problem = join(*groups, count=count, n=25, m=25)
+  plan = solve(*problem, solver=row.solver)
+  check(*problem, plan, *masses_and_values(sizes, count), x64)
+
+
+@pytest.mark.parametrize("row", EXACT.values(), ids=EXACT)
+def test_large_recorded_problems(row):
+  """And five of DeepEMD's that rest on the way: the interior point method once
+  gave up one or more of them."""
+  groups = [recorded(size, np.float32) for size in LARGE]
+  cost, a, b = emd_solvers.problems(375, 38)
+  which = [8, 121, 131, 148, 263]
+  a, b = (emd_solvers.masses(x[which]) for x in (a, b))
+  problem = join(*groups, (cost[which], a, b), count=133, n=38, m=38)
+  plan = solve(*problem, solver=row.solver)
+  assert plan.converged.all()
+  first = jax.tree.map(lambda x: x[:128], (*problem, plan))
+  check(*first, *masses_and_values(LARGE, 128), False)
+
+
+@pytest.mark.soak
+@each_case()
+@pytest.mark.parametrize("size", SIZES + LARGE)
+def test_recorded_problems_as_they_are(row, x64, size):
+  problem = recorded(size, np.float64 if x64 else np.float32)
+  plan = solve(*problem, solver=row.solver)
+  check(*problem, plan, *masses_and_values([size], 64), x64)
+
+
+def gradients_in_weights(solver, x64):
+  """Gradients of logits in raw weights, [48, 25] each: those of 16 recorded
+  problems of 9 nodes, 16 of 25, and 16 of qpth's of 25."""
+  dtype = np.float64 if x64 else np.float32
+  names = "cost", "w1", "w2"
+  groups = [[RECORDED[f"grad_9x9_{k}"] for k in names]]
+  groups += [[RECORDED[f"grad_25x25_{k}"] for k in names]]
+  groups += [[QPTH[f"25x25_{k}"] for k in names]]
+  cost, *weights = (
+    x.astype(dtype) for x in join(*groups, count=48, n=25, m=25)
+  )
+  n = np.repeat([9, 25, 25], 16).astype(dtype)
+
+  def logits(w1, w2):
+    a, b = (w * (n / w.sum(-1))[:, None] for w in (w1, w2))
+    return (12.5 / n * (n - emd.distance(cost, a, b, solver))).sum()
+
+  gradients = jax.jit(jax.grad(logits, (0, 1)))(*weights)
+  return [np.asarray(x) for x in gradients]
+
+
+def compare(gradient, expected, good, largest):
+  """Relative to the largest entry of each problem's gradient."""
+  assert good.sum() >= 8
+  scale = np.abs(expected[good]).max(-1, keepdims=True)
+  assert (np.abs(gradient - expected)[good] / scale).max() < largest
+
+
+@each_case(soak=["interior_point 64"])  # `test_solvers` has those of 5 x 7
+def test_recorded_gradients_through_the_weight_normalization(row, x64):
+  """d logit / d raw weights at stable, non-degenerate vertices; and where qpth
+  is right: its QP, differentiated, gives what duality gives for nothing."""
+  loose = not x64 and isinstance(row.solver, emd.InteriorPoint)
+  ours = gradients_in_weights(row.solver, x64)
+  for gradient, name in zip(ours, ("w1", "w2"), strict=True):
+    for place, size in enumerate(("9x9", "25x25")):
+      get = lambda k, size=size: RECORDED[f"grad_{size}_{k}"]  # noqa: E731
+      expected = get(f"ref_glogit_{name}")
+      part = gradient[16 * place : 16 * place + 16, : expected.shape[1]]
+      good = get("stable") & get("nondegenerate")
+      compare(part, expected, good, 1e-2 if loose else 1e-3)
+    good = QPTH["25x25_L2e-6_agree_glogit_w1"] < 1e-3
+    # Theirs is within 1e-3 of the exact one; float32 potentials within 1e-2.
+    theirs = QPTH[f"25x25_L2e-6_glogit_{name}"]
+    compare(gradient[32:], theirs, good, 1e-2 if loose else 2e-3)
