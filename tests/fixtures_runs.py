@@ -21,7 +21,6 @@ from deepemd_jax import main
 RECIPE = ROOT / "configs" / "folder.py"
 TINY = {
   "image.size": 32,
-  "emd.solver": "interior_point",  # its programs are kept, see conftest.py
   "model.width": 0.0625,
   "data.fractions": (0.4, 0.3, 0.3),
   "episode.way": 2,

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from fixtures_runs import call, command, run
@@ -61,28 +62,14 @@ def test_a_run_leaves_everything_behind(finished, shared):
     assert list((finished / stage).rglob("events.out.tfevents*"))
 
 
-def test_the_same_again_trains_nothing_and_repeats_whatever_the_batch_sizes(
-  copy, images
-):
+def test_the_same_again_trains_nothing_and_repeats(copy, images):
   before = results(copy)
   (copy / "results.json").unlink()
   logs = [copy / x / "metrics.jsonl" for x in ("pretrain", "metatrain")]
   contents = [log.read_bytes() for log in logs]
-  sizes = {"evaluate.batch_size": 7, "evaluate.encode_batch_size": 5}
-  run(copy, images, sizes | {"evaluate.pictures": 0})
+  run(copy, images, {"evaluate.pictures": 0})
   assert results(copy) == before
   assert [log.read_bytes() for log in logs] == contents
-
-
-def test_another_test_set_is_named_beside_the_one_trained_on(
-  copy, images, capsys
-):
-  other = {"data.test_name": "folder:original", "evaluate.episodes": 2}
-  run(copy, images, EVALUATE | other)
-  names = {k: v["name"] for k, v in results(copy)["protocol"].items()}
-  assert names == {"trained on": "folder:61", "tested on": "folder:original"}
-  printed = capsys.readouterr().out
-  assert printed.startswith("folder:61 to folder:original: 2-way")
 
 
 def test_a_data_set_that_is_not_there_is_explained(tmp_path):
@@ -127,21 +114,28 @@ def test_a_checkpoint_of_another_width_lists_what_differs(copy, images):
   assert "layer1" in line
 
 
-def test_a_workdir_that_is_read_only_is_refused_at_once(images, tmp_path):
+# What `main.run` does first, without what it imports.
+CHECK = """
+import pathlib, sys
+from deepemd_jax.config import workdir
+workdir.check(pathlib.Path(sys.argv[1]), {}, trains=True)
+"""
+
+
+def test_a_workdir_that_is_read_only_is_refused_at_once(tmp_path):
   workdir = tmp_path / "run"
   workdir.mkdir()
   workdir.chmod(0o555)
-  arguments = command(workdir, images)
+  arguments = [sys.executable, "-c", CHECK, workdir]
   if os.geteuid() == 0:  # whom permissions do not stop
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
     arguments = ["unshare", "-m", "sh", "-c", script, workdir, *arguments]
     if subprocess.run(["unshare", "-m", "true"]).returncode:
       pytest.skip("root, and not allowed to mount anything read-only")
-  ended = call(arguments, code=2)
-  assert ended.stderr == (
-    f"deepemd_jax: error: cannot write to workdir {workdir}: "
-    f"{ended.stderr.split(': ')[3].split(';')[0]}; give another --workdir\n"
-  )
+  ended = call(arguments, code=1)
+  last = ended.stderr.splitlines()[-1]
+  assert f"InputError: cannot write to workdir {workdir}: " in last
+  assert last.endswith("; give another --workdir")
   assert not list(workdir.iterdir())
 
 
@@ -197,7 +191,20 @@ def test_worker_processes_change_nothing(finished, images, tmp_path):
 
 
 @pytest.mark.soak
-def test_the_command_again_repeats(copy, images):
+def test_the_command_again_repeats_whatever_the_batch_sizes(copy, images):
   before = results(copy)
+  (copy / "results.json").unlink()
+  sizes = {"evaluate.batch_size": 7, "evaluate.encode_batch_size": 5}
+  call(command(copy, images, EVALUATE | sizes))
+  assert results(copy) == before
   call(command(copy, images))
   assert results(copy) == before
+
+
+@pytest.mark.soak
+def test_another_test_set_is_named_beside_the_one_trained_on(copy, images):
+  other = {"data.test_name": "folder:original", "evaluate.episodes": 2}
+  ended = call(command(copy, images, EVALUATE | other))
+  names = {k: v["name"] for k, v in results(copy)["protocol"].items()}
+  assert names == {"trained on": "folder:61", "tested on": "folder:original"}
+  assert ended.stdout.startswith("folder:61 to folder:original: 2-way")
