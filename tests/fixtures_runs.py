@@ -4,6 +4,7 @@ Workers share it; a test that changes a workdir copies it first.
 """
 
 import fcntl
+import json
 import os
 import pathlib
 import runpy
@@ -65,6 +66,20 @@ def run(workdir, images, fields=None) -> None:
   with config.ignore_type():  # of tuples, of any length
     config.update_from_flattened_dict(_fields(images, fields))
   main.run(config.lock(), pathlib.Path(workdir))
+
+
+def results(workdir) -> dict:
+  """results.json without what may differ between equal runs."""
+  fields = json.loads((workdir / "results.json").read_text())
+  fields.pop("timing")
+  return fields
+
+
+def rows(directory, stage) -> list[dict]:
+  """What a training stage has logged so far."""
+  path = directory / stage / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines]
 
 
 def _fields(images, fields) -> dict:

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fixtures_runs import call, command, run
+from fixtures_runs import call, command, results, rows, run
 from paths import ROOT
-from test_end_to_end import results
 
 from deepemd_jax.checkpoints.manager import Checkpoints
 from deepemd_jax.errors import InputError
@@ -45,15 +44,9 @@ def send(process, number, when) -> int:
   """Sends a signal as soon as `when()`; the exit code."""
   while process.poll() is None and not when():
     time.sleep(0.01)
-  assert process.poll() is None
+  assert process.poll() is None, "it has ended too early"
   process.send_signal(number)
   return process.wait()
-
-
-def rows(workdir, stage="metatrain"):
-  path = workdir / stage / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.exists() else []
-  return [json.loads(line) for line in lines]
 
 
 def last_weights(workdir):
@@ -76,7 +69,10 @@ def test_killed_then_terminated_a_run_ends_as_if_nothing_had_happened(
   stage = {"stages": ("pretrain",)}
   arguments = command(workdir, images, stage)
   with started(arguments, errors) as process:
-    code = send(process, signal.SIGKILL, lambda: rows(workdir, "pretrain"))
+    log = workdir / "pretrain" / "metrics.jsonl"
+    code = send(
+      process, signal.SIGKILL, lambda: log.exists() and log.read_bytes()
+    )
     assert code == -signal.SIGKILL, errors.read_text()
   with started(arguments, errors) as process:
     began = "pretrain: step 0 of 16"
@@ -105,7 +101,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
   errors = capfd.readouterr().err
   assert f"{steps / '3'} is damaged" in errors
   assert f"kept as {steps / 'damaged.3'}" in errors
-  assert rows(copy) == rows(finished)
+  assert rows(copy, "metatrain") == rows(finished, "metatrain")
 
 
 def fit(directory):

@@ -1,91 +1,61 @@
-"""launch/colab.ipynb runs from its first cell to its last, in a checkout."""
+"""launch/colab.ipynb: its cells run in this process on the tiny run of
+`fixtures_runs`; for soak, in a Jupyter kernel from the first to the last."""
 
 import csv
 import json
+import pathlib
 import shlex
 import shutil
 
-import nbclient
 import nbformat
-import numpy as np
 import pytest
+from fixtures_runs import TINY
+from IPython.core.inputtransformer2 import TransformerManager
 from paths import ROOT
-from PIL import Image, ImageDraw
+from PIL import Image
 
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
-SMALL = [
-  "--config.data.name=folder",
-  "--config.image.size=32",
-  "--config.image.pretrain_size=32",
-  "--config.model.width=0.0625",
-  "--config.data.fractions=(0.4, 0.3, 0.3)",
-  "--config.episode.way=2",
-  "--config.episode.query=3",
-  "--config.pretrain.epochs=2",
-  "--config.pretrain.batch_size=8",
-  "--config.pretrain.validate_every=2",
-  "--config.pretrain.validation_episodes=4",
-  "--config.metatrain.epochs=1",
-  "--config.metatrain.steps=2",
-  "--config.metatrain.validation_episodes=4",
-  "--config.evaluate.episodes=7",
-  "--config.evaluate.batch_size=7",
-  "--config.evaluate.pictures=1",
-  "--config.evaluate.more=()",
-  "--config.evaluate.variants=()",
-]
-
-
-def draw(folder):
-  """Ten classes of eight drawings: a polygon of class-specific corners."""
-  rng = np.random.default_rng(0)
-  for corners in range(3, 13):
-    (folder / f"corners_{corners:02d}").mkdir(parents=True)
-    for i in range(8):
-      noise = rng.integers(0, 90, (48, 48, 3), dtype=np.uint8)
-      image = Image.fromarray(noise)
-      ImageDraw.Draw(image).regular_polygon(
-        (24, 24, 14), corners, rotation=int(rng.integers(360)), fill="white"
-      )
-      image.save(folder / f"corners_{corners:02d}" / f"{i}.png")
-
-
-def text(cell):
-  """What a cell has printed."""
-  return "".join(
-    output.get("text", "") for output in cell.get("outputs", [])
-  ).replace("\r\n", "\n")
+# What the quickstart does beyond the tiny run.
+LESS = {
+  "data.name": "folder",
+  "image.pretrain_size": 32,
+  "evaluate.more": (),
+  "evaluate.variants": (),
+}
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-  """(the executed notebook, its workdir)."""
-  place = tmp_path_factory.mktemp("notebook")
-  root = place / "checkout"
+def notebook():
+  return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def make_checkout(place):
+  """What the notebook needs of the repository, around a folder for it."""
   for name in ("deepemd_jax", "configs"):
     shutil.copytree(
-      ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__")
+      ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__")
     )
-  shutil.copy(ROOT / "pyproject.toml", root)
-  (root / "launch").mkdir()
-  draw(place / "images")
-  data = [f"--config.data.folder={place / 'images'}"]
-  data += [f"--config.data.directory={place / 'kept'}"]
-  notebook = nbformat.read(NOTEBOOK, as_version=4)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("DEEPEMD_FLAGS", shlex.join([*SMALL, *data]))
-    patch.setenv("IPYTHONDIR", str(place / "ipython"))
-    nbclient.NotebookClient(
-      notebook,
-      timeout=300,
-      kernel_name="python3",
-      resources={"metadata": {"path": str(root / "launch")}},
-    ).execute()
-  return notebook, root / "runs" / "quickstart"
+  shutil.copy(ROOT / "pyproject.toml", place)
+  (place / "launch").mkdir()
+  return place
 
 
-def test_it_is_committed_without_outputs():
-  notebook = nbformat.read(NOTEBOOK, as_version=4)
+class Shell:
+  """Stands for a notebook's `!command`: notes it down, and runs nothing. The
+  first test has left results.json behind, and the second one does it again."""
+
+  def __init__(self, names, finished):
+    self._names, self._finished = names, finished
+    self.commands = []
+
+  def system(self, command):
+    self.commands.append(shlex.split(command.format(**self._names)))
+    if "deepemd_jax.main" in command:
+      workdir = self._names["workdir"]
+      shutil.copytree(self._finished, workdir, dirs_exist_ok=True)
+
+
+def test_it_is_committed_without_outputs(notebook):
   nbformat.validate(notebook)
   before = None
   for cell in notebook.cells:
@@ -95,39 +65,107 @@ def test_it_is_committed_without_outputs():
     before = cell.cell_type
 
 
+@pytest.fixture(scope="module")
+def executed(notebook, shared, tmp_path_factory):
+  """(names after the last cell, what was printed, commands, images shown)."""
+  root = make_checkout(tmp_path_factory.mktemp("notebook") / "checkout")
+  names = {"__name__": "__main__"}
+  shell = Shell(names, shared / "run")
+  names["get_ipython"] = lambda: shell
+  printed, shown = [], []
+  transform = TransformerManager().transform_cell
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(root / "launch")
+    patch.syspath_prepend(root / "launch")  # puts sys.path back at the end
+    patch.delenv("DEEPEMD_FLAGS", raising=False)
+    patch.setattr("IPython.display.display", shown.append)
+    names["print"] = lambda *x, sep=" ": printed.append(sep.join(map(str, x)))
+    for number, cell in enumerate(notebook.cells):
+      if cell.cell_type == "code":
+        place = f"{NOTEBOOK.name}, cell {number}"
+        exec(compile(transform(cell.source), place, "exec"), names)
+  return names, printed, shell.commands, shown
+
+
+def test_cells_use_the_checkout_around_them_and_install_nothing(executed):
+  names, printed, *_ = executed
+  assert f"using {names['root']}" in printed
+  assert "installed: nothing, all is there" in printed
+
+
+def test_commands(executed):
+  names, _, (devices, train, test), _ = executed
+  assert devices[1:] == ["-c", "import jax; print(jax.devices())"]
+  module = [names["python"], "-u", "-m", "deepemd_jax.main"]
+  config, workdir = "configs/quickstart.py", names["workdir"]
+  assert train == [*module, f"--config={config}", f"--workdir={workdir}"]
+  assert test == [*train, '--config.stages=("evaluate",)']
+  assert (names["root"] / config).is_file()
+
+
 def test_results(executed):
-  _, workdir = executed
-  heads = json.loads((workdir / "results.json").read_text())["heads"]
-  assert {"deepemd", "deepemd_equal_weights", "prototype"} <= set(heads)
-  assert all(0 <= row["accuracy"] <= 100 for row in heads.values())
-
-
-def test_the_second_test_repeats_the_numbers(executed):
-  notebook, _ = executed
-  said = [line for cell in notebook.cells for line in text(cell).splitlines()]
-  assert "the same numbers: True" in said
-  assert "installed: nothing, all is there" in said
-  assert any("CpuDevice" in line for line in said)
+  names, printed, *_ = executed
+  heads = json.loads((names["workdir"] / "results.json").read_text())["heads"]
+  for head, row in heads.items():
+    assert any(
+      line.startswith(head) and f"{row['accuracy']:.2f} +-" in line
+      for line in printed
+    )
+  assert "the same numbers: True" in printed
 
 
 def test_figures(executed):
-  notebook, workdir = executed
-  for name in ("learning_curves", "matched_regions", "own_images"):
-    Image.open(workdir / "figures" / f"{name}.png").verify()
-  shown = [
-    output
-    for cell in notebook.cells
-    for output in cell.get("outputs", [])
-    if "image/png" in output.get("data", {})
+  names, _, _, shown = executed
+  figures = [pathlib.Path(image.filename) for image in shown]
+  assert [path.stem for path in figures] == [
+    *("learning_curves", "matched_regions", "own_images")
   ]
-  assert len(shown) == 3
+  for path in figures:
+    assert path.parent == names["workdir"] / "figures"
+    Image.open(path).verify()
 
 
 def test_predictions(executed):
-  _, workdir = executed
+  check_predictions(executed[0]["workdir"])
+
+
+def check_predictions(workdir):
   with (workdir / "predictions.csv").open() as file:
     rows = list(csv.DictReader(file))
   assert [row["image"] for row in rows] == [f"query-{x}.png" for x in "AKZ"]
   for row in rows:
     assert row["class"] in "AKZ" and 1 / 3 <= float(row["probability"]) <= 1
   assert workdir.with_suffix(".zip").exists()
+
+
+@pytest.mark.soak
+def test_in_a_jupyter_kernel(images, tmp_path, monkeypatch):
+  """The real commands, with small numbers, and IPython's own shell."""
+  import nbclient
+
+  notebook = nbformat.read(NOTEBOOK, as_version=4)  # outputs are put into it
+  root = make_checkout(tmp_path / "checkout")
+  data = {"data.folder": images, "data.directory": f"{images}-kept"}
+  flags = [f"--config.{k}={v}" for k, v in (TINY | LESS | data).items()]
+  monkeypatch.setenv("DEEPEMD_FLAGS", shlex.join(flags))
+  monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+  nbclient.NotebookClient(
+    notebook,
+    timeout=300,
+    kernel_name="python3",
+    resources={"metadata": {"path": str(root / "launch")}},
+  ).execute()
+  outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
+  text = "".join(x.get("text", "") for x in outputs)
+  lines = text.replace("\r\n", "\n").splitlines()
+  assert "the same numbers: True" in lines
+  assert "installed: nothing, all is there" in lines
+  assert any("CpuDevice" in line for line in lines)
+  assert sum("image/png" in x.get("data", {}) for x in outputs) == 3
+  workdir = root / "runs" / "quickstart"
+  heads = json.loads((workdir / "results.json").read_text())["heads"]
+  assert {"deepemd", "deepemd_equal_weights", "prototype"} <= set(heads)
+  assert all(0 <= row["accuracy"] <= 100 for row in heads.values())
+  for name in ("learning_curves", "matched_regions", "own_images"):
+    Image.open(workdir / "figures" / f"{name}.png").verify()
+  check_predictions(workdir)
