@@ -41,7 +41,10 @@ def run(
     InputError: the config, the data or the workdir do not fit.
   """
   validate.validate(config)
-  from deepemd_jax.config import feasible, resolve  # which load JAX
+  from deepemd_jax.config import feasible  # loads NumPy
+
+  feasible.check_data(config)
+  from deepemd_jax.config import resolve  # loads JAX
 
   settings = resolve.resolve(config)
   # Stated, so that test episodes may change in a workdir, and these may not.

@@ -4,8 +4,24 @@ from deepemd_jax.config.changes import changed
 from deepemd_jax.config.settings import Settings
 from deepemd_jax.config.stages import STAGES
 from deepemd_jax.data import episodes
-from deepemd_jax.data.sources import open_source
+from deepemd_jax.data.sources import DataSpec, open_source
 from deepemd_jax.errors import InputError
+
+
+def check_data(config) -> None:
+  """Refuses data sets that have to be fetched first; loads no JAX, so that the
+  answer comes at once.
+
+  Args:
+    config: as `defaults.get_config`; its values have been validated.
+
+  Raises:
+    MissingData: it says what to fetch, and how.
+  """
+  data = config.data
+  spec = DataSpec(data.name, data.test_name, data.directory, data.folder)
+  for split in _splits(set(config.stages)):
+    open_source(spec, split=split).check()
 
 
 def check_feasible(settings: Settings) -> None:
