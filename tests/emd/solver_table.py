@@ -18,12 +18,15 @@ class Row:
     float64: whether it takes float64.
     derivative_error: how far from finite differences its gradient may be, in
       float64.
+    passes_vma_check: whether it runs under JAX's check of what varies over the
+      devices of a shard_map. Pallas's interpreter and ott do not.
   """
 
   solver: Any
   exact: bool = True
   float64: bool = True
   derivative_error: float = 1e-6
+  passes_vma_check: bool = True
 
   @property
   def x64(self) -> bool:
@@ -34,7 +37,9 @@ class Row:
 TABLE = {
   "network_simplex": Row(emd.NetworkSimplex()),
   "interior_point": Row(emd.InteriorPoint()),
-  "interior_point kernel": Row(emd.InteriorPoint(kernel=True), float64=False),
+  "interior_point kernel": Row(
+    emd.InteriorPoint(kernel=True), float64=False, passes_vma_check=False
+  ),
   "regularized_qp": Row(
     emd.RegularizedQP("L2", 0.05), exact=False, derivative_error=2e-4
   ),
@@ -45,6 +50,7 @@ TABLE = {
     emd.Sinkhorn(0.05, threshold=1e-11, max_iterations=100_000),
     exact=False,
     derivative_error=2e-4,
+    passes_vma_check=False,
   ),
 }
 # The form "QP" runs the same code as "L2", with other numbers.

@@ -75,7 +75,7 @@ def test_flows_and_gradients_of_qpth(size, tag, x64):
   # qpth's marginals are only right to about 1e-6, which may save it something.
   assert (ours <= other + 1e-5 * mass).all()
   near = np.abs(plan.flow - theirs).max((1, 2)) < 1e-4
-  assert near.mean() >= 0.6
+  assert near.mean() >= (0.6 if x64 else 0.5)
 
   if f"{size}_{tag}_agree_gR_w1" not in RECORDED:
     return

@@ -121,8 +121,7 @@ def test_transformations_agree(row, x64):
       mesh=mesh,
       in_specs=spec,
       out_specs=spec,
-      # Pallas's interpreter does not pass the check.
-      check_vma=row is not TABLE["interior_point kernel"],
+      check_vma=row.passes_vma_check,
     )
   )
   np.testing.assert_allclose(sharded(cost, a, b), value, atol=2e-5)
