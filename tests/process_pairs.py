@@ -79,16 +79,17 @@ class Pair:
       place = [address, "2", str(i)]
       if not positional:
         place = [f"{n}={x}" for n, x in zip(names, place, strict=True)]
-      self.processes.append(
-        subprocess.Popen(
-          [*arguments, *place, *(more if i else ())],
-          cwd=ROOT,
-          # Otherwise the coordinator listens to the network.
-          env={**environment, "JAX_COORDINATOR_BIND_ADDRESS": address},
-          stdout=subprocess.DEVNULL,
-          stderr=open(self.logs[i], "w"),
+      with open(self.logs[i], "w") as log:
+        self.processes.append(
+          subprocess.Popen(
+            [*arguments, *place, *(more if i else ())],
+            cwd=ROOT,
+            # Otherwise the coordinator listens to the network.
+            env={**environment, "JAX_COORDINATOR_BIND_ADDRESS": address},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+          )
         )
-      )
 
   def __enter__(self):
     return self
@@ -139,7 +140,7 @@ def rows(workdir, stage):
   """A stage's metrics, without speed."""
   return [
     {k: v for k, v in json.loads(line).items() if "second" not in k}
-    for line in (workdir / stage / "metrics.jsonl").open()
+    for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()
   ]
 
 

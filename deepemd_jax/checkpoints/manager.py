@@ -20,6 +20,7 @@ import numpy as np
 from deepemd_jax.checkpoints import integrity
 from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import terminal
 
 _NO_SCORE = -1e30  # JSON has no infinity
 _TICK = 0.05  # seconds between two looks at a save
@@ -199,7 +200,7 @@ class Checkpoints:
         restored = self.restore(step, model=model, train=train)
       except integrity.Damaged as error:
         damaged.append(step)
-        integrity.say(error.problem)
+        terminal.note(f"deepemd_jax: {error.problem}")
         continue
       if damaged:
         integrity.set_aside(self._directory, damaged)
