@@ -189,7 +189,9 @@ def test_worker_processes_change_nothing(finished, images, tmp_path):
   rows, expected = (
     [
       {k: v for k, v in json.loads(line).items() if "second" not in k}
-      for line in (place / "pretrain" / "metrics.jsonl").open()
+      for line in (place / "pretrain" / "metrics.jsonl")
+      .read_text()
+      .splitlines()
     ]
     for place in (workdir, finished)
   )
