@@ -6,7 +6,6 @@ import socket
 import subprocess
 import time
 
-import fixtures_runs
 import numpy as np
 from fixtures_runs import command
 from paths import ROOT
@@ -29,11 +28,6 @@ LONG = {
   "evaluate.pictures": 0,
 }
 SHORT = LONG | {"pretrain.epochs": 2}
-
-
-def command(workdir, images, *flags) -> list[str]:
-  """The command line of a tiny run, with more flags."""
-  return [*fixtures_runs.command(workdir, images), *flags]
 
 
 def free_port():

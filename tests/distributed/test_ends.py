@@ -16,7 +16,6 @@ from process_pairs import (
   SHORT,
   Pair,
   assert_same_training,
-  command,
   free_port,
   rows,
   run,

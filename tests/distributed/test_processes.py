@@ -18,7 +18,6 @@ from process_pairs import (
   LONG,
   Pair,
   assert_same_training,
-  command,
   free_port,
   rows,
   run,
