@@ -172,8 +172,8 @@ def start_watchdog(workdir: pathlib.Path) -> None:
   place.mkdir(parents=True, exist_ok=True)
   _watchdog = Watchdog(place, _index, _count, end)
   barrier("watch")
-  # All have given their first sign of life. Who has heard it misses a process
-  # of this machine that ends right now at once, not after a silence.
+  # Everyone has given a first sign of life. Once it is read, a process of this
+  # machine that ends is noticed at once, and not only after a silence.
   _watchdog.check_peers()
 
 
