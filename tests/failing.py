@@ -16,7 +16,7 @@ import jax
 from deepemd_jax import main
 from deepemd_jax.checkpoints.manager import Checkpoints
 from deepemd_jax.data import loader
-from deepemd_jax.evaluation import fewshot
+from deepemd_jax.evaluation.episodes import EpisodeScorer
 
 kind, victim = sys.argv.pop(1), int(sys.argv.pop(1))
 calls = itertools.count(1)
@@ -49,18 +49,18 @@ def save_then_signal(*arguments, **options):
 
 
 def signal_then_score(*arguments, **options):
-  """A validation asks for accuracies twice, once for each head."""
+  """A validation scores twice, once for each head."""
   if is_victim(3):
     os.kill(os.getpid(), signal.SIGTERM)
   return score(*arguments, **options)
 
 
 prefetch, save = loader.prefetch, Checkpoints.save
-score = fewshot.accuracies
+score = EpisodeScorer.__call__
 if kind == "saved":
   Checkpoints.save = save_then_signal
 elif kind == "signal":
-  fewshot.accuracies = signal_then_score
+  EpisodeScorer.__call__ = signal_then_score
 else:
   loader.prefetch = fail_or_hang
 main.entry()

@@ -1,39 +1,33 @@
 """Small runs by one process, by two, or on several devices of one."""
 
 import json
+import os
 import socket
 import subprocess
 import time
 
-import fixtures_runs
 import numpy as np
+from fixtures_runs import command
 from paths import ROOT
 
 from deepemd_jax.checkpoints import integrity
 
 # All stages, checkpoints close together, and time to send a signal. Learning
-# rates are low, so that rounding stays rounding; three episodes a step do not
-# divide by any number of devices here; and "auto" would be another solver on
-# several CPU devices of one process.
-LONG = [
-  "--config.pretrain.epochs=10",
-  "--config.pretrain.batch_size=16",
-  "--config.pretrain.validate_every=1",
-  "--config.pretrain.lr=2e-4",
-  "--config.metatrain.batch_size=3",
-  "--config.metatrain.epochs=1",
-  "--config.metatrain.steps=1",
-  "--config.metatrain.lr=2e-4",
-  '--config.evaluate.heads=("deepemd","prototype")',
-  "--config.evaluate.pictures=0",
-  "--config.emd.solver=interior_point",
-]
-SHORT = [*LONG, "--config.pretrain.epochs=2"]
-
-
-def command(workdir, images, *flags) -> list[str]:
-  """The command line of a tiny run, with more flags."""
-  return [*fixtures_runs.command(workdir, images), *flags]
+# rates are low, so that rounding stays rounding, and three episodes a step do
+# not divide by any number of devices here.
+LONG = {
+  "pretrain.epochs": 6,
+  "pretrain.batch_size": 16,
+  "pretrain.validate_every": 1,
+  "pretrain.lr": 2e-4,
+  "metatrain.batch_size": 3,
+  "metatrain.epochs": 1,
+  "metatrain.steps": 1,
+  "metatrain.lr": 2e-4,
+  "evaluate.heads": ("deepemd", "prototype"),
+  "evaluate.pictures": 0,
+}
+SHORT = LONG | {"pretrain.epochs": 2}
 
 
 def free_port():
@@ -42,16 +36,16 @@ def free_port():
     return listener.getsockname()[1]
 
 
-def run(workdir, images, environment, *flags, devices=1):
+def run(workdir, images, fields=None, *, devices=1):
   """One process, so many CPU devices; it must end well."""
   more = f"--xla_force_host_platform_device_count={devices}"
-  flags_of_xla = f"{environment.get('XLA_FLAGS', '')} {more}"
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {more}"
   done = subprocess.run(
-    command(workdir, images, *(flags or LONG)),
+    command(workdir, images, LONG | (fields or {})),
     capture_output=True,
     text=True,
     cwd=ROOT,
-    env={**environment, "XLA_FLAGS": flags_of_xla} if devices > 1 else None,
+    env={**os.environ, "XLA_FLAGS": flags} if devices > 1 else None,
   )
   assert done.returncode == 0, done.stderr[-3000:]
 
@@ -61,16 +55,13 @@ class Pair:
 
   Args:
     arguments: of both.
-    environment: of both.
     folder: for what they say.
     positional: whether (coordinator, count, index) follow as plain arguments,
       not as flags.
     more: further arguments of the second.
   """
 
-  def __init__(
-    self, arguments, environment, folder, *, positional=False, more=()
-  ):
+  def __init__(self, arguments, folder, *, positional=False, more=()):
     address = f"127.0.0.1:{free_port()}"
     names = ("--coordinator", "--num_processes", "--process_id")
     self.logs = [folder / f"log{i}" for i in (0, 1)]
@@ -79,16 +70,17 @@ class Pair:
       place = [address, "2", str(i)]
       if not positional:
         place = [f"{n}={x}" for n, x in zip(names, place, strict=True)]
-      self.processes.append(
-        subprocess.Popen(
-          [*arguments, *place, *(more if i else ())],
-          cwd=ROOT,
-          # Otherwise the coordinator listens to the network.
-          env={**environment, "JAX_COORDINATOR_BIND_ADDRESS": address},
-          stdout=subprocess.DEVNULL,
-          stderr=open(self.logs[i], "w"),
+      with open(self.logs[i], "w") as log:
+        self.processes.append(
+          subprocess.Popen(
+            [*arguments, *place, *(more if i else ())],
+            cwd=ROOT,
+            # Otherwise the coordinator listens to the network.
+            env={**os.environ, "JAX_COORDINATOR_BIND_ADDRESS": address},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+          )
         )
-      )
 
   def __enter__(self):
     return self
@@ -139,7 +131,7 @@ def rows(workdir, stage):
   """A stage's metrics, without speed."""
   return [
     {k: v for k, v in json.loads(line).items() if "second" not in k}
-    for line in (workdir / stage / "metrics.jsonl").open()
+    for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()
   ]
 
 

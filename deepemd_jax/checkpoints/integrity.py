@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 
 from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import terminal
 
 _SHOWN = 5  # names in a message
 META = "metadata"  # orbax's name for the file of a JSON document
@@ -218,7 +218,7 @@ def check_scores(directory: pathlib.Path, *, repair: bool) -> None:
     error = Damaged(step, "its score is not what was saved")
     if not repair or step != steps[-1] or len(steps) == 1:
       raise error
-    say(error.problem)
+    terminal.note(f"deepemd_jax: {error.problem}")
     set_aside(directory, [_number(step)])
 
 
@@ -243,15 +243,8 @@ def set_aside(directory: pathlib.Path, steps: list[int]) -> None:
       place = directory / f"damaged.{step}"
       shutil.rmtree(place, ignore_errors=True)
       os.rename(directory / str(step), place)
-    say(f"going on from the one before; kept as {place}")
+    terminal.note(f"deepemd_jax: going on from the one before; kept as {place}")
   runtime.barrier("damage set aside")
-
-
-def say(message: str) -> None:
-  """Tells the person at the terminal, in one line and from process 0."""
-  if runtime.is_main():
-    sys.stderr.write(f"deepemd_jax: {message}\n")
-    sys.stderr.flush()
 
 
 def first_sentence(error: BaseException) -> str:

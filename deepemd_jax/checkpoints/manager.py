@@ -20,6 +20,7 @@ import numpy as np
 from deepemd_jax.checkpoints import integrity
 from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import terminal
 
 _NO_SCORE = -1e30  # JSON has no infinity
 _TICK = 0.05  # seconds between two looks at a save
@@ -199,7 +200,7 @@ class Checkpoints:
         restored = self.restore(step, model=model, train=train)
       except integrity.Damaged as error:
         damaged.append(step)
-        integrity.say(error.problem)
+        terminal.note(f"deepemd_jax: {error.problem}")
         continue
       if damaged:
         integrity.set_aside(self._directory, damaged)
@@ -290,17 +291,13 @@ def _open_manager(directory: pathlib.Path, keep_latest: int, read_only: bool):
   registry = ocp.type_handlers.create_type_handler_registry(
     (np.ndarray, arrays())
   )
-  part = lambda: ocp.PyTreeCheckpointHandler(type_handler_registry=registry)  # noqa: E731
-  return manager(
-    directory,
-    options=options,
-    # Stated, because a manager that has not saved yet cannot guess them.
-    item_handlers={
-      "model": part(),
-      "train": part(),
-      "meta": ocp.JsonCheckpointHandler(),
-    },
-  )
+  handlers = {
+    part: ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    for part in ("model", "train")
+  }
+  handlers["meta"] = ocp.JsonCheckpointHandler()
+  # Stated, because a manager that has not saved yet cannot guess them.
+  return manager(directory, options=options, item_handlers=handlers)
 
 
 def _rank(metrics: dict) -> tuple[float, int]:
@@ -314,9 +311,8 @@ def _orbax_classes() -> tuple[type, type]:
   ocp = _orbax()
 
   class Manager(ocp.CheckpointManager):
-    """Leaves signals to `runtime.should_stop`. Tells of a `failure` in the
-    background before the other processes have heard of it, which they may
-    never."""
+    """Leaves signals to `runtime.should_stop`, and keeps a `failure` in the
+    background, of which the other processes may never hear."""
 
     failure: BaseException | None = None
 

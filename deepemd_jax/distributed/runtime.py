@@ -163,14 +163,18 @@ def start_watchdog(workdir: pathlib.Path) -> None:
   import numpy as np
   from jax.experimental import multihost_utils
 
-  token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time() % 1e9)))
   folder = workdir / ".processes"
   if is_main():
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    # An earlier run's, and before the others can have written anything.
+    shutil.rmtree(folder, ignore_errors=True)
+  token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time() % 1e9)))
   place = folder / str(token)
   place.mkdir(parents=True, exist_ok=True)
   _watchdog = Watchdog(place, _index, _count, end)
   barrier("watch")
+  # Everyone has given a first sign of life. Once it is read, a process of this
+  # machine that ends is noticed at once, and not only after a silence.
+  _watchdog.check_peers()
 
 
 def barrier(name: str) -> None:

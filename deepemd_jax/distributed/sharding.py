@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import InputError
 
 AXIS = "data"
@@ -97,7 +96,6 @@ def shard_batch(tree):
   Returns:
     Arrays [`pad_to_devices`(count), ...], split over all devices.
   """
-  runtime.mark_progress()
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(
       batch_sharding(), np.asarray(x)

@@ -1,26 +1,21 @@
 """What the tests of devices and processes share."""
 
-import os
-
 import pytest
+from fixtures_runs import draw
 from process_pairs import run
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-  """Of the processes that are started."""
-  return dict(os.environ)
+def images(tmp_path_factory):
+  """The drawings of the tiny run, which these tests need not wait for."""
+  folder = tmp_path_factory.mktemp("drawings") / "images"
+  draw(folder)
+  return folder
 
 
 @pytest.fixture(scope="session")
-def images(shared):
-  """The images of the tiny run; to be copied before they are changed."""
-  return shared / "images"
-
-
-@pytest.fixture(scope="session")
-def one_device(images, environment, tmp_path_factory):
+def one_device(images, tmp_path_factory):
   """The workdir of a run by one process on one device."""
   workdir = tmp_path_factory.mktemp("one") / "run"
-  run(workdir, images, environment)
+  run(workdir, images)
   return workdir

@@ -9,13 +9,13 @@ import time
 
 import numpy as np
 import pytest
+from fixtures_runs import command
 from paths import ROOT
 from process_pairs import (
   LONG,
   SHORT,
   Pair,
   assert_same_training,
-  command,
   free_port,
   rows,
   run,
@@ -29,34 +29,31 @@ pytestmark = pytest.mark.soak
 
 # As a user tests a trained encoder in several ways, one after the other.
 EVALUATIONS = {
-  "file": [
-    "--config.evaluate.memory=0.0",
-    '--config.evaluate.heads=("prototype",)',
-  ],
-  "redrawn": [
-    "--config.nodes.kind=sampling",
-    "--config.nodes.redraw=True",
-    '--config.evaluate.heads=("prototype","chamfer")',
-  ],
-  "four": [
-    "--config.episode.shot=4",
-    "--config.episode.query=2",
-    "--config.sfc.epochs=3",
-    '--config.evaluate.heads=("deepemd",)',
-  ],
+  "file": {"evaluate.memory": 0.0, "evaluate.heads": ("prototype",)},
+  "redrawn": {
+    "nodes.kind": "sampling",
+    "nodes.redraw": True,
+    "evaluate.heads": ("prototype", "chamfer"),
+  },
+  "four": {
+    "episode.shot": 4,
+    "episode.query": 2,
+    "sfc.epochs": 3,
+    "evaluate.heads": ("deepemd",),
+  },
 }
-SIMPLEX = ["--config.emd.solver=network_simplex"]
-
-
-def evaluate(name):
-  return [*LONG, *EVALUATIONS[name], '--config.stages=("evaluate",)']
+TRAIN_AND_TEST = LONG | {
+  "pretrain.epochs": 20,
+  "stages": ("pretrain", "evaluate"),
+}
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_every_evaluation_finds_the_same_on_any_devices(
-  name, one_device, images, environment, tmp_path
+  name, one_device, images, tmp_path
 ):
   """All of them test the encoders that one device has trained."""
+  fields = LONG | EVALUATIONS[name] | {"stages": ("evaluate",)}
   found = []
   for devices in (1, 8):
     workdir = tmp_path / str(devices)
@@ -64,20 +61,18 @@ def test_every_evaluation_finds_the_same_on_any_devices(
     for path in one_device.iterdir():
       (workdir / path.name).symlink_to(path)
     (workdir / "results.json").unlink()
-    run(workdir, images, environment, *evaluate(name), devices=devices)
+    run(workdir, images, fields, devices=devices)
     found.append(scores(workdir))
   (workdir / "results.json").unlink()
-  arguments = command(workdir, images, *evaluate(name))
-  with Pair(arguments, environment, tmp_path) as pair:
+  arguments = command(workdir, images, fields)
+  with Pair(arguments, tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
   assert found == [scores(workdir)] * 2
 
 
-def test_two_processes_do_all_stages_as_one_does(
-  one_device, images, environment, tmp_path
-):
+def test_two_processes_do_all_stages_as_one_does(one_device, images, tmp_path):
   workdir = tmp_path / "run"
-  with Pair(command(workdir, images, *LONG), environment, tmp_path) as pair:
+  with Pair(command(workdir, images, LONG), tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
   for stage in ("pretrain", "metatrain"):
     assert_same_training(one_device, workdir, stage, parts="model")
@@ -88,35 +83,29 @@ def test_two_processes_do_all_stages_as_one_does(
   assert scores(workdir) == scores(one_device)
 
 
-def test_two_processes_with_the_simplex_do_as_one_does(
-  images, environment, tmp_path
-):
+def test_two_processes_with_the_simplex_do_as_one_does(images, tmp_path):
   workdirs = tmp_path / "one", tmp_path / "two"
-  flags = [*SHORT, *SIMPLEX, "--config.metatrain.batch_size=7"]
-  flags += ["--config.metatrain.steps=3"]
-  run(workdirs[0], images, environment, *flags)
-  with Pair(
-    command(workdirs[1], images, *flags), environment, tmp_path
-  ) as pair:
+  fields = SHORT | {"emd.solver": "network_simplex", "metatrain.steps": 3}
+  run(workdirs[0], images, fields)
+  with Pair(command(workdirs[1], images, fields), tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
   for stage in ("pretrain", "metatrain"):
     assert_same_training(*workdirs, stage)
   assert scores(workdirs[0]) == scores(workdirs[1])
 
 
-def test_ends_are_shared_and_nothing_is_lost(images, environment, tmp_path):
+def test_ends_are_shared_and_nothing_is_lost(images, tmp_path):
   """The same command, again and again, each time with another end, and then
   whole, against a run that nothing happened to. All stages that train have one
   loop."""
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
-  flags = [*LONG, '--config.stages=("pretrain","evaluate")']
-  arguments = command(workdir, images, *flags)
+  arguments = command(workdir, images, TRAIN_AND_TEST)
   for victim, number in (
     *((1, signal.SIGKILL), (0, signal.SIGKILL)),
     # Ctrl-C, which becomes TERM.
     *((1, signal.SIGINT), (1, signal.SIGSTOP)),
   ):
-    with Pair(arguments, environment, tmp_path) as pair:
+    with Pair(arguments, tmp_path) as pair:
       pair.wait_for_progress(workdir, victim, 20)
       pair.processes[victim].send_signal(number)
       began = time.monotonic()
@@ -136,7 +125,7 @@ def test_ends_are_shared_and_nothing_is_lost(images, environment, tmp_path):
         continue
       assert code == LOST and named(victim) in errors, errors
       assert "the same command goes on" in errors.splitlines()[-1]
-  assert_untouched(workdir, untouched, flags, images, environment)
+  assert_untouched(workdir, untouched, TRAIN_AND_TEST, images)
   last, expected = (rows(w, "pretrain")[-1] for w in (workdir, untouched))
   # Not the training loss: a row after a stop is the mean since the restart.
   for name in ("step", "val_accuracy", "val_prototype"):
@@ -147,21 +136,19 @@ def named(index):
   return f"process {index} of 2 (host {socket.gethostname()}, pid"
 
 
-def assert_untouched(workdir, untouched, flags, images, environment):
+def assert_untouched(workdir, untouched, fields, images):
   """The same command again ends as one that nothing happened to."""
   for folder in (workdir, untouched):
-    arguments = command(folder, images, *flags)
-    with Pair(arguments, environment, untouched.parent) as pair:
+    arguments = command(folder, images, fields)
+    with Pair(arguments, untouched.parent) as pair:
       assert pair.wait() == [0, 0], pair.errors(0)
   assert results(workdir) == results(untouched)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_an_error_in_one_of_them_ends_both(
-  victim, images, environment, tmp_path
-):
+def test_an_error_in_one_of_them_ends_both(victim, images, tmp_path):
   other = 1 - victim
-  with failing("fail", tmp_path / "run", images, environment, victim) as pair:
+  with failing("fail", tmp_path / "run", images, victim) as pair:
     codes = pair.wait()
     assert codes[victim] == 1, pair.errors(victim)
     assert codes[other] == LOST, pair.errors(other)
@@ -174,13 +161,12 @@ def test_an_error_in_one_of_them_ends_both(
 def test_a_full_disk_ends_both(
   one_device,  # for the copies of the images, which are there then
   images,
-  environment,
   tmp_path,
 ):
   """Process 0 cannot write; the other waits for it inside orbax."""
   limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "-"]
-  arguments = [*limited, *command(tmp_path / "run", images, *SHORT)]
-  with Pair(arguments, environment, tmp_path) as pair:
+  arguments = [*limited, *command(tmp_path / "run", images, SHORT)]
+  with Pair(arguments, tmp_path) as pair:
     assert pair.wait(120) == [2, 2], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert last.startswith("deepemd_jax: error: a checkpoint in"), last
@@ -188,17 +174,17 @@ def test_a_full_disk_ends_both(
     assert named(0) in pair.errors(1).splitlines()[-1]
 
 
-def test_another_config_in_one_of_them_ends_both(images, environment, tmp_path):
+def test_another_config_in_one_of_them_ends_both(images, tmp_path):
   arguments = command(tmp_path / "run", images)
   other = ["--config.metatrain.lr=0.1"]
-  with Pair(arguments, environment, tmp_path, more=other) as pair:
+  with Pair(arguments, tmp_path, more=other) as pair:
     assert pair.wait(60) == [2, 2], pair.errors(0)
     for index in (0, 1):
       last = pair.errors(index).splitlines()[-1]
       assert "process 1 of 2 was started with another config" in last
 
 
-def test_one_that_has_not_its_share_of_a_batch_ends_both(environment, tmp_path):
+def test_one_that_has_not_its_share_of_a_batch_ends_both(tmp_path):
   """While the other waits inside a computation, which says nothing."""
   code = f"""
 import pathlib, sys, time
@@ -218,14 +204,14 @@ except Exception as error:
   runtime.abort(error)
 """
   arguments = [sys.executable, "-c", code]
-  with Pair(arguments, environment, tmp_path, positional=True) as pair:
+  with Pair(arguments, tmp_path, positional=True) as pair:
     assert pair.wait(90) == [LOST, LOST], pair.errors(0)
     *done, last = pair.errors(0).splitlines()
     assert done[-2:] == ["2.0", "2.0"]
     assert "process 1 of 2" in last and "is stuck" in last
 
 
-def test_one_that_nobody_joins_ends(environment):
+def test_one_that_nobody_joins_ends():
   """Although it is inside JAX's own waiting."""
   code = f"""
 from deepemd_jax.distributed import runtime
@@ -237,7 +223,6 @@ runtime.initialize("127.0.0.1:{free_port()}", 2, 1)
     capture_output=True,
     text=True,
     cwd=ROOT,
-    env=environment,
     timeout=60,
   )
   assert done.returncode == LOST, done.stderr
@@ -246,7 +231,7 @@ runtime.initialize("127.0.0.1:{free_port()}", 2, 1)
   assert "not all processes have come" in last
 
 
-def test_one_that_ends_before_the_first_step_ends_both(environment, tmp_path):
+def test_one_that_ends_before_the_first_step_ends_both(tmp_path):
   code = """
 import os, signal, sys
 from deepemd_jax.distributed import runtime
@@ -259,29 +244,29 @@ except Exception as error:
   runtime.abort(error)
 """
   arguments = [sys.executable, "-c", code]
-  with Pair(arguments, environment, tmp_path, positional=True) as pair:
+  with Pair(arguments, tmp_path, positional=True) as pair:
     assert pair.wait(60) == [LOST, -signal.SIGKILL], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert "another process has ended before the first step" in last
 
 
-def test_one_that_hangs_though_alive_ends_both(images, environment, tmp_path):
-  with failing("hang", tmp_path / "run", images, environment) as pair:
+def test_one_that_hangs_though_alive_ends_both(images, tmp_path):
+  with failing("hang", tmp_path / "run", images) as pair:
     assert pair.wait() == [LOST, LOST], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert "process 1 of 2" in last and "is stuck" in last
-  arguments = command(tmp_path / "run", images, *SHORT)
-  with Pair(arguments, environment, tmp_path) as pair:
+  arguments = command(tmp_path / "run", images, SHORT)
+  with Pair(arguments, tmp_path) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
 
 
-def test_a_storm_of_signals_loses_nothing(images, environment, tmp_path):
+def test_a_storm_of_signals_loses_nothing(images, tmp_path):
   """At any time after they have met, to any of them."""
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
   rng = np.random.default_rng(0)
-  arguments = command(workdir, images, *SHORT)
+  arguments = command(workdir, images, SHORT)
   for _ in range(12):
-    with Pair(arguments, environment, tmp_path) as pair:
+    with Pair(arguments, tmp_path) as pair:
       victim = int(rng.integers(2))
       number = signal.SIGKILL if rng.random() < 0.4 else signal.SIGTERM
       time.sleep(rng.uniform(8, 30))
@@ -294,25 +279,23 @@ def test_a_storm_of_signals_loses_nothing(images, environment, tmp_path):
       else:
         # The second is JAX's own watch over process 0, which may be quicker.
         assert codes[1 - victim] in (LOST, -signal.SIGABRT), errors
-  assert_untouched(workdir, untouched, SHORT, images, environment)
+  assert_untouched(workdir, untouched, SHORT, images)
 
 
-def test_a_signal_while_they_save_is_heeded(images, environment, tmp_path):
-  with failing("saved", tmp_path / "run", images, environment) as pair:
+def test_a_signal_while_they_save_is_heeded(images, tmp_path):
+  with failing("saved", tmp_path / "run", images) as pair:
     assert pair.wait() == [143, 143], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert "and saved; the same command goes on" in last
 
 
-def test_a_signal_while_they_validate_loses_nothing(
-  images, environment, tmp_path
-):
+def test_a_signal_while_they_validate_loses_nothing(images, tmp_path):
   """The step is saved before its score is known, and then once more."""
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
-  with failing("signal", workdir, images, environment) as pair:
+  with failing("signal", workdir, images) as pair:
     assert pair.wait() == [143, 143], pair.errors(0)
     assert "and saved; the same command goes on" in pair.errors(0)
-  assert_untouched(workdir, untouched, SHORT, images, environment)
+  assert_untouched(workdir, untouched, SHORT, images)
   scores_of = [
     [row.get("val_accuracy") for row in rows(x, "pretrain")]
     for x in (workdir, untouched)
@@ -320,10 +303,9 @@ def test_a_signal_while_they_validate_loses_nothing(
   assert scores_of[0] == scores_of[1]
 
 
-def failing(kind, workdir, images, environment, victim=1):
+def failing(kind, workdir, images, victim=1):
   """A pair of `tests/failing.py`."""
-  arguments = command(workdir, images, *SHORT)
+  arguments = command(workdir, images, SHORT)
   assert arguments[1:3] == ["-m", "deepemd_jax.main"]
   arguments[1:3] = ["tests/failing.py", kind, str(victim)]
-  environment = {**environment, "PYTHONPATH": str(ROOT)}
-  return Pair(arguments, environment, workdir.parent)
+  return Pair(arguments, workdir.parent)
