@@ -33,8 +33,7 @@ def test_episodes_do_not_depend_on_the_batch(shot, small, images, encoded):
   on_device, on_host = DeviceNodes(jnp.asarray(encoded)), HostNodes(encoded)
   alone = score(on_device, sampler, 7, 1)
   assert alone.shape == (7,) and len(set(alone.tolist())) > 1
-  np.testing.assert_array_equal(alone, score(on_device, sampler, 7, 5))
-  np.testing.assert_array_equal(alone, score(on_host, sampler, 7, 7))
+  np.testing.assert_array_equal(alone, score(on_host, sampler, 7, 5))
 
 
 def test_an_accuracy_is_the_share_of_queries_that_are_right(
@@ -43,10 +42,10 @@ def test_an_accuracy_is_the_share_of_queries_that_are_right(
   """Against one episode at a time, whose random numbers are its own."""
   settings = small(episode={"shot": 2})
   sampler = episodes.episode_sampler(settings, images, "test")
-  found = scorer(settings, "deepemd")(
+  found = scorer(settings, "deepemd_mean")(
     DeviceNodes(jnp.asarray(encoded)), sampler, 3, 3
   )
-  head = jax.jit(heads.bind("deepemd", settings.heads))
+  head = jax.jit(heads.bind("deepemd_mean", settings.heads))
   for number in range(3):
     episode = sampler(number)
     key = jax.random.fold_in(jax.random.key(settings.seed), number)

@@ -29,12 +29,14 @@ def made(request):
 
 @pytest.fixture(scope="module")
 def maps(made):
-  """Variables, maps, and what two batches at once make of them in training."""
+  """Variables, images, their maps, and what two batches at once make of them in
+  training: beside each other, and each beside something else."""
   variables = made.init(jax.random.key(0))
   images = jax.random.normal(jax.random.key(1), (2, 3, 48, 32, 3))
   trained = jax.jit(made.apply, static_argnames="train")
   together = trained(variables, images, train=True)
-  apart = [trained(variables, x, train=True) for x in images]
+  other = jax.random.normal(jax.random.key(2), images[0].shape)
+  apart = trained(variables, images[::-1].at[0].set(other), train=True)
   looked = trained(variables, images[0], train=False)
   return variables, images, together, apart, looked
 
@@ -52,12 +54,15 @@ def test_maps_are_as_large_as_it_says(made, maps):
 
 
 def test_each_of_several_batches_is_by_itself(maps):
-  _, _, (together, stats), apart, _ = maps
-  for i, (alone, own) in enumerate(apart):
-    scale = np.abs(alone).max()
-    np.testing.assert_allclose(together[i], alone, atol=1e-4 * scale)
-    for all_of_them, its in _pairs(stats, own):
-      np.testing.assert_allclose(all_of_them[i], its, rtol=1e-4, atol=1e-6)
+  """The first one's maps and statistics, whatever is beside it."""
+  _, _, (together, stats), (apart, others), _ = maps
+  scale = np.abs(apart[1]).max()
+  np.testing.assert_allclose(together[0], apart[1], atol=1e-4 * scale)
+  assert np.abs(together[1] - apart[0]).max() > 0.01 * scale
+  for here, there in _pairs(stats, others):
+    assert len(here) == 2
+    np.testing.assert_allclose(here[0], there[1], rtol=1e-4, atol=1e-6)
+    assert (here[1] != there[0]).any()
 
 
 def _pairs(tree, other):

@@ -55,7 +55,11 @@ def images():
 
 
 @pytest.mark.parametrize(
-  ("kind", "norm"), [("fcn", "batch"), ("fcn", "fixed"), ("grid", "batch")]
+  ("kind", "norm"),
+  [
+    *(("fcn", "batch"), ("fcn", "fixed")),
+    pytest.param("grid", "batch", marks=pytest.mark.soak),
+  ],
 )
 def test_a_step_of_several_episodes_is_their_mean(kind, norm, images):
   """Of the loss, its gradient and the running statistics."""
