@@ -168,7 +168,8 @@ def empty_or_memmap(shape: tuple[int, ...], limit: float) -> np.ndarray:
   bytes."""
   if 4 * np.prod(shape) <= limit:
     return np.empty(shape, np.float32)
-  return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)
+  with tempfile.TemporaryFile() as file:  # the map keeps its own handle
+    return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 class ImageSetEncoder:
