@@ -71,24 +71,31 @@ def measured(arguments, home, interrupt=lambda: False):
   return process.returncode, *texts, seconds, usage.ru_maxrss / unit
 
 
+def paint_ten_thousand(folder):
+  """Examples in `support`, ten thousand queries, and a hundred of these in
+  `few`; returns {class name: its color}."""
+  rng = np.random.default_rng(0)
+  colors = {f"class {k}": rng.integers(30, 226, 3) for k in range(10)}
+  for k, (name, color) in enumerate(colors.items()):
+    for i in range(5):
+      paint(folder / "support" / name / f"{i}.png", color, [k, i])
+    for i in range(1000):
+      file = f"{name}/{i:03}.png"
+      paint(folder / "query" / file, color, [k, i, 1], (12, 15))
+  for name in list(colors)[:2]:
+    for i in range(50):
+      file = folder / "few" / name / f"{i:03}.png"
+      file.parent.mkdir(parents=True, exist_ok=True)
+      os.link(folder / "query" / name / file.name, file)
+  return colors
+
+
 @pytest.mark.soak
 def test_ten_thousand_queries(run, tmp_path):
   """Of ten classes with five examples each: memory does not grow with the
   queries, the table is whole and in order, and after Ctrl-C in the middle the
   same command goes on from the cache to the same result."""
-  rng = np.random.default_rng(0)
-  colors = {f"class {k}": rng.integers(30, 226, 3) for k in range(10)}
-  for k, (name, color) in enumerate(colors.items()):
-    for i in range(5):
-      paint(tmp_path / "support" / name / f"{i}.png", color, [k, i])
-    for i in range(1000):
-      file = f"{name}/{i:03}.png"
-      paint(tmp_path / "query" / file, color, [k, i, 1], (12, 15))
-  for name in list(colors)[:2]:
-    for i in range(50):
-      file = tmp_path / "few" / name / f"{i:03}.png"
-      file.parent.mkdir(parents=True, exist_ok=True)
-      os.link(tmp_path / "query" / name / file.name, file)
+  colors = paint_ten_thousand(tmp_path)
 
   def arguments(out, cache, query="query"):
     return [
