@@ -8,13 +8,15 @@ nothing but JAX; the rest needs `pip install 'deepemd_jax[train]'`.
 import importlib
 from typing import TYPE_CHECKING
 
+from deepemd_jax.utils.version import VERSION
+
 if TYPE_CHECKING:
   from deepemd_jax import data, emd, models
   from deepemd_jax.checkpoints import convert
   from deepemd_jax.inference.classifier import FewShotClassifier
   from deepemd_jax.models.deepemd import DeepEMD
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = ["DeepEMD", "FewShotClassifier", "convert", "data", "emd", "models"]
 

@@ -7,6 +7,7 @@ import functools
 import inspect
 import subprocess
 import sys
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +110,10 @@ def test_a_module_scores_an_episode():
 
 def test_a_classifier_is_made_from_a_run():
   assert {"fit", "predict"} <= set(dir(FewShotClassifier))
+
+
+def test_the_version_is_that_of_the_project_file():
+  import deepemd_jax
+
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  assert deepemd_jax.__version__ == project["version"]

@@ -23,6 +23,7 @@ from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation import statistics
 from deepemd_jax.models import heads
 from deepemd_jax.utils import files
+from deepemd_jax.utils.version import VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +165,8 @@ def _versions() -> dict[str, str]:
   import flax
   import jaxlib
 
-  from deepemd_jax import __version__
-
   return {
-    "deepemd_jax": __version__,
+    "deepemd_jax": VERSION,
     "python": platform.python_version(),
     "jax": jax.__version__,
     "jaxlib": jaxlib.__version__,
