@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from recipes import tiny_run
 
-from deepemd_jax.checkpoints import convert, pretrained
+from deepemd_jax.checkpoints import convert, pretrained, torch_file
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import resnet12
 
@@ -40,7 +40,7 @@ def test_runs_quickstart_is_the_default(tmp_path, monkeypatch):
 def test_a_converted_checkpoint(tmp_path, monkeypatch):
   best = pretrained.load(tiny_run(tmp_path / "run")).encoder
   monkeypatch.setattr(convert, "from_torch", lambda found: best.variables)
-  monkeypatch.setattr(convert.torch_file, "load", lambda source: {})
+  monkeypatch.setattr(torch_file, "load", lambda source: {})
   convert.convert("max_acc.pth", tmp_path / "official")
   found = pretrained.load(tmp_path / "official")
   view = found.settings.view

@@ -21,9 +21,8 @@ def nodes():
 
 
 def on_disk(array):
-  kept = np.memmap(
-    tempfile.TemporaryFile(), array.dtype, "w+", shape=array.shape
-  )
+  with tempfile.TemporaryFile() as file:
+    kept = np.memmap(file, array.dtype, "w+", shape=array.shape)
   kept[:] = array
   return kept
 

@@ -135,7 +135,7 @@ def stages(precision):
   episode = dict(zip(("support", "query"), map(views, episodes), strict=True))
   return {
     "pretrain": (
-      pretrain._loss_function(settings),
+      pretrain.loss_function(settings),
       {"classifier": classifier},
       batch,
     ),
