@@ -3,14 +3,15 @@ exit codes."""
 
 LOST = 75  # another process was; EX_TEMPFAIL of sysexits.h: start it again
 STOPPED = 143  # after SIGTERM or SIGINT, and saving: likewise
-MISTAKE = 2  # a person's; to start it again does not help
+MISTAKE = 2  # a person has to do something first: mend a flag, make room
 
 
 class InputError(ValueError):
   """Bad input from a person: a file, a folder, a flag, a config field.
 
   Its message is one line that names what was wrong, the value, and the
-  remedy. `main` prints that line and exits with code 2.
+  remedy. `mistakes.tell` prints that line, and
+  the command ends with code 2.
   """
 
 
@@ -19,7 +20,7 @@ class MissingData(InputError):
 
   Attributes:
     lines: at most eight: what is missing, from where, how large, into which
-      folder, and the command to run. `main` prints them all.
+      folder, and the command to run. `mistakes.tell` prints them all.
   """
 
   def __init__(self, lines: list[str]):

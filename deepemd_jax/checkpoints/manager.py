@@ -167,8 +167,8 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _explain_failure(self):
-    """Turns what orbax and TensorStore raise on a full or failing disk into one
-    line."""
+    """Turns whatever orbax and TensorStore raise while they write, which is of
+    many types, into one line with their reason."""
     try:
       yield
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):

@@ -19,12 +19,11 @@ from deepemd_jax.checkpoints.manager import Checkpoints
 from deepemd_jax.config import stored
 from deepemd_jax.config.resolve import resolve
 from deepemd_jax.config.settings import Settings
+from deepemd_jax.config.stages import TRAINING_STAGES
 from deepemd_jax.errors import InputError
 from deepemd_jax.models.backbone import Backbone
 
 DEFAULT = "runs/quickstart"
-# The stages that train an encoder, in their order.
-STAGES = ("pretrain", "metatrain")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ def load(checkpoint=None) -> Pretrained:
   """
   workdir = find(checkpoint)
   settings = resolve(stored.read(workdir / "config.json"))
-  for stage in reversed(STAGES):
+  for stage in reversed(TRAINING_STAGES):
     best = best_encoder(workdir, stage, settings.backbone)
     if best is not None:
       return Pretrained(settings, best, _fingerprint(best.variables))
@@ -128,7 +127,7 @@ def best_encoders(
   Raises:
     InputError: there is none, or one does not fit or is damaged.
   """
-  stages = [stage for stage in STAGES if (workdir / stage).exists()]
+  stages = [stage for stage in TRAINING_STAGES if (workdir / stage).exists()]
   if not stages:
     raise nothing_trained(workdir)
   encoders = {}

@@ -25,8 +25,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.stages = ("pretrain", "metatrain", "evaluate")
 
   data = config.data = ConfigDict()
-  # glyph_clutter (made on the spot), folder (your images) or published: cub,
-  # cub_full, miniimagenet, tieredimagenet, fc100, cifar_fs. Images are decoded
+  # glyph_clutter (made on the spot), folder (your images) or a published one:
+  # `python -m deepemd_jax data list` names them. Images are decoded
   # once, to squares whose side, in pixels, is part of the name: cub is cub:160
   # (random crops within 2 gray levels of crops of the originals); cub:84 are
   # the small ones of many papers, another protocol; cub:original decodes
@@ -60,11 +60,11 @@ def get_config(arg: str = "") -> ConfigDict:
   # Evaluation view: "center" resizes to size * 92 / 84 and crops the center
   # (official), "whole" keeps everything.
   image.crop = "center"
-  # Pre-training view: area share and aspect ratio of the random resized crop
-  # (official: torchvision's defaults).
+  # Random crops, of training and of sampling's nodes: share of the area, within
+  # 0 to 1, and width / height (official: torchvision's defaults).
   image.crop_scale = (0.08, 1.0)
   image.crop_ratio = (0.75, 4 / 3)
-  # Mirror half of the pre-training images. Not for letters.
+  # Mirror half of the random crops. Not for letters.
   image.flip = True
   # Gray levels (0..255) subtracted and divided by, red, green, blue (official);
   # () is what the backbone was made for.

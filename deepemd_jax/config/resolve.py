@@ -1,4 +1,4 @@
-"""From a config to frozen settings, once; the ConfigDict goes no further."""
+"""From a config to frozen settings, once; no stage sees the ConfigDict."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from deepemd_jax.config.settings import (
 from deepemd_jax.data.episodes import EpisodeShape
 from deepemd_jax.data.sources import DataSpec
 from deepemd_jax.data.views import View
-from deepemd_jax.emd.solvers import make_solver
+from deepemd_jax.emd.solvers import SOLVERS, make_solver
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import backbone
 from deepemd_jax.models.heads import HeadSettings, SfcSettings
@@ -39,7 +39,7 @@ def resolve(config: ConfigDict) -> Settings:
     model=config.model.to_dict(),
     heads=_heads(config),
     solver_name=config.emd.solver,
-    solver_settings=_fields(config.emd, "form l2_strength epsilon"),
+    solver_settings=_solver_settings(config),
     episode=episode,
     training_episode=_training_episode(config, episode),
     pretrain=PretrainSettings(
@@ -91,7 +91,8 @@ def _view(config) -> View:
     train_ratio=tuple(nodes.train_ratio),
     test_patches=nodes.test_patches or nodes.patches,
     seed=config.seed,
-    **_fields(image, "crop flip"),
+    whole_crop=image.crop,
+    flip=image.flip,
     **_fields(nodes, "ratio patches redraw"),
   )
 
@@ -101,9 +102,15 @@ def _backbone(config) -> backbone.Backbone:
   return backbone.create(settings.pop("backbone"), **settings)
 
 
+def _solver_settings(config) -> dict:
+  """The fields of `config.emd` that some solver takes."""
+  names = {name for entry in SOLVERS.values() for name in entry.settings}
+  return {name: config.emd[name] for name in sorted(names)}
+
+
 def _heads(config) -> HeadSettings:
   sfc = config.sfc
-  settings = _fields(config.emd, "form l2_strength epsilon")
+  settings = _solver_settings(config)
   entropic = settings | {"epsilon": config.evaluate.epsilon}
   return HeadSettings(
     solver=make_solver(config.emd.solver, **settings),

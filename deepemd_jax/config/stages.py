@@ -1,6 +1,8 @@
 """The stages of a run: what a config's `stages` may name.
 
 A new stage is one file with a `run(settings, workdir)` and one line here.
+Fields of its own also need `defaults.py`, `validate.py`, `settings.py` and
+`resolve.py`.
 """
 
 import dataclasses
@@ -51,4 +53,6 @@ STAGES = {
     splits=("val", "test"),
   ),
 }
+# In the order in which they train; each keeps its encoder in WORKDIR/NAME.
+TRAINING_STAGES = tuple(n for n, stage in STAGES.items() if stage.trains)
 EVAL_STAGES = frozenset(n for n, stage in STAGES.items() if not stage.trains)

@@ -4,18 +4,16 @@ Nothing heavy is loaded: a mistake in a field answers at once.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 from deepemd_jax.config.stages import STAGES
 from deepemd_jax.data import registry as data_registry
-from deepemd_jax.emd.solvers import SOLVERS
+from deepemd_jax.data.registry import NODE_KINDS
+from deepemd_jax.emd.solvers import GRADIENTS, SOLVERS
 from deepemd_jax.errors import InputError
-from deepemd_jax.models.backbone import BACKBONES
-
-NODES = ("fcn", "grid", "sampling")
-PRECISIONS = ("float32", "bfloat16")
-GRADIENTS = ("exact", "flow")
+from deepemd_jax.models.backbone import BACKBONES, PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +60,15 @@ def counts(least: int) -> Rule:
   )
 
 
+def increasing(most: float = math.inf) -> Rule:
+  """Two numbers, (low, high), both above 0, and none above `most`."""
+  bound = "" if most == math.inf else f" and at most {most:g}"
+  return Rule(
+    lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= most,
+    f"use (low, high), both above 0{bound}",
+  )
+
+
 def levels(values) -> bool:
   """Three gray levels, or none."""
   return len(values) in (0, 3)
@@ -70,7 +77,9 @@ def levels(values) -> bool:
 ABOVE_0 = Rule(lambda value: value > 0, "must be above 0")
 BACKBONES_OWN = "what the backbone was made for"
 
-# field -> its rules. A field that is not here may have any value of its type.
+# field -> its rules. Those that look at several fields, and those of the data
+# set's name, are functions below; that a folder holds what is asked of it is
+# seen when it is opened. A field without a rule may have any value of its type.
 RULES: dict[str, tuple[Rule, ...]] = {
   "seed": (Rule(lambda value: value >= 0, "use an integer >= 0"),),
   "stages": (
@@ -82,17 +91,20 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "image.pretrain_size": (zero_or_at_least(16, "config.image.size"),),
   "image.crop": (one_of(("center", "whole")),),
   "image.mean": (Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),),
-  "image.std": (Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),),
+  "image.std": (
+    Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),
+    Rule(lambda values: min(values, default=1) > 0, "must be above 0"),
+  ),
+  "image.crop_scale": (increasing(1.0),),
+  "image.crop_ratio": (increasing(),),
   "model.backbone": (one_of(BACKBONES),),
   "model.width": (ABOVE_0,),
   "model.precision": (one_of(PRECISIONS),),
-  "nodes.kind": (one_of(NODES),),
+  "nodes.kind": (one_of(NODE_KINDS),),
   "nodes.pyramid": (counts(0),),
   "nodes.grid": (counts(1),),
   "nodes.ratio": (ABOVE_0,),
-  "nodes.train_ratio": (
-    Rule(lambda x: 0 < x[0] <= x[1], "use (low, high), both above 0"),
-  ),
+  "nodes.train_ratio": (increasing(),),
   "nodes.patches": (at_least(1),),
   "nodes.test_patches": (at_least(0),),
   "emd.solver": (one_of(SOLVERS),),
@@ -147,6 +159,7 @@ RULES |= {
     "validate_every": (at_least(1),),
     "validation_episodes": (at_least(1),),
     "decay_every": (at_least(1),),
+    "decay_rate": (ABOVE_0,),
   }.items()
 }
 
@@ -225,7 +238,7 @@ def _test_problems(config) -> list[str]:
   """What is compared, and the changes of the test."""
   from deepemd_jax.config.changes import SHOTS
 
-  more = one_of((*NODES, "5-shot (or another number)"), each=True)
+  more = one_of((*NODE_KINDS, "5-shot (or another number)"), each=True)
   changes = [x for x in config.evaluate.more if not SHOTS.fullmatch(x)]
   problems = []
   if not all(map(more.holds, changes)):

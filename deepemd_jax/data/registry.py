@@ -6,6 +6,10 @@ from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import registry
 
+# What the nodes of an image are: cells of its feature map, crops in rows and
+# columns, or crops at random places. See `views.View`.
+NODE_KINDS = ("fcn", "grid", "sampling")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:

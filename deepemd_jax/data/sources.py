@@ -24,7 +24,8 @@ class DataSpec:
     name: of the data set, see `registry.DATA_SETS`; "cub:84" asks for copies of
       another side than the usual one.
     test_name: of another data set to test on; "" tests on the same one.
-    directory: where TFDS keeps prepared data sets; "" is TFDS's own choice.
+    directory: where TFDS keeps prepared data sets; "" is $TFDS_DATA_DIR, or
+      ~/tensorflow_datasets.
     folder: the user's image folder, for "folder".
     csv: a CSV that says which split a class or a file belongs to, for "folder".
     fractions: shares of the classes for train, val and test, for "folder".

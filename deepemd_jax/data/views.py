@@ -29,8 +29,6 @@ __all__ = [
   "evaluation_view",
 ]
 
-KINDS = ("fcn", "grid", "sampling")
-
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -41,7 +39,7 @@ class View:
       "grid" or "sampling", whose nodes are crops in rows and columns or at
       random places.
     size: side in pixels of what the network sees.
-    crop: the whole image at test time: "center" or "whole".
+    whole_crop: what is kept of a whole image at test time, "center" or "whole".
     scale: smallest and largest share of the area of a random crop.
     aspect: smallest and largest width / height of a random crop.
     flip: mirror half of the random crops.
@@ -58,7 +56,7 @@ class View:
 
   kind: str = "fcn"
   size: int = 84
-  crop: str = "center"
+  whole_crop: str = "center"
   scale: tuple[float, float] = (0.08, 1.0)
   aspect: tuple[float, float] = (0.75, 4 / 3)
   flip: bool = True
@@ -78,7 +76,7 @@ class View:
     return self.kind == "fcn"
 
   @property
-  def crops(self) -> int:
+  def crops_per_image(self) -> int:
     """Crops of an image at test time; 1 for whole images."""
     if self.kind == "grid":
       return sum(cells * cells for cells in self.grid)
@@ -223,7 +221,7 @@ def crop_on_device(view: View, size: int, drawn: dict) -> jax.Array:
 
 def evaluation_side(view: View) -> int:
   """Side of whole images that `evaluation_view` does not resize."""
-  return view.size if view.crop == "whole" else large_side(view.size)
+  return view.size if view.whole_crop == "whole" else large_side(view.size)
 
 
 def evaluation_view(view: View, images: jax.Array) -> jax.Array:
@@ -236,7 +234,7 @@ def evaluation_view(view: View, images: jax.Array) -> jax.Array:
   Returns:
     Network input [N, size, size, 3].
   """
-  if view.crop == "center":
+  if view.whole_crop == "center":
     return view.normalize(evaluation_images(images, view.size))
   count, height, width = images.shape[:3]
   whole = jnp.tile(jnp.array([0.0, 0.0, width, height]), (count, 1))

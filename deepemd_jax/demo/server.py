@@ -23,7 +23,7 @@ from werkzeug.sansio.utils import host_is_trusted
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.data.views import KINDS
+from deepemd_jax.data.registry import NODE_KINDS
 from deepemd_jax.demo import answer, examples, form
 from deepemd_jax.emd.solvers import SOLVERS
 from deepemd_jax.errors import InputError
@@ -74,7 +74,7 @@ class Demo:
     self._settings = {
       "encoder": f"{checkpoint or pretrained.DEFAULT} "
       f"({trained.encoder.place})",
-      "variants": KINDS,
+      "variants": NODE_KINDS,
       "variant": trained.settings.view.kind,
       "solvers": list(SOLVERS),
       "solver": trained.settings.solver_name,

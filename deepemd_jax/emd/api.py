@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from deepemd_jax.emd import problem
 from deepemd_jax.emd.interior_point import InteriorPoint
 from deepemd_jax.emd.network_simplex import NetworkSimplex
+from deepemd_jax.emd.solvers import GRADIENTS
 
 
 @runtime_checkable
@@ -25,9 +26,6 @@ class Solver(Protocol):
   def __call__(
     self, cost: jax.Array, a: jax.Array, b: jax.Array
   ) -> problem.Plan: ...
-
-
-GRADIENTS = ("exact", "flow")
 
 
 def default_solver() -> Solver:

@@ -1,16 +1,17 @@
 """The solvers by name, as a run's settings and help texts have them.
 
-To add a solver, write its file and add a line to `SOLVERS`. This module loads
-neither JAX nor NumPy.
+To add a solver, write its file and add a line to `SOLVERS`. A setting that no
+solver had so far also needs a field of `config.emd` in `config/defaults.py`,
+and a rule in `config/validate.py`. This module loads neither JAX nor NumPy.
 """
 
 import dataclasses
 import difflib
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-  from deepemd_jax.emd.api import Solver
+# How a gradient can go through the EMD; see `emd.distance`.
+GRADIENTS = ("exact", "flow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ SOLVERS: dict[str, Entry] = {
 }
 
 
-def make_solver(name: str, **settings: Any) -> "Solver | None":
+def make_solver(name: str, **settings: Any) -> Any:
   """Makes a solver from its name.
 
   Args:

@@ -235,7 +235,7 @@ class ImageSetEncoder:
     runtime.raise_if_stopping(self._stage)
 
   def _images_a_call(self) -> int:
-    return max(1, self._batch_size // self._features.view.crops)
+    return max(1, self._batch_size // self._features.view.crops_per_image)
 
   def _inputs(self, images: ImageSet, rows: np.ndarray) -> tuple:
     """What the device encodes of some images."""

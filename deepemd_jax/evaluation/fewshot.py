@@ -73,8 +73,8 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
     seconds=time.monotonic() - began,
   )
   if runtime.is_main():
+    print(results.table(), flush=True)  # first: the disk may be full
     results.save(workdir)
-    print(results.table(), flush=True)
     episode = episode_sampler(settings, test, "test")(0)
     variables = encoders["deepemd"].variables
     figures.draw(settings, workdir, test, episode, variables, results)

@@ -8,6 +8,7 @@ import numpy as np
 
 from deepemd_jax import emd
 from deepemd_jax.config.settings import Settings
+from deepemd_jax.config.stages import TRAINING_STAGES
 from deepemd_jax.data.boxes import to_stored
 from deepemd_jax.data.episodes import Episode
 from deepemd_jax.data.image_set import ImageSet
@@ -50,7 +51,7 @@ def draw(
   folder = workdir / "figures"
   stages = {
     stage: metric_rows.read(workdir / stage / "metrics.jsonl")
-    for stage in ("pretrain", "metatrain")
+    for stage in TRAINING_STAGES
     if (workdir / stage / "metrics.jsonl").exists()
   }
   if stages:

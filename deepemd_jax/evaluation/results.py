@@ -135,7 +135,7 @@ class Protocol:
       data=settings.data.name,
       trained_on=_trained_on(settings, workdir),
       tested_on=_described(open_source(settings.data, split="test")),
-      image={"size": settings.view.size, "crop": settings.view.crop},
+      image={"size": settings.view.size, "crop": settings.view.whole_crop},
       model=settings.model,
       seed=settings.seed,
     )

@@ -76,8 +76,8 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
     seconds=time.monotonic() - began,
   )
   if runtime.is_main():
+    print(results.table(), flush=True)  # first: the disk may be full
     results.save(workdir)
-    print(results.table(), flush=True)
     figures.draw_retrieval(settings, workdir, images, chosen, rankings, results)
 
 

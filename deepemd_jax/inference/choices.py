@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 from deepemd_jax.config.settings import Settings
-from deepemd_jax.data.views import KINDS, View
+from deepemd_jax.data.registry import NODE_KINDS
+from deepemd_jax.data.views import View
 from deepemd_jax.emd.solvers import SOLVERS, make_solver
 from deepemd_jax.errors import InputError
 
@@ -21,8 +22,10 @@ def choose_view(settings: Settings, variant: str | None) -> View:
   """
   if variant is None:
     return settings.view
-  if variant not in KINDS:
-    raise InputError(f"variant is {variant!r}; use one of {', '.join(KINDS)}")
+  if variant not in NODE_KINDS:
+    raise InputError(
+      f"variant is {variant!r}; use one of {', '.join(NODE_KINDS)}"
+    )
   return dataclasses.replace(settings.view, kind=variant)
 
 

@@ -184,7 +184,7 @@ def _programs(trained) -> dict:
   def images(count, sides=""):
     shape = f"{count}, {sides}height, {sides}width, 3"
     if not view.is_whole:
-      shape = f"{count}, {view.crops}, {view.size}, {view.size}, 3"
+      shape = f"{count}, {view.crops_per_image}, {view.size}, {view.size}, 3"
     shape = export.symbolic_shape(shape, scope=scope)
     return jax.ShapeDtypeStruct(shape, np.uint8)
 
@@ -217,14 +217,14 @@ def _described(trained) -> dict:
     outside = "decoding to upright RGB; images of one call have one size"
     kept = f"{view.size} x {view.size} pixels"
     resized = f"the whole image to {kept}"
-    if view.crop == "center":
+    if view.whole_crop == "center":
       side = evaluation_side(view)
       resized = f"the whole image to {side} x {side}, its central {kept} kept"
   else:
     resized = "none"
     outside = (
       "decoding to upright RGB; crops, cut and resized by Pillow (BILINEAR) as "
-      "in deepemd_jax.data.crops"
+      "in deepemd_jax.inference.crops"
     )
   return {
     "format": _FORMAT,

@@ -11,10 +11,11 @@ import numpy as np
 import PIL
 
 from deepemd_jax.checkpoints.pretrained import Pretrained
-from deepemd_jax.data import crops, image_input, image_io
+from deepemd_jax.data import image_input, image_io
 from deepemd_jax.data.views import View
 from deepemd_jax.errors import InputError
 from deepemd_jax.evaluation.features import Features
+from deepemd_jax.inference import crops
 from deepemd_jax.inference.feature_cache import Cache
 
 # Crops in one device call. One shape compiles once, and one more for an image
@@ -144,7 +145,7 @@ class ImageEncoder:
 
   def _images_a_call(self) -> int:
     # A whole image is larger than a crop that shows the like.
-    cost = 4 if self._view.is_whole else self._view.crops
+    cost = 4 if self._view.is_whole else self._view.crops_per_image
     return max(1, _CROPS_A_CALL // cost)
 
   def _submit(self, pool, chunk) -> list[concurrent.futures.Future]:

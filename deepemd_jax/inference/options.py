@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 
-from deepemd_jax.config.validate import NODES
+from deepemd_jax.data.registry import NODE_KINDS
 from deepemd_jax.emd.solvers import SOLVERS
 from deepemd_jax.utils import registry
 
@@ -34,8 +34,9 @@ def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
   add_checkpoint(parser)
   parser.add_argument(
     "--variant",
-    type=_one_of(NODES),
-    help=f"regions of an image: {', '.join(NODES)} (default: the run's own)",
+    type=_one_of(NODE_KINDS),
+    help=f"regions of an image: {', '.join(NODE_KINDS)} "
+    "(default: the run's own)",
   )
   solvers = [f"{name} ({entry.title})" for name, entry in SOLVERS.items()]
   parser.add_argument(

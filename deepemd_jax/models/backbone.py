@@ -6,7 +6,8 @@ about the images that go in and the maps that come out. Nothing outside of a
 backbone's own file looks into its variables or knows its layers.
 
 To add one, write a file with a function that returns a `Backbone`, and add a
-line to `BACKBONES`.
+line to `BACKBONES`. A setting that no backbone had so far also needs a field of
+`config.model` in `config/defaults.py`.
 """
 
 import dataclasses
@@ -19,6 +20,10 @@ from deepemd_jax.utils import registry
 
 # {"params": what is trained, "batch_stats": running statistics}, both pytrees.
 Variables = dict[str, Any]
+
+
+# Of convolutions and activations; parameters are float32 in both.
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,11 +29,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from deepemd_jax.models.backbone import Backbone, Variables
+from deepemd_jax.models.backbone import PRECISIONS, Backbone, Variables
 from deepemd_jax.models.convolution import same_convolution
 
 CHANNELS = (64, 160, 320, 640)
-PRECISIONS = ("float32", "bfloat16")
 _BATCH = (-4, -3, -2)  # what batch norm's statistics are of
 
 

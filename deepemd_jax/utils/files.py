@@ -30,6 +30,10 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   try:
     yield scratch
     os.replace(scratch, target)
+  except OSError as error:
+    if error.filename is None or str(error.filename) == str(scratch):
+      error.filename = os.fspath(path)  # which a person knows
+    raise
   finally:
     scratch.unlink(missing_ok=True)
 
@@ -56,11 +60,7 @@ def write_together(contents: Mapping[str, bytes | str]) -> None:
   with contextlib.ExitStack() as stack:
     for path, content in contents.items():
       scratch = stack.enter_context(replacing(path))
-      try:
-        scratch.write_bytes(_as_bytes(content))
-      except OSError as error:
-        error.filename = path
-        raise
+      scratch.write_bytes(_as_bytes(content))
 
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:

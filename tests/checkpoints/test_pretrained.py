@@ -44,7 +44,7 @@ def test_a_converted_checkpoint(tmp_path, monkeypatch):
   convert.convert("max_acc.pth", tmp_path / "official")
   found = pretrained.load(tmp_path / "official")
   view = found.settings.view
-  assert view.size == 84 and view.crop == "center"
+  assert view.size == 84 and view.whole_crop == "center"
   assert found.settings.model["width"] == 1 / 16
   assert found.encoder.variables.keys() == best.variables.keys()
 

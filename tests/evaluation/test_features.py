@@ -144,7 +144,7 @@ def test_sampled_crops_are_the_images_own(small, images):
   other = dataclasses.replace(view, seed=1)
   assert (evaluation_boxes(other, images, np.array([7]))[0] != alone).any()
   more = dataclasses.replace(view, test_patches=5)
-  assert more.crops == 5
+  assert more.crops_per_image == 5
   assert evaluation_boxes(more, images, np.array([7]))[0].shape == (1, 5, 4)
 
 

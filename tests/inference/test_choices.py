@@ -23,7 +23,7 @@ def test_views(settings):
   for kind, crops in (("fcn", 1), ("grid", 13), ("sampling", 4)):
     view = choose_view(settings, kind)
     assert view == dataclasses.replace(settings.view, kind=kind)
-    assert view.crops == crops
+    assert view.crops_per_image == crops
   with pytest.raises(InputError, match="variant is 'voc'; use one of fcn"):
     choose_view(settings, "voc")
 

@@ -1,7 +1,7 @@
 """The published data sets: what each is called, holds and is made from.
 
 To add one that people have as a folder of images, put its class list into
-`splits/NAME.json` and one entry into `BENCHMARKS`. One that is made from an
+`splits/NAME.json` and one entry into `_ALL`. One that is made from an
 archive also needs a reader in `archive_formats`.
 
 A name may say which copies are meant, as in `cub:84`: the side in pixels of the

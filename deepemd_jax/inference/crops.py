@@ -1,8 +1,8 @@
 """What the network sees of one image, cut on the host from the original.
 
-`views` does the same on the device, for many images squashed to one size. Here
-images come one by one in all sizes, so Pillow cuts: exactly, and from every
-pixel of the original.
+`data.views` does the same on the device, for many images squashed to one size.
+Here images come one by one in all sizes, so Pillow cuts: exactly, and from
+every pixel of the original.
 """
 
 import numpy as np
