@@ -7,16 +7,19 @@ right after its first checkpoint.
 
 import itertools
 import os
+import pathlib
 import signal
 import sys
 import time
 
 import jax
 
-from deepemd_jax import main
-from deepemd_jax.checkpoints.manager import Checkpoints
-from deepemd_jax.data import loader
-from deepemd_jax.evaluation.episodes import EpisodeScorer
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from deepemd_jax import main  # noqa: E402
+from deepemd_jax.checkpoints.manager import Checkpoints  # noqa: E402
+from deepemd_jax.data import loader  # noqa: E402
+from deepemd_jax.evaluation.episodes import EpisodeScorer  # noqa: E402
 
 kind, victim = sys.argv.pop(1), int(sys.argv.pop(1))
 calls = itertools.count(1)

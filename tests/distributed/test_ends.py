@@ -1,6 +1,7 @@
 """Every end of one process, in real runs of two; and every kind of evaluation
 and solver on one device, on eight, and on two processes. Long."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,11 +30,11 @@ pytestmark = pytest.mark.soak
 
 # As a user tests a trained encoder in several ways, one after the other.
 EVALUATIONS = {
-  "file": {"evaluate.memory": 0.0, "evaluate.heads": ("prototype",)},
+  "file": {"evaluate.memory": 0.0, "evaluate.heads": ("deepemd", "prototype")},
   "redrawn": {
     "nodes.kind": "sampling",
     "nodes.redraw": True,
-    "evaluate.heads": ("prototype", "chamfer"),
+    "evaluate.heads": ("deepemd", "prototype", "chamfer"),
   },
   "four": {
     "episode.shot": 4,
@@ -56,10 +57,7 @@ def test_every_evaluation_finds_the_same_on_any_devices(
   fields = LONG | EVALUATIONS[name] | {"stages": ("evaluate",)}
   found = []
   for devices in (1, 8):
-    workdir = tmp_path / str(devices)
-    workdir.mkdir()
-    for path in one_device.iterdir():
-      (workdir / path.name).symlink_to(path)
+    workdir = shutil.copytree(one_device, tmp_path / str(devices))
     (workdir / "results.json").unlink()
     run(workdir, images, fields, devices=devices)
     found.append(scores(workdir))
