@@ -58,6 +58,7 @@ ONLY_IN = {
     *("models/resnet12.py", "models/deepemd.py", "evaluation/results.py"),
   },
   "orbax": {"checkpoints/manager.py"},
+  "tensorstore": {"checkpoints/integrity.py"},
   "tensorboardX": {"training/metric_log.py"},
   "matplotlib": {"evaluation/plots.py"},
   "tensorflow": set(),
