@@ -1,5 +1,7 @@
 """Whether the data that a run needs are there, and can fill its episodes."""
 
+from collections.abc import Iterable
+
 from deepemd_jax.config.changes import changed
 from deepemd_jax.config.settings import Settings
 from deepemd_jax.config.stages import STAGES
@@ -20,7 +22,7 @@ def check_data(config) -> None:
   """
   data = config.data
   spec = DataSpec(data.name, data.test_name, data.directory, data.folder)
-  for split in _splits(set(config.stages)):
+  for split in _splits(config.stages):
     open_source(spec, split=split).check()
 
 
@@ -32,9 +34,11 @@ def check_feasible(settings: Settings) -> None:
     MissingData: a data set has to be fetched first.
     InputError: there are too few classes or images.
   """
-  stages = set(settings.stages)
-  needed = [(settings, "default", split) for split in _splits(stages)]
-  if "evaluate" in stages:
+  stages = [STAGES[name] for name in settings.stages]
+  of_episodes = {split for stage in stages for split in stage.episodes}
+  of_galleries = {split for stage in stages for split in stage.galleries}
+  needed = [(settings, "default", split) for split in _splits(settings.stages)]
+  if "evaluate" in settings.stages:
     evaluate = settings.evaluate
     needed += [(settings, variant, "test") for variant in evaluate.variants]
     needed += [(changed(settings, x), "default", "test") for x in evaluate.more]
@@ -49,15 +53,14 @@ def check_feasible(settings: Settings) -> None:
   for source, own, split in opened:
     # Of what is there now, which may be more than what is published.
     counts = source.counts(split)
-    if "retrieve" in stages and split != "train":
+    if split in of_galleries:
       _check_retrievable(counts, split)
-    if stages == {"retrieve"} or (split == "test" and "evaluate" not in stages):
-      continue  # no episode is drawn of it
-    shape = own.episode if split == "test" else own.training_episode
-    episodes.check_feasible(counts, shape, split=split)
+    if split in of_episodes:
+      shape = own.episode if split == "test" else own.training_episode
+      episodes.check_feasible(counts, shape, split=split)
 
 
-def _splits(stages: set[str]) -> list[str]:
+def _splits(stages: Iterable[str]) -> list[str]:
   """The splits that some stages need, in order."""
   needed = set().union(*(STAGES[stage].splits for stage in stages))
   return [split for split in ("train", "val", "test") if split in needed]

@@ -4,7 +4,6 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from deepemd_jax import emd
 from deepemd_jax.config.settings import (
   EvaluateSettings,
   MetatrainSettings,
@@ -178,15 +177,15 @@ def check_devices(settings: Settings) -> None:
   """Refuses a solver that cannot serve this process's devices.
 
   Raises:
-    InputError: the host's simplex, and several CPU devices in one process.
+    InputError: one on the host, and several CPU devices in one process.
   """
   import jax
 
   count = jax.local_device_count()
-  simplex = isinstance(settings.heads.solver, emd.NetworkSimplex)
-  if simplex and jax.default_backend() == "cpu" and count > 1:
+  on_host = getattr(settings.heads.solver, "on_host", False)
+  if on_host and jax.default_backend() == "cpu" and count > 1:
     raise InputError(
-      "config.emd.solver is 'network_simplex', which cannot serve the "
+      f"config.emd.solver is {settings.solver_name!r}, which cannot serve the "
       f"{count} CPU devices of this process; use interior_point, or one device "
       "a process"
     )

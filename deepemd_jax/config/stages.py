@@ -1,8 +1,9 @@
 """The stages of a run: what a config's `stages` may name.
 
-A new stage is one file with a `run(settings, workdir)` and one line here.
-Fields of its own also need `defaults.py`, `validate.py`, `settings.py` and
-`resolve.py`.
+A new stage is one file, in `training/` or `evaluation/`, with a `run(settings,
+workdir)`, and one line here. All processes of a run call it; only the main one
+(`runtime.is_main`) writes. Fields of its own also need `defaults.py`,
+`validate.py`, `settings.py` and `resolve.py`.
 """
 
 import dataclasses
@@ -17,14 +18,21 @@ class Stage:
     path: "package.module:function", called with the settings and the workdir.
     trains: whether it makes an encoder; if not, it only looks at one, and a
       workdir's data, nodes and episodes may differ from those of training.
-    splits: of the data set, those that it draws episodes from or searches; a
-      run is refused if they hold too few classes or images for that.
+    episodes: the splits that it draws episodes from; a run is refused if they
+      hold too few classes or images for that.
+    galleries: the splits that it searches; likewise.
   """
 
   title: str
   path: str
-  trains: bool
-  splits: tuple[str, ...]
+  trains: bool = False
+  episodes: tuple[str, ...] = ()
+  galleries: tuple[str, ...] = ()
+
+  @property
+  def splits(self) -> set[str]:
+    """Those that have to be there."""
+    return {*self.episodes, *self.galleries}
 
 
 STAGES = {
@@ -32,25 +40,23 @@ STAGES = {
     "trains the encoder to tell all training classes apart",
     "deepemd_jax.training.pretrain:run",
     trains=True,
-    splits=("val",),
+    episodes=("val",),
   ),
   "metatrain": Stage(
     "trains the encoder on episodes, through the EMD",
     "deepemd_jax.training.metatrain:run",
     trains=True,
-    splits=("train", "val"),
+    episodes=("train", "val"),
   ),
   "evaluate": Stage(
     "tests the encoder on episodes of new classes",
     "deepemd_jax.evaluation.fewshot:run",
-    trains=False,
-    splits=("val", "test"),
+    episodes=("val", "test"),
   ),
   "retrieve": Stage(
     "finds images of the same class among all test images",
     "deepemd_jax.evaluation.retrieval:run",
-    trains=False,
-    splits=("val", "test"),
+    galleries=("val", "test"),
   ),
 }
 # In the order in which they train; each keeps its encoder in WORKDIR/NAME.

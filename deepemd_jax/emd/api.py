@@ -18,9 +18,11 @@ from deepemd_jax.emd.solvers import GRADIENTS
 class Solver(Protocol):
   """A solver that `solve` and `distance` can use; hashable.
 
-  A solver may have two more attributes. If `differentiable` is true, its flow
-  has a gradient. A method `value(cost, a, b, plan)` returns the objective whose
-  derivatives its potentials are, if that is not <cost, flow>.
+  A solver may have three more attributes. If `differentiable` is true, its flow
+  has a gradient. If `on_host` is true, it calls back to the host, so that it
+  cannot be exported, nor serve several CPU devices of one process. A method
+  `value(cost, a, b, plan)` returns the objective whose derivatives its
+  potentials are, if that is not <cost, flow>.
   """
 
   def __call__(

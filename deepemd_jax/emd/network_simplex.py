@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ class NetworkSimplex:
   """
 
   threads: int | None = None
+  on_host: ClassVar[bool] = True
 
   def __post_init__(self):
     if self.threads is not None and self.threads < 1:

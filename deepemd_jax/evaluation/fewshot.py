@@ -30,6 +30,7 @@ from deepemd_jax.evaluation.results import (
   FewShotResults,
   Protocol,
   Timing,
+  encoder_name,
   nodes_fields,
 )
 from deepemd_jax.models import heads
@@ -152,9 +153,7 @@ class HeadComparison:
       name: EpisodeScorer(heads.bind(name, settings.heads), settings.seed)
       for name in names
     }
-    self._stages = {
-      name: encoders.get(name, encoders["deepemd"]).stage for name in names
-    }
+    self._stages = {name: encoders[encoder_name(name)].stage for name in names}
 
   def __call__(self, images: ImageSet, count: int, name: str) -> EpisodeResults:
     """Compares the heads on `count` episodes; `name` is shown to people."""

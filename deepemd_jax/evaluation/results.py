@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import platform
+import zlib
 from typing import Any
 
 import jax
@@ -234,7 +235,7 @@ class FewShotResults:
 
   def encoder_of(self, head: str) -> BestEncoder:
     """The encoder that a head was tested with."""
-    return self.encoders.get(head, self.encoders["deepemd"])
+    return self.encoders[encoder_name(head)]
 
   def table(self) -> str:
     """For the terminal."""
@@ -261,9 +262,12 @@ class FewShotResults:
       f"seed {self.protocol.seed}; nodes: {nodes_text(results.nodes)}"
     )
     yield ""
-    yield f"{'':<59}{'episodes/s':>12}{'with':>10}"
+    titles = {name: heads.title(name, shape.shot) for name in results.accuracy}
+    width = max(28, *(len(title) + 1 for title in titles.values()))
+    yield f"{'':<{width + 31}}{'episodes/s':>12}{'with':>10}"
     yield (
-      f"{'head':<28}{'accuracy %':>16}{'encoder':>15}{'':>12}{'encoding':>10}"
+      f"{'head':<{width}}{'accuracy %':>16}{'encoder':>15}{'':>12}"
+      f"{'encoding':>10}"
     )
     for head, accuracy in results.accuracy.items():
       best = self.encoder_of(head)
@@ -273,8 +277,8 @@ class FewShotResults:
         timing.episodes_per_second[head],
         timing.with_encoding[head],
       )
-      title = heads.title(head, shape.shot)
-      yield f"{title:<28}{cell:>16}{where:>15}{speed:>12}{whole:>10}"
+      title = titles[head]
+      yield f"{title:<{width}}{cell:>16}{where:>15}{speed:>12}{whole:>10}"
     yield ""
     yield "paired differences on the same episodes"
     for pair, difference in results.paired.items():
@@ -292,10 +296,17 @@ class FewShotResults:
     shape, nodes = self.main.shape, self.main.nodes
     kind = [nodes["kind"], *map(str, nodes.get("pyramid", ()))]
     usual = tuple(self.main.accuracy) == heads.usual(shape.shot)
-    compared = [] if usual else [f"{len(self.main.accuracy)}heads"]
+    names = ",".join(self.main.accuracy)
+    number = zlib.crc32(names.encode())  # tells other heads, as many, apart
+    compared = [] if usual else [f"{len(self.main.accuracy)}heads-{number:08x}"]
     data = self.protocol.tested_on["name"].replace(":", "-")
     parts = [data, f"{shape.way}way", f"{shape.shot}shot", "-".join(kind)]
     return "_".join([*parts, *compared])
+
+
+def encoder_name(head: str) -> str:
+  """Which encoder a head is tested with: "deepemd" or "prototype"."""
+  return "prototype" if heads.HEADS[head].is_pooled else "deepemd"
 
 
 def nodes_fields(settings: Settings) -> dict[str, Any]:

@@ -202,8 +202,8 @@ def _solver(settings):
   from deepemd_jax import emd
 
   own = settings.heads.solver
-  host = own is None or isinstance(own, emd.NetworkSimplex)
-  if host or isinstance(own, emd.InteriorPoint):
+  on_host = own is None or getattr(own, "on_host", False)
+  if on_host or isinstance(own, emd.InteriorPoint):
     return emd.InteriorPoint(kernel=False)
   return own
 

@@ -1,28 +1,27 @@
-"""Networks and matching heads. `models.DeepEMD` is the module to start from."""
+"""Networks and matching heads. `models.DeepEMD` is the module to start from.
+
+Each module of this package loads on first use.
+"""
 
 import importlib
+import pkgutil
 
-_ATTRIBUTES = {"DeepEMD": "deepemd_jax.models.deepemd"}
-_MODULES = {
-  **{
-    name: f"deepemd_jax.models.{name}"
-    for name in (
-      *("backbone", "deepemd", "heads", "matching", "nodes", "resnet12"),
-      "sfc",
-    )
-  },
-  # The name by which other people's code knows it.
-  "resnet": "deepemd_jax.models.resnet12",
-}
+# The name by which other people's code knows it.
+_OTHER_NAMES = {"resnet": "resnet12"}
 
 
 def __getattr__(name: str):
-  if name in _ATTRIBUTES:
-    return getattr(importlib.import_module(_ATTRIBUTES[name]), name)
-  if name in _MODULES:
-    return importlib.import_module(_MODULES[name])
-  raise AttributeError(f"module 'deepemd_jax.models' has no attribute {name!r}")
+  if name == "DeepEMD":
+    return importlib.import_module(f"{__name__}.deepemd").DeepEMD
+  module = _OTHER_NAMES.get(name, name)
+  if module not in _modules():
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return importlib.import_module(f"{__name__}.{module}")
+
+
+def _modules() -> set[str]:
+  return {module.name for module in pkgutil.iter_modules(__path__)}
 
 
 def __dir__():
-  return sorted([*globals(), *_ATTRIBUTES, *_MODULES])
+  return sorted({*globals(), "DeepEMD", *_OTHER_NAMES, *_modules()})

@@ -159,11 +159,14 @@ class Head:
     title: for tables and figures.
     function: see the module's docstring.
     title_of_shots: with several shots, if that is another one.
+    is_pooled: it compares pooled descriptors, so it is tested with whichever
+      stage's encoder suits those best on validation episodes, as a fair rival.
   """
 
   title: str
   function: Callable
   title_of_shots: str = ""
+  is_pooled: bool = False
 
 
 HEADS = {
@@ -176,7 +179,7 @@ HEADS = {
   "deepemd_qp": Head("DeepEMD, QP", deepemd_qp),
   "deepemd_mean": Head("DeepEMD, mean nodes", deepemd_mean),
   "deepemd_nearest": Head("DeepEMD, nearest shot", deepemd_nearest),
-  "prototype": Head("Prototype (pooled, cosine)", prototype),
+  "prototype": Head("Prototype (pooled, cosine)", prototype, is_pooled=True),
   "chamfer": Head("Chamfer (nearest node)", chamfer),
 }
 

@@ -39,7 +39,7 @@ MISTAKES = {
   "image.crop_scale": ((-1.0, 5.0), "at most 1"),
   "image.crop_ratio": ((0.0, 0.0), "low, high"),
   "metatrain.decay_rate": (-3.0, "above 0"),
-  "model.backbone": ("resnet21", "use one of resnet12"),
+  "model.backbone": ("resnet21", "resnet12"),
   "model.width": (0.0, "above 0"),
   "model.precision": ("half", "float32, bfloat16"),
   "nodes.kind": ("voc", "fcn, grid, sampling"),

@@ -161,7 +161,7 @@ def test_one_test_does_not_wipe_out_another(found, tmp_path):
   grid.save(tmp_path)
   assert {p.name for p in (tmp_path / "results").iterdir()} == {
     "cub-160_5way_1shot_fcn-2-1.json",
-    "cub-160_5way_1shot_fcn-2-1_2heads.json",
+    "cub-160_5way_1shot_fcn-2-1_2heads-5389aa9d.json",
     "cub-160_5way_1shot_grid.json",
   }
   latest = json.loads((tmp_path / "results.json").read_text())

@@ -22,6 +22,10 @@ MADE = {
 }
 
 
+def test_every_backbone_has_a_row():
+  assert set(backbone.BACKBONES) <= set(MADE)
+
+
 @pytest.fixture(scope="module", params=MADE)
 def made(request):
   return MADE[request.param]()

@@ -111,7 +111,8 @@ def _what_was_expected(benchmark, root) -> str:
     expected += [benchmark.archives[0].file, "what is in it, unpacked"]
   for layout, (_, places) in _LAYOUTS.items():
     if layout in benchmark.layouts:
-      expected += [place.format(split="train") for place in places]
+      below = "/<class>" * (layout == "folders")
+      expected += [place.format(split="train") + below for place in places]
   return (
     f"{str(root)!r} holds nothing that {benchmark.name} can be made from; "
     f"looked for {', '.join(expected)}"
