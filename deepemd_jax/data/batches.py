@@ -12,6 +12,7 @@ import numpy as np
 from deepemd_jax.data import episodes
 from deepemd_jax.data.views import TrainingViews
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils.random_streams import Stream, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ShuffledRows:
 @functools.lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
   """Of one epoch; this and the next are asked for again and again."""
-  return np.random.default_rng([seed, epoch]).permutation(count)
+  return stream(seed, Stream.SHUFFLE, epoch).permutation(count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ImageBatches:
   def __call__(self, step: int) -> dict:
     """{"views": see `TrainingViews`, "labels": int [n]} of a step."""
     rows = self.rows(step)
-    rng = np.random.default_rng([self.seed, 2, step])
+    rng = stream(self.seed, Stream.PRETRAIN_CROPS, step)
     return {
       "views": self.views(rng, rows, self.local),
       "labels": self.views.images.labels[rows[self.local]],
@@ -108,7 +109,7 @@ class EpisodeBatches:
     ...]} of a step."""
     first = step * self.batch_size
     batch = episodes.batch(self.sampler, range(first, first + self.batch_size))
-    rng = np.random.default_rng([self.seed, 3, step])
+    rng = stream(self.seed, Stream.METATRAIN_CROPS, step)
     return {
       "support": self.views(rng, batch.support, self.local),
       "query": self.views(rng, batch.query, self.local),

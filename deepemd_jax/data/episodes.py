@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils.random_streams import Stream, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +104,12 @@ class EpisodeSampler:
     check_feasible(named, shape, split=split)
     self._rows = np.split(order.astype(np.int32), np.cumsum(counts)[:-1])
     self._shape = shape
-    self._key = [seed, zlib.crc32(split.encode())]
+    self._seed, self._split = seed, zlib.crc32(split.encode())
 
   def __call__(self, index: int) -> Episode:
     """Episode `index` >= 0."""
     way, shot, query = dataclasses.astuple(self._shape)
-    rng = np.random.default_rng([*self._key, index])
+    rng = stream(self._seed, Stream.EPISODE, self._split, index)
     classes = rng.choice(len(self._rows), way, replace=False)
     rows = np.stack(
       [rng.choice(self._rows[c], shot + query, replace=False) for c in classes]

@@ -19,6 +19,7 @@ import numpy as np
 
 from deepemd_jax.data import image_io
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils.random_streams import Stream, stream
 
 SPLITS = ("train", "val", "test")
 
@@ -189,7 +190,7 @@ def _share_out(names: list[str], fractions, seed: int) -> dict[str, str]:
       f"config.data.fractions is {tuple(fractions)}; give three shares, none "
       "negative, such as (0.64, 0.16, 0.2)"
     )
-  order = np.random.default_rng(seed).permutation(len(names))
+  order = stream(seed, Stream.CLASS_SPLIT).permutation(len(names))
   shares = np.cumsum(fractions) / sum(fractions)
   first, second = np.round(shares[:2] * len(names)).astype(int)
   split_of = np.repeat(

@@ -18,6 +18,7 @@ from deepemd_jax.data.crop_resize import (
   large_side,
 )
 from deepemd_jax.data.image_set import ImageSet
+from deepemd_jax.utils.random_streams import Stream, stream
 
 __all__ = [
   "TrainingViews",
@@ -187,7 +188,7 @@ def evaluation_boxes(
   crops, flips = [], []
   for row, size in zip(rows, sizes, strict=True):
     again = [] if episode is None else [episode]
-    rng = np.random.default_rng([view.seed, 4, row, *again])
+    rng = stream(view.seed, Stream.TEST_CROPS, row, *again)
     crops.append(random_crops(rng, size[None], view.test_patches, view))
     flips.append(rng.random(crops[-1].shape[1]) < view.flip_probability)
   return np.concatenate(crops), np.stack(flips)

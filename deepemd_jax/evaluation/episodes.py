@@ -16,6 +16,7 @@ from deepemd_jax.data.image_set import ImageSet
 from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation.features import ImageSetEncoder, Nodes, on_nodes
 from deepemd_jax.models import heads
+from deepemd_jax.utils.random_streams import Stream, random_key
 
 
 def episode_sampler(
@@ -58,7 +59,7 @@ class EpisodeScorer:
   def _accuracy(self, query_nodes, support_nodes, number):
     """Percent right of one episode's queries."""
     way, n_query = query_nodes.shape[:2]
-    key = jax.random.fold_in(jax.random.key(self._seed), number)
+    key = random_key(self._seed, Stream.SFC_ORDER, number)
     queries = query_nodes.reshape(way * n_query, *query_nodes.shape[2:])
     logits = self._head(queries, support_nodes, key)
     right = logits.argmax(-1) == jnp.repeat(jnp.arange(way), n_query)

@@ -27,6 +27,7 @@ from deepemd_jax.evaluation.retrieval_results import (
   RetrievalResults,
 )
 from deepemd_jax.models import heads, matching
+from deepemd_jax.utils.random_streams import Stream, stream
 
 
 def draw(
@@ -129,7 +130,7 @@ def retrieved(
   }
   counts = [hits.sum(1) for hits in right.values()]
   differing = np.flatnonzero(counts[0] != counts[1])
-  rng = np.random.default_rng([settings.seed, 6])
+  rng = stream(settings.seed, Stream.PICTURES)
   chosen = rng.permutation(differing)[: settings.retrieve.pictures]
   side = evaluation_side(settings.view)
   return [

@@ -33,6 +33,7 @@ from deepemd_jax.evaluation.retrieval_results import (
   measure,
 )
 from deepemd_jax.utils.progress import Progress
+from deepemd_jax.utils.random_streams import Stream, stream
 
 STAGE = "retrieve"
 
@@ -173,7 +174,7 @@ def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   able = np.flatnonzero(np.bincount(labels)[labels] > 1)
   if not count or count >= len(able):
     return able
-  return np.sort(np.random.default_rng([seed, 5]).permutation(able)[:count])
+  return np.sort(stream(seed, Stream.QUERIES).permutation(able)[:count])
 
 
 def lengths(spec: RetrieveSettings, labels: np.ndarray) -> tuple[int, int]:

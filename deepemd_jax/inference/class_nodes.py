@@ -12,6 +12,7 @@ import numpy as np
 
 from deepemd_jax import emd
 from deepemd_jax.models import heads, matching, sfc
+from deepemd_jax.utils.random_streams import Stream, random_key
 
 # Of gradient descent on the class nodes: the official 100 epochs up to 160
 # images, fewer above, but never less than one.
@@ -47,7 +48,7 @@ def fit(
   count, own = len(rows) * shot, settings.sfc
   batches = -(-count // own.batch_size)
   epochs = max(1, min(own.epochs, _MOST_STEPS // batches))
-  order = sfc.random_order(jax.random.key(seed), count, epochs)
+  order = sfc.random_order(random_key(seed, Stream.SFC_ORDER), count, epochs)
   class_nodes = _fit(
     support,
     order,

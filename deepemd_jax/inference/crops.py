@@ -10,6 +10,7 @@ from PIL import Image
 
 from deepemd_jax.data import boxes, image_input
 from deepemd_jax.data.views import View, evaluation_side, random_crops
+from deepemd_jax.utils.random_streams import Stream, stream
 
 
 def extract_crops(
@@ -54,7 +55,7 @@ def _places(view: View, image: Image.Image):
     flip = np.zeros(len(places), bool)
   else:
     start = int(image_input.fingerprint(image)[:16], 16)
-    rng = np.random.default_rng([view.seed, start])
+    rng = stream(view.seed, Stream.IMAGE_CROPS, start)
     places = random_crops(rng, size, view.test_patches, view)[0]
     flip = rng.random(view.test_patches) < view.flip_probability
   # Cells of an image of a few pixels may have none.

@@ -27,6 +27,7 @@ from deepemd_jax.models.backbone import Backbone
 from deepemd_jax.training import loop
 from deepemd_jax.training.optimizers import make_optimizer
 from deepemd_jax.training.state import make_step, new_state
+from deepemd_jax.utils.random_streams import Stream, random_key
 
 STAGE = "pretrain"
 
@@ -71,7 +72,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
 
 def init_backbone(backbone: Backbone, seed: int) -> dict:
   """Fresh variables, a function of the seed alone."""
-  return backbone.init(jax.random.key(seed))
+  return backbone.init(random_key(seed, Stream.BACKBONE))
 
 
 def init_classifier(seed: int, channels: int, classes: int) -> dict:
@@ -80,7 +81,7 @@ def init_classifier(seed: int, channels: int, classes: int) -> dict:
   Returns:
     {"kernel": [channels, classes], "bias": [classes]}.
   """
-  key = jax.random.fold_in(jax.random.key(seed), 1)
+  key = random_key(seed, Stream.CLASSIFIER)
   bound = 1 / np.sqrt(channels)
   kernel = jax.random.uniform(
     key, (channels, classes), minval=-bound, maxval=bound

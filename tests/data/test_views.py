@@ -117,7 +117,7 @@ def test_a_grid_is_drawn_with_ratios_of_its_range(images):
 
 @pytest.mark.parametrize(("crop", "side"), [("center", 18), ("whole", 16)])
 def test_whole_images_at_test_time(crop, side, images):
-  view = of("fcn", crop=crop)
+  view = of("fcn", whole_crop=crop)
   assert views.evaluation_side(view) == side and view.crops_per_image == 1
   seen = views.evaluation_view(view, jnp.asarray(images.images))
   assert seen.shape == (6, 16, 16, 3)

@@ -16,11 +16,11 @@ from sklearn.utils import validation
 
 from deepemd_jax import FewShotClassifier, emd
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.data import crops
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import (
   choices,
   class_nodes,
+  crops,
   explanation,
   feature_cache,
   image_encoder,

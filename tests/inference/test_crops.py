@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from deepemd_jax.data import boxes as box_geometry
-from deepemd_jax.data import crop_resize, crops
+from deepemd_jax.data import crop_resize
 from deepemd_jax.data.views import View
+from deepemd_jax.inference import crops
 
 VIEW = View(size=32, grid=(1, 2), test_patches=4, scale=(0.1, 1.0))
 
@@ -28,7 +29,7 @@ def image():
 
 @pytest.mark.parametrize("crop", ["center", "whole"])
 def test_whole_images_are_those_of_evaluation(crop, image):
-  pixels, boxes, mirrored = extract(image, crop=crop)
+  pixels, boxes, mirrored = extract(image, whole_crop=crop)
   assert not mirrored.any()
   stack = jnp.asarray(np.asarray(image))[None]
   if crop == "center":

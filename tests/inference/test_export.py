@@ -21,9 +21,8 @@ from recipes import tiny_run
 from configs import folder
 from deepemd_jax import FewShotClassifier, emd, main
 from deepemd_jax.checkpoints import manager, pretrained
-from deepemd_jax.data import crops
 from deepemd_jax.errors import InputError
-from deepemd_jax.inference import export
+from deepemd_jax.inference import crops, export
 from deepemd_jax.models import resnet12
 
 # What a user's program does, who has JAX and NumPy and nothing of ours.
