@@ -42,6 +42,7 @@ def run(
   """
   validate.validate(config)
   from deepemd_jax.config import feasible  # loads NumPy
+  from deepemd_jax.utils import random_streams
 
   feasible.check_data(config)
   from deepemd_jax.config import resolve  # loads JAX
@@ -57,6 +58,7 @@ def run(
       "--workdir of a training run"
     )
   fields = json.loads(config.to_json_best_effort())
+  fields["streams"] = random_streams.VERSION
   # All processes look before the first one writes: they refuse, or go on, alike
   # (connecting waits for all).
   workdirs.check(workdir, fields, trains=trains)

@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from deepemd_jax.config import defaults
+from deepemd_jax.config import defaults, validate
 from deepemd_jax.errors import InputError
 
 # Sections that say how a trained encoder looks at images and matches them. The
@@ -20,7 +20,7 @@ def read(path: pathlib.Path) -> ConfigDict:
 
   Raises:
     InputError: there is no such file, or a value is of another kind than the
-      field's default.
+      field's default, or against its rules.
   """
   fields = read_fields(path)
   config = defaults.get_config()
@@ -28,6 +28,8 @@ def read(path: pathlib.Path) -> ConfigDict:
     for section in SECTIONS:
       if section in fields:
         config[section] = _typed(fields[section], config[section], section)
+    if problems := validate.broken_rules(config, SECTIONS):
+      raise InputError("; ".join(problems))
   except InputError as error:
     raise InputError(f"in {str(path)!r} {error}") from error
   return config

@@ -5,7 +5,7 @@ Nothing heavy is loaded: a mistake in a field answers at once.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from deepemd_jax.config.stages import STAGES
@@ -174,14 +174,27 @@ def validate(config) -> None:
   Raises:
     InputError: all that is wrong with the values of single fields, in one line.
   """
-  problems = []
-  for field, rules in RULES.items():
-    problems += _broken(config, field, rules)
+  problems = broken_rules(config)
   problems += _data_problems(config)
   problems += _combinations(config)
   problems += _test_problems(config)
   if problems:
     raise InputError("; ".join(dict.fromkeys(problems)))
+
+
+def broken_rules(config, sections: Collection[str] | None = None) -> list[str]:
+  """What is wrong with the values of single fields, a clause each.
+
+  Args:
+    config: a ConfigDict.
+    sections: the first parts of the fields' names to look at; None is all.
+  """
+  return [
+    problem
+    for field, rules in RULES.items()
+    if sections is None or field.split(".")[0] in sections
+    for problem in _broken(config, field, rules)
+  ]
 
 
 def _value(config, field: str):

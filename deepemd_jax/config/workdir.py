@@ -28,7 +28,8 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
 
   Args:
     workdir: of the run.
-    fields: the run's config, as JSON has it.
+    fields: the run's config, as JSON has it, and "streams", the version of
+      its random draws.
     trains: whether a stage of the run trains. If none does, only the model's
       fields must be those of `config.json`: a trained encoder may be tested on
       other data, nodes or episodes.
@@ -56,6 +57,7 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
       f"workdir {workdir} holds files but no config.json of ours; give an "
       "empty or new --workdir"
     )
+  _check_streams(workdir, saved or {}, fields, trains=trains)
   if changes := _changes(saved or {}, fields, trains=trains):
     raise InputError(
       f"workdir {workdir} belongs to another config: "
@@ -101,6 +103,24 @@ def _read(path: pathlib.Path) -> dict | None:
   return fields
 
 
+def _check_streams(
+  workdir: pathlib.Path, saved: dict, fields: dict, *, trains: bool
+) -> None:
+  """Refuses a workdir that was made with other random draws, where they count:
+  in training, and where the seed shares a folder's classes out."""
+  if "data" not in saved:  # new, or a converted encoder's
+    return
+  data = fields["data"]
+  by_seed = data["name"].partition(":")[0] == "folder" and not data["csv"]
+  same = saved.get("streams", 1) == fields["streams"]
+  if not same and (trains or by_seed):
+    raise InputError(
+      f"workdir {workdir} was made by a version that drew other random numbers "
+      "(and shared a folder's classes out in another way); give another "
+      "--workdir"
+    )
+
+
 def _changes(saved: dict, fields: dict, *, trains: bool) -> list[str]:
   """The fields that must be equal and are not, each as a clause for people."""
   before, now = dict(_leaves(saved)), dict(_leaves(fields))
@@ -110,6 +130,7 @@ def _changes(saved: dict, fields: dict, *, trains: bool) -> list[str]:
     for name in sorted(before.keys() & now.keys())
     if (trains or name.split(".")[0] == "model")
     and not {name, name.split(".")[0]} & MUTABLE_FIELDS
+    and name != "streams"
     and before[name] != now[name]
   ]
 

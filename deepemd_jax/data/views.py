@@ -1,8 +1,8 @@
 """Views: what the network sees of an image, in training and in evaluation.
 
 A `View` says it in numbers. The host draws boxes and flips from it; the device
-cuts them out of squashed copies and normalizes them. `crops` does the same on
-the host for single images of any size.
+cuts them out of squashed copies and normalizes them. `inference.crops` does the
+same on the host for single images of any size.
 """
 
 import dataclasses

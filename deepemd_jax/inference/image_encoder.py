@@ -1,6 +1,7 @@
 """From a person's images to nodes: read, crop, encode, remember."""
 
 import concurrent.futures
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +79,6 @@ class ImageEncoder:
     settings = pretrained.settings
     self._features = Features(settings.backbone, view, settings.pyramid)
     self._variables = jax.device_put(pretrained.encoder.variables)
-    self._encode = jax.jit(self._features.nodes)
     self._view = view
     self._cache = cache
     meaning = (
@@ -186,7 +186,8 @@ class ImageEncoder:
     size = 1 if count == 1 else self._images_a_call()
     filled = pixels[np.minimum(np.arange(size), count - 1)]
     inputs = self._view.normalize(filled.astype(np.float32))
-    nodes = self._encode(self._variables, inputs.astype(np.float32))
+    inputs = inputs.astype(np.float32)
+    nodes = _encode(self._features, self._variables, inputs)
     nodes = np.asarray(nodes)[:count]
     if self._view.is_whole:
       boxes = np.stack([self._cells(box) for box in boxes[:, 0]])
@@ -199,6 +200,12 @@ class ImageEncoder:
     cells = self._features.node_boxes() / self._view.size
     corner, side = np.tile(box[:2], 2), np.tile(box[2:] - box[:2], 2)
     return corner + cells * side
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(features: Features, variables, pixels) -> jax.Array:
+  """`Features.nodes`, compiled once for all encoders that look alike."""
+  return features.nodes(variables, pixels)
 
 
 def refuse(images: Sequence, bad: dict[int, str], remedy: str = "") -> None:

@@ -42,7 +42,7 @@ class Backbone:
     image_size: side in pixels of the images that it is made for.
     mean: gray levels (0 to 255) that are subtracted, red, green, blue.
     std: gray levels that are divided by.
-    trainable: whether `apply` has a gradient worth following.
+    trainable: whether it may be trained; if not, no stage that trains runs.
   """
 
   init: Callable[[Any], Variables]

@@ -17,7 +17,7 @@ class DeepEMD(nnx.Module):
       model = DeepEMD(rngs=nnx.Rngs(0))
       logits = model(support, query)      # [way, n_query, way]
 
-  or, from trained variables, `DeepEMD(resnet.to_module(variables))`.
+  or, from trained variables, `DeepEMD(resnet12.to_module(variables))`.
 
   The gradient through the EMD layer reaches the backbone on both sides: through
   the cost and through the weights.

@@ -6,8 +6,9 @@ and a 1x1 shortcut, each followed by a 2x2 max pool that drops odd borders:
 descriptors that DeepEMD matches.
 
 The module is Flax NNX; the rest of the program sees plain nested dicts,
-`variables = {"params": ..., "batch_stats": ...}`, through `init`, `apply` and
-`encode`. Block and layer names are PyTorch's (`layer1.conv1`, ...).
+`variables = {"params": ..., "batch_stats": ...}`, through `init` and `apply`,
+or as a `Backbone` through `create`. Block and layer names are PyTorch's
+(`layer1.conv1`, ...).
 
 With `precision="bfloat16"` convolutions and activations are computed in
 bfloat16. Parameters, batch norm's statistics and its arithmetic, and the maps

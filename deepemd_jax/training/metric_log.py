@@ -84,8 +84,7 @@ class MetricLog:
     self._file.write(json.dumps({"step": step, **safe}) + "\n")
     for key, value in row.items():
       self._board.add_scalar(key, value, step)
-    self.progress(step, **row)
-    self._progress.line(self._progress.text())
+    self._progress.stay(self._name, step, self._total_steps, **row)
 
   def progress(self, step: int, **scalars: float) -> None:
     """Refreshes the terminal's bar; elsewhere writes a line now and then."""

@@ -8,6 +8,7 @@ the scratch file is removed, and the old content stays.
 import contextlib
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 
 # Every scratch file's name begins so; a killed process may leave one behind.
@@ -65,8 +66,9 @@ def write_together(contents: Mapping[str, bytes | str]) -> None:
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:
   """The scratch path of this process for `target`, in the same folder."""
-  name = f"{SCRATCH_PREFIX}{os.getpid()}.{target.name}.tmp"
-  return target.with_name(name)
+  # Not the name itself: together they might be too long for a file system.
+  number = zlib.crc32(os.fsencode(target.name))
+  return target.with_name(f"{SCRATCH_PREFIX}{os.getpid()}.{number:08x}.tmp")
 
 
 def _as_bytes(content: bytes | str) -> bytes:

@@ -76,13 +76,25 @@ class Progress:
       total: of how many.
       **scalars: shown behind the bar.
     """
+    if self._note(name, done, total, scalars) and self._is_due():
+      self._show()
+
+  def stay(self, name: str, done: int, total: int, **scalars: float) -> None:
+    """The same, as a line that stays, above the bar; always shown."""
+    if self._note(name, done, total, scalars):
+      self.line(self.text())
+
+  def _note(self, name: str, done: int, total: int, scalars: dict) -> bool:
+    """Whether there is anybody to show it to."""
     if terminal.is_silent():
-      return
+      return False
     if name != self._name or self._bar is None:
       self._begin(name, done, total)
     self._bar.n, self._bar.total, self._scalars = done, total, scalars
-    if time.monotonic() - self._shown >= self._interval:
-      self._show()
+    return True
+
+  def _is_due(self) -> bool:
+    return time.monotonic() - self._shown >= self._interval
 
   def _begin(self, name: str, done: int, total: int) -> None:
     self.close()

@@ -2,14 +2,18 @@
 
 A stream is a pure function of the run's seed, its name, and numbers such as a
 step or an episode, so it can be drawn again after a restart and by any process.
-No two streams coincide: their names and the numbers of numbers are part of what
-seeds them. (NumPy pads a list of seeds with zeros, so that [seed, 2, 0] would
-be [seed, 2].)
+No two streams coincide: what seeds one has its name, and how many numbers
+follow. (NumPy pads a list of seeds with zeros, so that [seed, 2, 0] would be
+[seed, 2].)
 """
 
 import enum
 
 import numpy as np
+
+# config.json keeps it: a run goes on only with the draws that it began with. 1
+# are the lists of seeds of before there were names.
+VERSION = 2
 
 
 class Stream(enum.IntEnum):
@@ -42,7 +46,7 @@ def stream(seed: int, name: Stream, *numbers: int) -> np.random.Generator:
 
 
 def random_key(seed: int, name: Stream, *numbers):
-  """The same as a key of JAX; the numbers may be traced."""
+  """A key of JAX for one use, a function of the same; numbers may be traced."""
   import jax  # NumPy alone draws most of the streams
 
   result = jax.random.fold_in(jax.random.key(seed), int(name))

@@ -1,5 +1,7 @@
 """Data that are not there, or too few, are told before anything is made."""
 
+import dataclasses
+
 import pytest
 import recipes
 
@@ -95,3 +97,14 @@ def test_every_split_that_a_stage_needs_is_looked_at(stage, split, counts):
   counts[split] = {"a": 6}
   with pytest.raises(InputError, match=f"split '{split}' has 1"):
     feasible.check_feasible(recipes.settings(fields))
+
+
+def test_a_frozen_backbone_is_not_trained(counts):
+  fields = {"stages": ("evaluate",), "episode.way": 3, "episode.query": 2}
+  made = recipes.settings(fields)
+  frozen = dataclasses.replace(made.backbone, trainable=False)
+  made = dataclasses.replace(made, backbone=frozen)
+  feasible.check_feasible(made)
+  made = dataclasses.replace(made, stages=("pretrain", "evaluate"))
+  with pytest.raises(InputError, match="'resnet12', which is not trained"):
+    feasible.check_feasible(made)

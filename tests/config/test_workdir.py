@@ -10,8 +10,9 @@ from deepemd_jax.utils import files
 
 FIELDS = {
   "seed": 0,
+  "streams": 2,
   "stages": ["pretrain"],
-  "data": {"name": "cub", "workers": 0},
+  "data": {"name": "cub", "workers": 0, "csv": ""},
   "model": {"width": 0.25, "precision": "float32"},
   "episode": {"way": 5},
 }
@@ -134,3 +135,21 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(files, "write", full)
   with pytest.raises(InputError, match="No space left on device; make room"):
     workdirs.claim(tmp_path, FIELDS)
+
+
+def test_other_random_draws_are_refused_where_they_count(tmp_path):
+  """In training, and where the seed says which classes are tested."""
+  old = {name: x for name, x in FIELDS.items() if name != "streams"}
+  folder = changed(data={"name": "folder:160"})
+  workdirs.claim(tmp_path, old)
+  workdirs.check(tmp_path, FIELDS, trains=False)
+  for fields, trains in ((FIELDS, True), (folder, False)):
+    with pytest.raises(InputError, match="drew other random numbers"):
+      workdirs.check(tmp_path, fields, trains=trains)
+  listed = changed(data={"name": "folder", "csv": "split.csv"})
+  workdirs.check(tmp_path, listed, trains=False)
+
+
+def test_a_converted_encoder_has_no_draws(tmp_path):
+  workdirs.claim(tmp_path, {"model": FIELDS["model"]})
+  workdirs.check(tmp_path, FIELDS, trains=True)

@@ -40,3 +40,8 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
   files.write(tmp_path / "link", "new")
   assert (tmp_path / "link").is_symlink()
   assert (tmp_path / "real").read_text() == "new"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+  files.write(tmp_path / ("x" * 255), "whole")
+  assert (tmp_path / ("x" * 255)).read_text() == "whole"

@@ -107,3 +107,14 @@ def test_a_silent_process_says_nothing(monkeypatch, capsys):
     show.line("more")
   terminal.note("two")
   assert stream.getvalue() == "" and capsys.readouterr().err == "one\n"
+
+
+def test_what_stays_is_written_once(clock):
+  """However long nothing was shown before."""
+  stream = io.StringIO()
+  with progress.Progress(stream) as show:
+    show("pretrain", 0, 4)
+    clock[0] += 100
+    show.stay("pretrain", 2, 4, loss=1.0)
+  (line,) = stream.getvalue().splitlines()
+  assert line.startswith("pretrain: 2/4") and line.endswith("loss 1")
