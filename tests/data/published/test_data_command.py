@@ -234,7 +234,7 @@ def test_a_data_set_is_a_list_and_a_folder(tmp_path, monkeypatch):
   tables = fake.ready_tables(tmp_path / "tables", "cub_full")
   for path, message in (
     (tmp_path / "file", "is a file; give the folder"),
-    (tmp_path / "other", "looked for train, meta-train"),
+    (tmp_path / "other", "looked for train/<class>, meta-train/<class>"),
     (tables, "its ready folders are folders"),
   ):
     with pytest.raises(InputError, match=message):
