@@ -46,6 +46,7 @@ def pytest_collection_modifyitems(items):
   the end (see the Makefile)."""
   longest = [
     *("test_processes", "test_solvers", "test_end_to_end"),
+    *("test_interruptions", "test_recorded", "test_many"),
     *("test_benchmark_runs", "test_notebook", "test_benchmarks"),
   ]
   names = {name: place for place, name in enumerate(longest)}
