@@ -90,18 +90,18 @@ def choose_encoders(
     "deepemd", of all heads but "prototype", and "prototype" -> the encoder; and
     the same names -> its validation accuracies.
   """
-  found = pretrained.best_encoders(workdir, settings.backbone)
+  encoders = pretrained.best_encoders(workdir, settings.backbone)
   val = open_source(settings.data).load("val")
   count = settings.metatrain.validation_episodes
   validate = Validator(settings, val, count, STAGE)
   validation = {
     stage: validate(sharding.replicate(best.variables))
-    for stage, best in found.items()
+    for stage, best in encoders.items()
   }
   fairest = max(validation, key=lambda stage: validation[stage]["prototype"])
-  chosen = {"deepemd": list(found)[-1], "prototype": fairest}
+  chosen = {"deepemd": list(encoders)[-1], "prototype": fairest}
   return (
-    {name: found[stage] for name, stage in chosen.items()},
+    {name: encoders[stage] for name, stage in chosen.items()},
     {name: validation[stage] for name, stage in chosen.items()},
   )
 

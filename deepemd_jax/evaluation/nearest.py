@@ -65,7 +65,7 @@ def top(
   blocks = _Blocks(gallery, block)
   # Neither so many that most of a batch is filling, nor of different shapes.
   batch_size = sharding.pad_to_devices(min(batch_size, len(rows)))
-  found = []
+  parts = []
   for at in _batches(len(rows), batch_size):
     progress(int(at[0]))
     own = np.asarray(rows[at], np.int32)
@@ -75,9 +75,9 @@ def top(
     runtime.mark_progress()
     for start, part in blocks:
       best = _step()(part, start, np.int32(len(gallery)), best, *queries)
-    found.append(_fetched(best))
-  cosine, found_rows = (np.concatenate(x) for x in zip(*found, strict=True))
-  return found_rows[: len(rows)], cosine[: len(rows)]
+    parts.append(_fetched(best))
+  cosine, nearest = (np.concatenate(x) for x in zip(*parts, strict=True))
+  return nearest[: len(rows)], cosine[: len(rows)]
 
 
 @functools.cache
