@@ -2,7 +2,7 @@
 exit codes."""
 
 LOST = 75  # another process was; EX_TEMPFAIL of sysexits.h: start it again
-STOPPED = 143  # after SIGTERM or SIGINT, and saving: likewise
+STOPPED = 143  # after SIGTERM or SIGINT, and saving: start it again
 MISTAKE = 2  # a person has to do something first: mend a flag, make room
 
 

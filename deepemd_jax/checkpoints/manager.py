@@ -133,7 +133,7 @@ class Checkpoints:
     Args:
       step: newer than all before; or the newest once more, which is replaced.
       model: a pytree of arrays, at least one.
-      train: likewise; None if training will never go on from here.
+      train: a pytree of arrays; None if training will never go on from here.
       meta: anything that JSON can hold.
       score: higher is better; None or NaN never becomes the best.
 
@@ -189,7 +189,7 @@ class Checkpoints:
 
     Args:
       model: as `restore`.
-      train: likewise.
+      train: as `restore`.
 
     Raises:
       InputError: it does not fit, or all are damaged.
@@ -221,7 +221,7 @@ class Checkpoints:
       model: the shapes and dtypes expected, a pytree of arrays or
         `jax.ShapeDtypeStruct`; None to leave this part. A leaf is put where its
         `sharding` says, or on the first device.
-      train: likewise.
+      train: as `model`, for the training state.
 
     Raises:
       InputError: there is no such step, it does not fit, or it is damaged.
@@ -258,7 +258,7 @@ def _place(arrays: dict[str, np.ndarray], target):
 def _orbax():
   import orbax.checkpoint as ocp
 
-  # It reports each save; what matters of that comes back as an exception.
+  # It reports each save. A failure comes back as an exception anyway.
   # After the import, because absl makes that logger its own way.
   logging.getLogger("absl").addFilter(_is_not_from_orbax)
   return ocp

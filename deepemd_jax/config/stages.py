@@ -20,7 +20,8 @@ class Stage:
       workdir's data, nodes and episodes may differ from those of training.
     episodes: the splits that it draws episodes from; a run is refused if they
       hold too few classes or images for that.
-    galleries: the splits that it searches; likewise.
+    galleries: the splits that it searches; a run is refused if a search there
+      has nothing to find, or nothing to mistake it for.
   """
 
   title: str

@@ -71,7 +71,7 @@ def initialize(
 
   Args:
     coordinator: host:port of process 0; None lets JAX ask SLURM, Open MPI,
-      Kubernetes or the Cloud TPU. `count` and `index` likewise.
+      Kubernetes or the Cloud TPU. None does the same for `count` and `index`.
     count: of processes.
     index: of this one.
 
@@ -121,7 +121,7 @@ def _end_unless_connected(connected: threading.Event) -> None:
 
 def _interrupt_as_terminate(number, frame) -> None:
   """Makes Ctrl-C act as TERM, which XLA's own handler passes on to all
-  processes. A second Ctrl-C acts as usual."""
+  processes. A second Ctrl-C raises KeyboardInterrupt."""
   del number, frame
   signal.signal(signal.SIGINT, signal.default_int_handler)
   os.kill(os.getpid(), signal.SIGTERM)
@@ -195,7 +195,8 @@ def mark_progress() -> None:
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[None]:
   """Inside it, the first TERM or INT does not end the process: `should_stop`
-  becomes true instead. A second signal of the same kind acts as usual.
+  becomes true instead. A second signal of the same kind
+  goes to the handler that was there before.
 
   Several processes need nothing like it. There a signal to any of them makes
   `should_stop` true on all, inside and outside.

@@ -56,7 +56,7 @@ def solve(cost, a, b, options: Options, interpret=False) -> problem.Plan:
     cost: [B, n, m] float32; see `fits`.
     a: [B, n].
     b: [B, m].
-    options: tolerance and the like.
+    options: tolerance, steps and the strengths of the proximal terms.
     interpret: run by Pallas's interpreter, on any device.
 
   Returns:

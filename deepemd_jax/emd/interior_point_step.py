@@ -31,7 +31,7 @@ class Options(NamedTuple):
     max_steps: bound on the iterations.
     proximal: strength of a proximal term in the flow, which bounds the
       conductances. The limit is still the linear program's solution.
-    leak: strength of a proximal term in the potentials, likewise. It lets each
+    leak: strength of a proximal term in the potentials. It lets each
       node leak current to the ground, in proportion to its mass. An optimal
       plan may fall into parts that only tiny conductances connect. Without the
       leak, the rounding of a part's currents would set its voltage.
@@ -108,7 +108,7 @@ def iterate(cost, a, b, moved_mass, options: Options):
     a: [blocks, n, B].
     b: [blocks, m, B], the heaviest last.
     moved_mass: [blocks, B].
-    options: tolerance and the like.
+    options: tolerance, steps and the strengths of the proximal terms.
 
   Returns:
     The best flow [blocks, n, m, B], its potentials [blocks, n, B] and

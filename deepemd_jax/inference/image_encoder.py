@@ -144,7 +144,7 @@ class ImageEncoder:
     return EncodedImages(*arrays, contents)
 
   def _images_a_call(self) -> int:
-    # A whole image is larger than a crop that shows the like.
+    # A whole image has more pixels than a crop.
     cost = 4 if self._view.is_whole else self._view.crops_per_image
     return max(1, _CROPS_A_CALL // cost)
 

@@ -95,7 +95,7 @@ def page(
     results: to report.
     facts: shown at the top, by name.
     explain: tells how an image, by its number, matches a class, by its name.
-    pictures: how many images get a picture of that, the worst first.
+    pictures: how many images get a picture of their matches, the worst first.
     progress: called with the number of pictures done, and of all.
 
   Returns:

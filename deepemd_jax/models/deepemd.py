@@ -47,9 +47,9 @@ class DeepEMD(nnx.Module):
     Args:
       encoder: images [N, H, W, 3] to maps [N, h, w, c], called with `train=`;
         None makes a ResNet-12 from `rngs`.
-      width: of that ResNet-12, as a multiple of the published channels.
-      precision: of it too, "float32" or "bfloat16"; weights, costs, EMD and
-        logits are float32 in both.
+      width: of the ResNet-12, as a multiple of the published channels.
+      precision: of the ResNet-12, "float32" or "bfloat16"; weights, costs,
+        EMD and logits are float32 in both.
       solver: of the EMD; None is the best one for this platform.
       temperature: scale of the logits.
       weights: of the nodes, "cross_reference" or "equal".

@@ -1,6 +1,5 @@
 """Cached and encoded images: a crop is the same part of the image in both."""
 
-import io
 import pickle
 
 import jax.numpy as jnp
@@ -9,26 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from png_files import PngFiles
 
 from deepemd_jax.data import boxes as box_geometry
 from deepemd_jax.data import crop_resize
 from deepemd_jax.data.image_set import CachedImages, EncodedImages
 
 SIZES = np.array([(40, 56), (33, 20), (84, 84), (5, 3), (120, 90), (60, 60)])
-
-
-class Files:
-  """PNGs in memory."""
-
-  def __init__(self, pixels):
-    self._files = []
-    for each in pixels:
-      file = io.BytesIO()
-      Image.fromarray(each).save(file, "PNG")
-      self._files.append(file.getvalue())
-
-  def read(self, rows):
-    return [self._files[row] for row in rows]
 
 
 def known(sizes):
@@ -46,7 +32,7 @@ def random_pixels(sizes):
 
 
 PIXELS = random_pixels(SIZES)
-ENCODED = EncodedImages(files=Files(PIXELS), **known(SIZES))
+ENCODED = EncodedImages(files=PngFiles(PIXELS), **known(SIZES))
 
 
 def torchvision(pixels, box, size):
@@ -165,7 +151,7 @@ def test_copies_as_large_as_originals_give_the_same_crops(kind):
   crops = []
   for images in (
     CachedImages(images=np.stack(pixels), **known(sizes)),
-    EncodedImages(files=Files(pixels), **known(sizes)),
+    EncodedImages(files=PngFiles(pixels), **known(sizes)),
   ):
     rng = np.random.default_rng(7)
     boxes = draw_boxes(kind, rng, images.sizes[rows])

@@ -1,13 +1,12 @@
 """Images become nodes in one way, the same whatever the batch or the memory."""
 
 import dataclasses
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from png_files import PngFiles
 
 from deepemd_jax.data.image_set import CachedImages, EncodedImages
 from deepemd_jax.data.views import evaluation_boxes, evaluation_view
@@ -67,20 +66,6 @@ def test_nodes_are_those_of_the_maps(small, encode, variables, images):
   assert len(boxes) == found.shape[1]
 
 
-class Files:
-  """PNGs in memory."""
-
-  def __init__(self, pixels):
-    self._files = []
-    for each in pixels:
-      file = io.BytesIO()
-      Image.fromarray(each).save(file, "PNG")
-      self._files.append(file.getvalue())
-
-  def read(self, rows):
-    return [self._files[row] for row in rows]
-
-
 @pytest.mark.parametrize("kind", ["fcn", "grid", "sampling", "redraw"])
 def test_originals_are_seen_as_copies_of_their_size(
   kind, small, encode, images, variables
@@ -98,7 +83,7 @@ def test_originals_are_seen_as_copies_of_their_size(
   encoded, shown = [], []
   for either in (
     CachedImages(images=images.images, **known),
-    EncodedImages(files=Files(images.images), **known),
+    EncodedImages(files=PngFiles(images.images), **known),
   ):
     stored = encode(settings, either, 8)
     if redraw:
