@@ -3,7 +3,9 @@ ResNet-12's place in every stage."""
 
 import json
 
+import commands
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 import recipes
@@ -14,6 +16,8 @@ from configs import folder
 from deepemd_jax import main
 from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.errors import InputError
+from deepemd_jax.evaluation.features import Features
+from deepemd_jax.inference import export
 from deepemd_jax.models import backbone, resnet12
 
 MADE = {
@@ -129,7 +133,7 @@ TINY = {
 }
 
 
-def test_another_backbone_goes_through_every_stage(
+def test_another_backbone_goes_through_everything(
   tmp_path, monkeypatch, capsys
 ):
   """It is entered in the registry; nothing else knows of it."""
@@ -160,3 +164,42 @@ def test_another_backbone_goes_through_every_stage(
   for figure in ("learning_curves", "matched_regions", "retrieval"):
     Image.open(workdir / "figures" / f"{figure}.png").verify()
   assert "DeepEMD, equal weights" in capsys.readouterr().out
+  _classify(tmp_path, workdir, images, capsys)
+  _export(tmp_path, workdir, monkeypatch, capsys)
+
+
+def _classify(tmp_path, workdir, images, capsys):
+  """The command, of folders; every image is its own example, too."""
+  out = tmp_path / "predictions.csv"
+  code, _, errors = commands.call(
+    *(capsys, "classify", "--support", images, "--query", images),
+    *("--checkpoint", workdir, "--out", out),
+  )
+  assert code == 0, errors
+  found = commands.rows(out)
+  assert len(found) == 40
+  assert {row["prediction"] for row in found} <= {
+    p.name for p in images.iterdir()
+  }
+
+
+def _export(tmp_path, workdir, monkeypatch, capsys):
+  """The exported program gives the nodes that the backbone gives."""
+  monkeypatch.setattr(export, "PLATFORMS", ("cpu",))  # lowers in a third
+  exported = tmp_path / "exported"
+  # The check of shapes (see conftest.py) takes symbols for numbers.
+  jaxtyping.config.update("jaxtyping_disable", True)
+  code, _, errors = commands.call(
+    capsys, "export", "--checkpoint", workdir, "--out", exported
+  )
+  jaxtyping.config.update("jaxtyping_disable", False)
+  assert code == 0, errors
+  program = export.load(exported)
+  pixels = np.arange(2 * 16 * 16 * 3, dtype=np.uint8).reshape(2, 16, 16, 3)
+  nodes = program.encode(pixels)
+  assert nodes.shape == (2, 4, toy_backbone.CHANNELS)
+  trained = pretrained.load(exported)
+  expected = Features.of(trained.settings).nodes_of_images(
+    trained.encoder.variables, pixels
+  )
+  np.testing.assert_allclose(nodes, expected, rtol=1e-5, atol=1e-6)
