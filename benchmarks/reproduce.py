@@ -1,0 +1,159 @@
+"""The paper's schedule on one GPU: from stored copies to a table of results.
+
+    python -m benchmarks.reproduce cifar_fs                     # on a GPU
+    python -m benchmarks.reproduce cifar_fs --seconds 560       # stop, and save
+    python -m benchmarks.reproduce cifar_fs --fraction 0.1 \\
+        --config.model.width=0.125                              # a rehearsal
+
+It runs the data set's recipe, `configs/DATASET.py`: pre-training, meta-training
+and the test, 1-shot and 5-shot. What is learned is the paper's but for the
+precision: convolutions are computed in bfloat16, which takes half the time.
+There are fewer validations, which decide only which of the encoders on the way
+is kept. Calls of the device are larger, which decides nothing.
+
+`XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=false` makes a step faster;
+without it `deepemd_jax.main` sums in order, so that equal runs end equal.
+`docs/RESULTS.md` has what came out.
+
+The same command goes on where the last one ended. Flags that this script does
+not know go to `deepemd_jax.main`. The data set must be prepared:
+`python -m deepemd_jax data prepare DATASET`.
+
+`WORKDIR/reproduce.json` says what was run and for how long, over all commands.
+"""
+
+import argparse
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from deepemd_jax.errors import STOPPED
+from deepemd_jax.utils import files
+
+DATA_SETS = ("cifar_fs", "fc100", "miniimagenet", "cub")
+# Epochs of the paper's schedule, and epochs between falls of the rate.
+PRETRAIN, PRETRAIN_DECAY = 120, 30
+METATRAIN, METATRAIN_DECAY = 100, 10
+# Of each stage. The start and the end are always validated.
+VALIDATIONS = 10
+_GRACE = 60  # seconds that a run gets to save, once it is asked to stop
+
+
+def fields(fraction: float) -> dict[str, object]:
+  """The config fields that differ from the recipe's.
+
+  Args:
+    fraction: of the schedule's epochs, within 0 to 1.
+  """
+
+  def share(epochs: int) -> int:
+    return max(1, round(epochs * fraction))
+
+  return {
+    "model.precision": "bfloat16",
+    "pretrain.epochs": share(PRETRAIN),
+    "pretrain.decay_every": share(PRETRAIN_DECAY),
+    "pretrain.validate_every": share(PRETRAIN // VALIDATIONS),
+    "metatrain.epochs": share(METATRAIN),
+    "metatrain.decay_every": share(METATRAIN_DECAY),
+    "metatrain.validate_every": share(METATRAIN // VALIDATIONS),
+    "evaluate.more": ("5-shot",),
+    "evaluate.more_episodes": 600,
+    "evaluate.batch_size": 50,
+    "evaluate.encode_batch_size": 512,
+  }
+
+
+def command(args, rest: list[str]) -> list[str]:
+  """The arguments of the process that trains and tests."""
+  changed = fields(args.fraction)
+  if args.directory:
+    changed["data.directory"] = args.directory
+  return [
+    *(sys.executable, "-m", "deepemd_jax.main"),
+    f"--config={args.data}{args.variant and ':' + args.variant}",
+    f"--workdir={args.workdir}",
+    *(f"--config.{name}={value}" for name, value in changed.items()),
+    *rest,
+  ]
+
+
+def run(arguments: list[str], seconds: float | None) -> int:
+  """Runs a process; asks it to stop after so many seconds.
+
+  Returns:
+    Its exit code.
+  """
+  process = subprocess.Popen(arguments)
+  try:
+    return process.wait(seconds)
+  except subprocess.TimeoutExpired:
+    process.send_signal(signal.SIGTERM)
+  except KeyboardInterrupt:  # the terminal has told the process, too
+    pass
+  try:
+    return process.wait(_GRACE)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    return process.wait()
+
+
+def note(path: pathlib.Path, entry: dict) -> float:
+  """Adds a command to `reproduce.json`; returns the seconds of all of them."""
+  entries = json.loads(path.read_text("utf-8")) if path.exists() else []
+  entries.append(entry)
+  files.write(path, json.dumps(entries, indent=2) + "\n")
+  return sum(each["seconds"] for each in entries)
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """The arguments, and those that are meant for `deepemd_jax.main`."""
+  parser = argparse.ArgumentParser(
+    description=__doc__.split("\n\n")[0],
+    epilog="Other flags go to deepemd_jax.main: --config.seed=1, say.",
+  )
+  parser.add_argument("data", choices=DATA_SETS)
+  parser.add_argument("--variant", default="", help="of the recipe: grid, say")
+  parser.add_argument("--fraction", type=float, default=1.0, metavar="F")
+  parser.add_argument("--seconds", type=float, help="then stop, and save")
+  parser.add_argument("--directory", default="", help="of prepared data")
+  parser.add_argument("--workdir", type=pathlib.Path)
+  args, rest = parser.parse_known_args(argv)
+  if not 0 < args.fraction <= 1:
+    parser.error(f"--fraction is {args.fraction}; give a number in (0, 1]")
+  if args.workdir is None:
+    variant = f"-{args.variant}" if args.variant else ""
+    args.workdir = pathlib.Path("runs", f"reproduce-{args.data}{variant}")
+  return args, rest
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command line; returns the exit code."""
+  args, rest = parse(argv)
+  began = time.time()
+  arguments = command(args, rest)
+  code = run(arguments, args.seconds)
+  if not args.workdir.is_dir():
+    return code  # refused before anything was made
+  total = note(
+    args.workdir / "reproduce.json",
+    {
+      "command": arguments[1:],
+      "fraction": args.fraction,
+      "seconds": round(time.time() - began, 1),
+      "exit code": code,
+    },
+  )
+  state = "stopped; the same command goes on" if code == STOPPED else "ended"
+  print(
+    f"{state}; {total:.0f} s so far, {args.fraction:g} of the schedule",
+    flush=True,
+  )
+  return code
+
+
+if __name__ == "__main__":
+  sys.exit(main())

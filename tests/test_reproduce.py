@@ -1,0 +1,72 @@
+"""`benchmarks.reproduce`: what it changes, and how it stops."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import reproduce
+from deepemd_jax.config import defaults, recipes, validate
+
+WAITS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *unused: sys.exit(143))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.1, 0.001])
+def test_the_config_takes_what_it_changes(fraction):
+  config = defaults.get_config()
+  with config.ignore_type():  # of tuples, of any length
+    config.update_from_flattened_dict(reproduce.fields(fraction))
+  validate.validate(config)
+  assert config.pretrain.epochs == max(1, round(120 * fraction))
+  assert 1 <= config.metatrain.decay_every <= config.metatrain.epochs
+
+
+def test_the_whole_schedule_is_the_papers():
+  """Nothing that is learned differs from the recipe but the precision."""
+  config = defaults.get_config()
+  own = reproduce.fields(1.0)
+  differ = {
+    name
+    for name, value in own.items()
+    if config[name.split(".")[0]][name.split(".")[1]] != value
+  }
+  assert {n for n in differ if n.split(".")[0] != "evaluate"} == {
+    *("model.precision", "pretrain.validate_every"),
+    "metatrain.validate_every",
+  }
+
+
+def test_its_data_sets_have_recipes():
+  assert set(reproduce.DATA_SETS) <= set(recipes.names())
+
+
+def test_it_asks_to_stop_and_goes_on_counting(tmp_path, monkeypatch, capsys):
+  """The run's own exit code comes out; seconds add up over commands."""
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  waits = [sys.executable, "-c", WAITS]
+  monkeypatch.setattr(reproduce, "command", lambda args, rest: waits)
+  argv = ["cub", "--workdir", str(workdir), "--seconds", "2"]
+  assert reproduce.main(argv) == 143
+  assert "goes on; 2 s so far, 1 of the schedule" in capsys.readouterr().out
+  monkeypatch.setattr(
+    reproduce, "command", lambda args, rest: [sys.executable, "-c", "pass"]
+  )
+  assert reproduce.main(argv) == 0
+  entries = json.loads((workdir / "reproduce.json").read_text())
+  assert [entry["exit code"] for entry in entries] == [143, 0]
+
+
+def test_its_own_flags_and_those_of_the_run(capsys):
+  args, rest = reproduce.parse(["cub", "--variant=grid", "--config.seed=1"])
+  assert rest == ["--config.seed=1"]
+  assert str(args.workdir) == "runs/reproduce-cub-grid"
+  assert "--config=cub:grid" in reproduce.command(args, rest)
+  with pytest.raises(SystemExit):
+    reproduce.parse(["cub", "--fraction", "0"])
+  assert "--fraction is 0.0" in capsys.readouterr().err
