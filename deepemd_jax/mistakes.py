@@ -4,6 +4,7 @@ import sys
 
 from deepemd_jax.errors import MISTAKE, InputError, MissingData
 from deepemd_jax.utils import extra
+from deepemd_jax.utils.terminal import harmless
 
 
 def tell(error: Exception) -> int | None:
@@ -29,4 +30,4 @@ def complain(message: str) -> None:
 
 
 def _write(text: str) -> None:
-  sys.stderr.write(f"deepemd_jax: error: {text}\n")
+  sys.stderr.write(f"deepemd_jax: error: {harmless(text)}\n")

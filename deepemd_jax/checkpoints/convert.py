@@ -57,13 +57,16 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
     {"params": ..., "batch_stats": ...}, float32.
 
   Raises:
-    InputError: names that are missing, or that no ResNet-12 has.
+    InputError: names are missing, or no ResNet-12 has them; an entry is not an
+      array of floating-point numbers, or has another shape than the network.
   """
-  import numpy as np
 
   variables: dict = {"params": {}, "batch_stats": {}}
   extra = []
   for name, value in state_dict.items():
+    if not isinstance(name, str):
+      extra.append(name)
+      continue
     bare = re.sub(r"^(module\.)?(encoder\.)?", "", name)
     if bare.startswith("fc.") or bare.endswith("num_batches_tracked"):
       continue
@@ -73,8 +76,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
       extra.append(name)
       continue
     collection, layer, module, leaf = target
-    array = np.asarray(value, np.float32)
-    if leaf == "kernel":
+    array = _floats(name, value)
+    if leaf == "kernel" and array.ndim == 4:
       array = array.transpose(2, 3, 1, 0)
     block = variables[collection].setdefault(layer, {})
     block.setdefault(module, {})[leaf] = array
@@ -83,9 +86,54 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
     raise InputError(
       f"not a DeepEMD ResNet-12 checkpoint: {len(missing)} names missing "
       f"({', '.join(missing[:5])}), {len(extra)} unknown "
-      f"({', '.join(sorted(extra)[:5])})"
+      f"({', '.join(sorted(map(str, extra))[:5])})"
     )
+  _check_shapes(variables)
   return variables
+
+
+def _floats(name: str, value):
+  """An entry as float32."""
+  import jax.numpy as jnp
+  import numpy as np
+
+  if not isinstance(value, np.ndarray | np.generic):
+    raise InputError(
+      f"not a DeepEMD ResNet-12 checkpoint: {name} is a "
+      f"{type(value).__name__}, not a tensor"
+    )
+  if not jnp.issubdtype(value.dtype, jnp.floating):  # bfloat16 is one, too
+    raise InputError(
+      f"not a DeepEMD ResNet-12 checkpoint: {name} is {value.dtype}, not "
+      "floating-point"
+    )
+  return np.asarray(value, np.float32)
+
+
+def _check_shapes(variables: dict) -> None:
+  """Refuses arrays that do not fit each other, before anything is written."""
+  import jax
+
+  from deepemd_jax.models import resnet12
+
+  stem = variables["params"]["layer1"]["conv1"]["kernel"]
+  width = stem.shape[-1] / resnet12.CHANNELS[0] if stem.ndim else 0
+  expected = resnet12.create(width=width).abstract()
+  wrong = [
+    f"{'/'.join(key.key for key in path)} is {list(array.shape)}, not "
+    f"{list(shape.shape)}"
+    for (path, array), shape in zip(
+      jax.tree_util.tree_leaves_with_path(variables),
+      jax.tree.leaves(expected),
+      strict=True,
+    )
+    if array.shape != shape.shape
+  ]
+  if wrong:
+    raise InputError(
+      f"not a DeepEMD ResNet-12 checkpoint: {len(wrong)} shapes differ "
+      f"({'; '.join(wrong[:5])})"
+    )
 
 
 def _target(layer, module, downsample, leaf):
@@ -134,6 +182,7 @@ def convert(source, directory) -> None:
       another network; the directory is in use. Nothing is left behind.
   """
   from deepemd_jax.checkpoints import pretrained, torch_file
+  from deepemd_jax.models import resnet12
 
   with pretrained.new_workdir(directory) as workdir:
     state = torch_file.load(source)
@@ -145,7 +194,7 @@ def convert(source, directory) -> None:
       )
     variables = from_torch(state)
     stem = variables["params"]["layer1"]["conv1"]["kernel"]
-    fields = {"model": {"width": stem.shape[-1] / 64}}
+    fields = {"model": {"width": stem.shape[-1] / resnet12.CHANNELS[0]}}
     (workdir / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     best = pretrained.BestEncoder("pretrain", 0, 0.0, variables)
     pretrained.save_encoder(

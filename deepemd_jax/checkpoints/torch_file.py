@@ -1,186 +1,314 @@
 """Reads the tensors of a PyTorch checkpoint without PyTorch, and without trust.
 
-A `.pth` file is a pickle, and a pickle may call anything. Here it may only make
-dictionaries, lists, numbers, strings and tensors; whatever else it names is
-refused before it is called. Both formats are read: the zip archive of PyTorch
-1.6 and later, and the older row of pickles.
+A `.pth` file holds a pickle, which is a program. Here it is read by
+`inert_pickle`, which runs nothing: what comes out are dictionaries, lists,
+numbers, strings, and descriptions of tensors, which are checked before an array
+is made of them. Both formats are read: the zip archive of PyTorch 1.6 and
+later, and the older row of pickles.
+
+Arrays are views of what was read, and those that share a storage share memory,
+so that a file of n bytes takes about n bytes of memory.
 """
 
-import collections
+import hashlib
 import io
 import math
-import pathlib
-import pickle
+import struct
 import zipfile
+import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
+from deepemd_jax.checkpoints import inert_pickle
+from deepemd_jax.checkpoints.inert_pickle import Call, Global, Persistent
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import files
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
 _DTYPES = {
-  "DoubleStorage": np.float64,
-  "FloatStorage": np.float32,
-  "HalfStorage": np.float16,
-  "LongStorage": np.int64,
-  "IntStorage": np.int32,
-  "ShortStorage": np.int16,
-  "CharStorage": np.int8,
-  "ByteStorage": np.uint8,
-  "BoolStorage": np.bool_,
+  "torch.DoubleStorage": np.float64,
+  "torch.FloatStorage": np.float32,
+  "torch.HalfStorage": np.float16,
+  "torch.BFloat16Storage": ml_dtypes.bfloat16,
+  "torch.LongStorage": np.int64,
+  "torch.IntStorage": np.int32,
+  "torch.ShortStorage": np.int16,
+  "torch.CharStorage": np.int8,
+  "torch.ByteStorage": np.uint8,
+  "torch.BoolStorage": np.bool_,
 }
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_CALLS = frozenset({_TENSOR, _PARAMETER, "collections.OrderedDict"})
+_NAMES = _CALLS | frozenset(_DTYPES)
+_AXES = 16
+_TENSORS = 20_000
+_MEMBERS = 40_000
+# Elements of all tensors may take so many times the file's bytes: several may
+# share a storage, but a stride of zero would make terabytes of nothing.
+_SHARED = 4
+_LARGEST = 2**48  # of a size, or a place, in elements
+_ZIP = b"PK\x03\x04"
+# What zipfile, struct and NumPy make of damaged files, and what is raised here.
+_DAMAGE = (
+  *(ValueError, KeyError, OSError, OverflowError, RuntimeError, struct.error),
+  *(zipfile.BadZipFile, zipfile.LargeZipFile),
+)
 
 
 class _Storage(NamedTuple):
-  dtype: type
+  """What a pickle says of a storage.
+
+  Attributes:
+    key: its name.
+    dtype: of its elements.
+    count: how many there are.
+  """
+
   key: str
+  dtype: np.dtype
+  count: int
+
+  @classmethod
+  def of(cls, reference) -> "_Storage":
+    """From a reference to what is outside of the pickle."""
+    if not isinstance(reference, Persistent):
+      raise ValueError("a tensor without storage")
+    kind, named, key, _, count, *view = reference.key
+    if kind != "storage" or not isinstance(named, Global):
+      raise ValueError("an unknown kind of storage")
+    if named.name not in _DTYPES or type(key) is not str:
+      raise ValueError("an unknown kind of storage")
+    if view not in ([], [None]):
+      raise ValueError("a view of a storage")
+    _check_whole(count)
+    return cls(key, np.dtype(_DTYPES[named.name]), count)
+
+  @property
+  def size(self) -> int:
+    """In bytes."""
+    return self.count * self.dtype.itemsize
 
 
-class _Tensor(NamedTuple):
-  storage: _Storage
-  offset: int
-  shape: tuple
-  strides: tuple
+_Storages = Callable[[_Storage], memoryview]
 
 
-def _tensor(storage, offset, shape, strides, *unused) -> _Tensor:
-  if not isinstance(storage, _Storage):
-    raise pickle.UnpicklingError("a tensor without storage")
-  return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _parameter(tensor, *unused) -> _Tensor:
-  return tensor
-
-
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module: str, name: str):
-    if (module, name) == ("collections", "OrderedDict"):
-      return collections.OrderedDict
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return _tensor
-    if (module, name) == ("torch._utils", "_rebuild_parameter"):
-      return _parameter
-    if module == "torch" and name in _DTYPES:
-      return _DTYPES[name]
-    raise _Refused(f"{module}.{name}")
-
-  def persistent_load(self, pid) -> _Storage:
-    kind, dtype, key = pid[:3]
-    if kind != "storage" or dtype not in _DTYPES.values():
-      raise pickle.UnpicklingError("an unknown kind of storage")
-    if len(pid) > 5 and pid[5] is not None:
-      raise pickle.UnpicklingError("a view of a storage")
-    return _Storage(dtype, str(key))
-
-
-class _Refused(Exception):
-  """The pickle names something that is not a tensor's."""
-
-
-def load(path) -> Any:
+def load(path, sha256: str | None = None) -> Any:
   """What `torch.save` saved, with NumPy arrays for tensors.
 
   Args:
     path: the file.
+    sha256: the file's checksum in hexadecimal, if it is known; it is compared
+      before anything is read.
 
   Returns:
-    Dictionaries, lists, tuples, numbers and strings, as saved.
+    Dictionaries, lists, tuples, numbers and strings, as saved. Arrays cannot be
+    written to; those of one storage share its memory.
 
   Raises:
-    InputError: there is no such file, it is not a checkpoint or is damaged, or
-      it asks for anything but tensors, which is refused.
+    InputError: there is no such file, it is not a checkpoint or is damaged, has
+      another checksum, or holds anything but tensors, which is refused.
   """
-  path = pathlib.Path(path)
+  name = str(path)
   try:
-    content = path.read_bytes()
+    content = files.read_regular(path)
   except OSError as error:
-    raise InputError(f"cannot read {path}: {error.strerror}") from error
-  try:
-    if zipfile.is_zipfile(io.BytesIO(content)):
-      found, storages = _archive(content)
-    else:
-      found, storages = _row(content)
-    return _filled(found, storages)
-  except _Refused as error:
+    raise InputError(f"cannot read {name}: {error.strerror}") from error
+  found = hashlib.sha256(content).hexdigest() if sha256 else ""
+  if sha256 and found != sha256.lower():
     raise InputError(
-      f"{path} is refused: it asks for {error}, which is not needed for "
-      "tensors and could run anything; save its state dict alone"
+      f"{name} is not the file that was meant: its SHA-256 is {found}, and "
+      f"should be {sha256}"
+    )
+  try:
+    is_zip = content.startswith(_ZIP)
+    tree, storages = _archive(content) if is_zip else _row(content)
+    return _Arrays(storages, _SHARED * len(content)).of(tree)
+  except inert_pickle.RefusedError as error:
+    raise InputError(
+      f"{name} is refused ({error}): only what a state dict needs is read; "
+      "save model.state_dict() alone, or as safetensors"
     ) from error
-  # Damaged pickles raise nearly everything.
-  except Exception as error:
+  except _DAMAGE as error:
     reason = " ".join(str(error).split()) or type(error).__name__
     raise InputError(
-      f"{path} is not a PyTorch checkpoint, or is damaged ({reason:.80})"
+      f"{name} is not a PyTorch checkpoint, or is damaged ({reason:.80})"
     ) from error
 
 
-def _archive(content: bytes):
-  """The zip format: one pickle, and a file for each storage."""
-  archive = zipfile.ZipFile(io.BytesIO(content))
-  names = archive.namelist()
-  (main,) = (n for n in names if n.split("/", 1)[-1] == "data.pkl")
-  folder = main.removesuffix("data.pkl")
-  if f"{folder}byteorder" in names:
-    if archive.read(f"{folder}byteorder") != b"little":
-      raise ValueError("it was saved on a big-endian machine")
-  found = _Unpickler(io.BytesIO(archive.read(main))).load()
-  return found, lambda s: np.frombuffer(
-    archive.read(f"{folder}data/{s.key}"), s.dtype
-  )
+def _pickle(content, start: int = 0) -> tuple[Any, int]:
+  return inert_pickle.read(content, _NAMES, _CALLS, start)
 
 
-def _row(content: bytes):
-  """The older format: five pickles, then the storages' sizes and bytes."""
-  file = io.BytesIO(content)
-  if _Unpickler(file).load() != _MAGIC:
-    raise ValueError("it does not begin as one")
-  _Unpickler(file).load()  # protocol version
-  if not _Unpickler(file).load()["little_endian"]:
+def _archive(content: bytes) -> tuple[Any, _Storages]:
+  """The zip format: one pickle, and a member for each storage."""
+  members = _members(content)
+  mains = [n for n in members if n.split("/", 1)[-1] == "data.pkl"]
+  if len(mains) != 1:
+    raise ValueError(f"{len(mains)} members are called data.pkl")
+  folder = mains[0].removesuffix("data.pkl")
+  if members.get(f"{folder}byteorder", b"little") != b"little":
     raise ValueError("it was saved on a big-endian machine")
-  reader = _Seen(file)
-  found = reader.load()
-  kept = {}
-  for key in _Unpickler(file).load():
-    dtype = reader.dtypes[str(key)]
-    count = int(np.frombuffer(file.read(8), "<i8")[0])
-    data = file.read(count * np.dtype(dtype).itemsize)
-    kept[str(key)] = np.frombuffer(data, dtype, count)
-  return found, lambda s: kept[s.key]
+  tree, _ = _pickle(members[mains[0]])
+  # PyTorch 1.4 and 1.5, when they were asked for this format, said tensors.
+  places = {name.rsplit("/", 1)[0] for name in members} & {
+    f"{folder}data",
+    f"{folder}tensors",
+  }
+  place = min(places, default=folder)
+  return tree, lambda storage: members[f"{place}/{storage.key}"]
 
 
-class _Seen(_Unpickler):
-  """Remembers the storages' types, which their bytes do not tell."""
+def _members(content: bytes) -> dict[str, memoryview]:
+  """The members of an archive by name: parts of it, stored as they are."""
+  members: dict[str, memoryview] = {}
+  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    listed = archive.infolist()
+  if len(listed) > _MEMBERS:
+    raise ValueError(f"{len(listed)} members")
+  for member in listed:
+    if member.filename in members:
+      raise ValueError("two members have one name")
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+      raise ValueError("a member is compressed or encrypted")
+    members[member.filename] = _stored(memoryview(content), member)
+  if sum(map(len, members.values())) > len(content):
+    raise ValueError("members lie in each other")
+  return members
 
-  def __init__(self, file):
-    super().__init__(file)
-    self.dtypes = {}
 
-  def persistent_load(self, pid) -> _Storage:
-    storage = super().persistent_load(pid)
-    self.dtypes[storage.key] = storage.dtype
-    return storage
+def _stored(content: memoryview, member: zipfile.ZipInfo) -> memoryview:
+  """The bytes of a member, behind the header of its own."""
+  header = content[member.header_offset :][:30]
+  if len(header) < 30 or header[:4] != _ZIP:
+    raise ValueError("a member is not where the archive says")
+  lengths = struct.unpack("<HH", header[26:])
+  start = member.header_offset + len(header) + sum(lengths)
+  part = content[start : start + member.file_size]
+  if not len(part) == member.file_size == member.compress_size:
+    raise ValueError("a member is cut off")
+  if zlib.crc32(part) != member.CRC:
+    raise ValueError("a member is damaged (checksum)")
+  return part
 
 
-def _filled(found, storages):
-  """`found` with arrays for its tensors."""
-  if isinstance(found, _Tensor):
-    data = storages(found.storage)
-    steps = [
-      (n - 1) * s for n, s in zip(found.shape, found.strides, strict=True)
-    ]
-    least = min(found.offset, *found.shape, *found.strides, 0)
-    last = found.offset + sum(steps)
-    if least < 0 or (math.prod(found.shape) and last >= len(data)):
-      raise ValueError("a tensor reaches beyond its storage")
-    size = data.itemsize
-    view = np.lib.stride_tricks.as_strided(
-      data[found.offset :], found.shape, [s * size for s in found.strides]
-    )
-    return np.array(view)
-  if isinstance(found, dict):
-    return {key: _filled(value, storages) for key, value in found.items()}
-  if isinstance(found, list | tuple):
-    return type(found)(_filled(value, storages) for value in found)
+def _row(content: bytes) -> tuple[Any, _Storages]:
+  """The older format: five pickles, then the storages' sizes and bytes."""
+  magic, at = _pickle(content)
+  if magic != _MAGIC:
+    raise ValueError("it does not begin as one")
+  _, at = _pickle(content, at)  # protocol version
+  system, at = _pickle(content, at)
+  if type(system) is not dict or system.get("little_endian") is not True:
+    raise ValueError("it was saved on a big-endian machine")
+  tree, at = _pickle(content, at)
+  keys, at = _pickle(content, at)
+  if type(keys) is not list:
+    raise ValueError("the storages are not listed")
+  storages = _all_storages(tree)
+  kept: dict[str, memoryview] = {}
+  for key in keys:
+    size = int.from_bytes(content[at : at + 8], "little", signed=True)
+    if size != storages[key].count:
+      raise ValueError("a storage has two sizes")
+    start = at + 8
+    at = start + storages[key].size
+    kept[key] = memoryview(content)[start:at]
+  return tree, lambda storage: kept[storage.key]
+
+
+def _all_storages(tree) -> dict[str, _Storage]:
+  """The storages that a value of `inert_pickle` names, by their keys."""
+  found: dict[str, _Storage] = {}
+  seen: set[int] = set()
+  waiting = [tree]
+  while waiting:
+    value = waiting.pop()
+    if id(value) in seen:
+      continue
+    seen.add(id(value))
+    if isinstance(value, Persistent):
+      storage = _Storage.of(value)
+      if found.setdefault(storage.key, storage) != storage:
+        raise ValueError("a storage is of two kinds")
+    waiting += inert_pickle.parts(value)
   return found
+
+
+class _Arrays:
+  """Makes arrays of the tensors in a value of `inert_pickle`."""
+
+  def __init__(self, storages: _Storages, limit: int) -> None:
+    """`limit`: bytes that all arrays may seem to have, however they share."""
+    self._storages = storages
+    self._left = limit
+    self._tensors = 0
+    self._made: dict[int, Any] = {}  # a value that stands in two places is one
+
+  def of(self, value):
+    """`value`, with arrays in it; its lists and dictionaries are changed."""
+    if isinstance(value, Global | Persistent):
+      raise ValueError("something that is neither a value nor a tensor")
+    if not isinstance(value, Call) and not inert_pickle.parts(value):
+      return value
+    if id(value) not in self._made:
+      self._made[id(value)] = self._of(value)
+    return self._made[id(value)]
+
+  def _of(self, value):
+    if isinstance(value, Call):
+      return self._array(value)
+    if isinstance(value, tuple):
+      return tuple(self.of(each) for each in value)
+    for key, each in (
+      value.items() if isinstance(value, dict) else enumerate(value)
+    ):
+      value[key] = self.of(each)
+    return value
+
+  def _array(self, call: Call) -> np.ndarray:
+    if call.name == _PARAMETER:
+      tensor = call.arguments[0] if call.arguments else None
+      if not isinstance(tensor, Call) or tensor.name != _TENSOR:
+        raise ValueError("a parameter without a tensor")
+      return self.of(tensor)
+    if not 4 <= len(call.arguments) <= 7:
+      raise ValueError("a tensor with too few or too many parts")
+    reference, offset, shape, strides = call.arguments[:4]
+    storage = _Storage.of(reference)
+    _check_whole(offset)
+    for sizes in (shape, strides):
+      if type(sizes) is not tuple or len(sizes) > _AXES:
+        raise ValueError("a tensor whose sizes are no tuple")
+      _check_whole(*sizes)
+    data = self._storages(storage)
+    if len(data) != storage.size:
+      raise ValueError("a storage has another size than it says")
+    elements = math.prod(shape)
+    last = offset + sum(
+      (n - 1) * step for n, step in zip(shape, strides, strict=True)
+    )
+    if elements and last >= storage.count:
+      raise ValueError("a tensor reaches beyond its storage")
+    self._tensors += 1
+    self._left -= elements * storage.dtype.itemsize
+    if self._left < 0 or self._tensors > _TENSORS:
+      raise ValueError("there are more tensors than such a file can hold")
+    if not elements:
+      return np.zeros(shape, storage.dtype)
+    item = storage.dtype.itemsize
+    steps = [  # that of a single element is never taken
+      (step if n > 1 else 1) * item
+      for n, step in zip(shape, strides, strict=True)
+    ]
+    # NumPy compares all this with the buffer once more.
+    return np.ndarray(shape, storage.dtype, data, offset * item, steps)
+
+
+def _check_whole(*numbers) -> None:
+  for number in numbers:
+    if type(number) is not int or not 0 <= number < _LARGEST:
+      raise ValueError("a size or place that is not a whole number")

@@ -2,10 +2,14 @@
 
 There is one file for each image. Its name is made of two digests: of the model
 and of the image's content. So a renamed image is found again, and a changed one
-is not. A damaged file counts as absent. The folder may be deleted at any time.
+is not. A file begins with the SHA-256 of its name and of what follows, so that
+a damaged one, or one that was put in another's place, counts as absent. The
+folder may be deleted at any time.
 """
 
 import contextlib
+import hashlib
+import io
 import os
 import pathlib
 import time
@@ -17,6 +21,8 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
 LIMIT = 2 * 2**30  # bytes
+_LARGEST = 256 * 2**20  # bytes, of one encoding
+_DIGEST = hashlib.sha256().digest_size
 _STALE = 3600.0  # seconds after which nobody still writes a scratch file
 
 
@@ -62,11 +68,13 @@ class Cache:
     """
     path = self._path(model, image)
     try:
-      # Opened here: NumPy leaves a damaged file open.
-      with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
+      content = files.read_regular(path, _LARGEST)
+      if content[:_DIGEST] != _digest(model, image, content[_DIGEST:]):
+        return None
+      file = io.BytesIO(content[_DIGEST:])
+      with np.load(file, allow_pickle=False) as kept:
         arrays = {name: kept[name] for name in kept.files}
       os.utime(path)
-    # zipfile has a checksum of each array, and several ways to be displeased.
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
       return None
     return arrays
@@ -74,10 +82,14 @@ class Cache:
   def put(self, model: str, image: str, **arrays: np.ndarray) -> None:
     """Keeps arrays; see `get`."""
     path = self._path(model, image)
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    content = file.getvalue()
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      with files.replacing(path) as scratch, open(scratch, "wb") as file:
-        np.savez(file, **arrays)
+      # A link in the folder must not lead to another file of the user.
+      with files.replacing(path, follow=False) as scratch:
+        scratch.write_bytes(_digest(model, image, content) + content)
       self._wrote = True
     except OSError:
       pass
@@ -104,3 +116,7 @@ class Cache:
       with contextlib.suppress(OSError):
         if path.stat().st_mtime < time.time() - _STALE:
           path.unlink()
+
+
+def _digest(model: str, image: str, content: bytes) -> bytes:
+  return hashlib.sha256(f"{model}{image}".encode() + content).digest()

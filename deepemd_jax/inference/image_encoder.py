@@ -24,7 +24,7 @@ from deepemd_jax.inference.feature_cache import Cache
 _CROPS_A_CALL = 64
 _LISTED = 10
 # Of what the cache keeps; another meaning gets another number.
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 
 
 class EncodedImages(NamedTuple):
@@ -156,7 +156,7 @@ class ImageEncoder:
     try:
       content, rest = image_input.read(source)
       cached = self._cache and self._cache.get(self._model, content)
-      if cached:
+      if cached and self._fits(cached):
         return _ReadImage(content, cached=cached)
       image = image_input.decode(rest)
       size = np.array([image.height, image.width])
@@ -164,6 +164,24 @@ class ImageEncoder:
       return _ReadImage(content, crops=(*parts, size))
     except Exception as error:  # decoders raise nearly anything
       return image_io.reason(error)
+
+  def _fits(self, cached: dict[str, np.ndarray]) -> bool:
+    """Whether these are arrays as this encoder makes them."""
+    count = len(self._features.node_boxes())
+    if not self._view.is_whole:
+      count = self._view.crops_per_image
+    shapes = (
+      (count, self._features.backbone.channels),
+      (count, 4),
+      (count,),
+      (2,),
+    )
+    return tuple(cached) == _ARRAYS and all(
+      array.shape == shape and array.dtype.kind in kinds
+      for array, shape, kinds in zip(
+        cached.values(), shapes, ("f", "f", "b", "iu"), strict=True
+      )
+    )
 
   def _encode_batch(self, images: list[_ReadImage]) -> EncodedImages:
     new = [image.crops for image in images if image.cached is None]

@@ -1,4 +1,4 @@
-"""The one way to write a file: whole, or not at all.
+"""The one way to write a file: whole, or not at all; and to read a stranger's.
 
 A scratch file beside the target is written first and renamed at the end, so
 nobody ever reads half of a file. If the disk is full, an `OSError` comes out,
@@ -6,8 +6,10 @@ the scratch file is removed, and the old content stays.
 """
 
 import contextlib
+import errno
 import os
 import pathlib
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 
@@ -16,17 +18,20 @@ SCRATCH_PREFIX = ".deepemd_jax."
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def replacing(
+  path: str | os.PathLike, *, follow: bool = True
+) -> Iterator[pathlib.Path]:
   """Yields a scratch path to write to, which becomes `path` at the end.
 
   Args:
-    path: of the file; its folder exists. A link is followed: what it points to
-      is replaced.
+    path: of the file; its folder exists.
+    follow: what a link points to is replaced; if not, the link itself.
 
   Raises:
     OSError: the file cannot be written.
   """
-  target = pathlib.Path(path).resolve()
+  target = pathlib.Path(path)
+  target = target.resolve() if follow else target.absolute()
   scratch = scratch_beside(target)
   try:
     yield scratch
@@ -62,6 +67,26 @@ def write_together(contents: Mapping[str, bytes | str]) -> None:
     for path, content in contents.items():
       scratch = stack.enter_context(replacing(path))
       scratch.write_bytes(_as_bytes(content))
+
+
+def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
+  """The content of a regular file; opens no pipe or device, nor waits for one.
+
+  Args:
+    path: of the file; a link is followed.
+    limit: bytes; a larger file is not read.
+
+  Raises:
+    OSError: it cannot be read, is not a regular file, or is too large.
+  """
+  handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+  with open(handle, "rb") as file:
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+      raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    if limit is not None and found.st_size > limit:
+      raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fspath(path))
+    return file.read()
 
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:

@@ -22,7 +22,15 @@ def is_silent() -> bool:
 def note(message: str) -> None:
   """Writes one line to stderr."""
   if not _silent:
-    print(message, file=sys.stderr, flush=True)
+    print(harmless(message), file=sys.stderr, flush=True)
+
+
+def harmless(text: str) -> str:
+  """The text without characters that steer a terminal: names in it may come
+  from anybody's files. Line feeds stay."""
+  return "".join(
+    c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text
+  )
 
 
 def printable(name: str) -> str:

@@ -1,112 +1,30 @@
-"""The authors' files: read without PyTorch, and without trusting them.
-
-The files are made here as `torch.save` makes them: two formats, classes that
-are named by their place in PyTorch.
-"""
+"""The authors' files: read without PyTorch, and without trusting them."""
 
 import collections
-import io
 import itertools
 import json
 import os
-import pickle
-import struct
 import sys
-import types
-import zipfile
 
 import commands
 import jax
 import numpy as np
 import pytest
+import torch_files
 from PIL import Image
 from recipes import recipe_state_dict
+from torch_files import Tensor, save
 
 from configs import folder
 from deepemd_jax import main
 from deepemd_jax.checkpoints import convert, pretrained, torch_file
 from deepemd_jax.errors import InputError
 
-KINDS = {"float32": "FloatStorage", "int64": "LongStorage"}
-
 
 @pytest.fixture
 def torch(monkeypatch):
-  """As much of PyTorch as a pickle names."""
-  module, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-  for name in KINDS.values():
-    setattr(module, name, type(name, (), {"__module__": "torch"}))
-
-  def _rebuild_tensor_v2():
-    pass
-
-  _rebuild_tensor_v2.__module__ = "torch._utils"
-  _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
-  utils._rebuild_tensor_v2 = _rebuild_tensor_v2
-  monkeypatch.setitem(sys.modules, "torch", module)
-  monkeypatch.setitem(sys.modules, "torch._utils", utils)
-  return module
-
-
-class Storage:
-  def __init__(self, array):
-    self.array = array
-
-
-class Tensor:
-  """Pickles as a tensor; not contiguous ones keep their strides."""
-
-  def __init__(self, array, offset=0, shape=None, strides=None):
-    self.arguments = (
-      Storage(array.ravel()),
-      offset,
-      array.shape if shape is None else shape,
-      tuple(s // array.itemsize for s in array.strides)
-      if strides is None
-      else strides,
-      *(False, collections.OrderedDict()),
-    )
-
-  def __reduce__(self):
-    return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
-
-
-class Pickler(pickle.Pickler):
-  def __init__(self, file, torch, old):
-    super().__init__(file, protocol=2)
-    self.torch, self.old, self.storages = torch, old, []
-
-  def persistent_id(self, found):
-    if not isinstance(found, Storage):
-      return None
-    self.storages.append(found.array)
-    kind = getattr(self.torch, KINDS[str(found.array.dtype)])
-    key = str(len(self.storages) - 1)
-    more = (None,) if self.old else ()
-    return ("storage", kind, key, "cuda:0", len(found.array), *more)
-
-
-def save(path, found, torch, old=False):
-  data = io.BytesIO()
-  pickler = Pickler(data, torch, old)
-  pickler.dump(found)
-  storages = pickler.storages
-  if not old:
-    with zipfile.ZipFile(path, "w") as archive:
-      archive.writestr("archive/data.pkl", data.getvalue())
-      for i, array in enumerate(storages):
-        archive.writestr(f"archive/data/{i}", array.tobytes())
-    return
-  with open(path, "wb") as file:
-    sizes = {"short": 2, "int": 4, "long": 4}
-    system = {"protocol_version": 1001, "little_endian": True}
-    for part in (0x1950A86A20F9469CFC6C, 1001, system | {"type_sizes": sizes}):
-      pickle.dump(part, file, protocol=2)
-    file.write(data.getvalue())
-    keys = [str(i) for i in range(len(storages))]
-    pickle.dump(keys, file, protocol=2)
-    for array in storages:
-      file.write(struct.pack("<q", len(array)) + array.tobytes())
+  for name, module in torch_files.fake_torch().items():
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 def state_dict(prefix="", divisor=1):
@@ -136,7 +54,7 @@ def test_tensors_of_every_kind(old, torch, tmp_path):
     "empty": Tensor(array, 0, (0, 3), (3, 1)),
     "list": [1, "two", (3.0, None)],
   }
-  save(tmp_path / "x.pth", found, torch, old)
+  save(tmp_path / "x.pth", found, old)
   read = torch_file.load(tmp_path / "x.pth")
   np.testing.assert_array_equal(read["plain"], array)
   np.testing.assert_array_equal(read["transposed"], array[:, 0].T)
@@ -151,7 +69,7 @@ def test_a_converted_file_is_a_run_with_its_parameters(old, torch, tmp_path):
   """That these give the recorded maps is tested with the network."""
   path = tmp_path / "max_acc.pth"
   state = state_dict("module.encoder.", divisor=16)
-  save(path, {"params": state}, torch, old)
+  save(path, {"params": state}, old)
   convert.convert(path, tmp_path / "run")
   trained = pretrained.load(tmp_path / "run")
   expected = convert.from_torch(torch_file.load(path)["params"])
@@ -171,7 +89,7 @@ def test_a_converted_file_is_tested_as_a_trained_one(
   torch, tmp_path, monkeypatch, capsys
 ):
   state = {"params": state_dict("encoder.", divisor=16)}
-  save(tmp_path / "max_acc.pth", state, torch)
+  save(tmp_path / "max_acc.pth", state)
   convert.convert(tmp_path / "max_acc.pth", tmp_path / "run")
   monkeypatch.undo()  # others would take that `torch` for the real one
   for split, name, number in itertools.product(
@@ -212,7 +130,7 @@ def test_a_file_that_calls_something_is_refused(
   old, function, torch, tmp_path, capfd
 ):
   evil = {"params": Call(function, f"echo > {tmp_path}/proof")}
-  save(tmp_path / "evil.pth", evil, torch, old)
+  save(tmp_path / "evil.pth", evil, old)
   with pytest.raises(InputError, match=rf"refused.*{function.__name__}"):
     convert.convert(tmp_path / "evil.pth", tmp_path / "run")
   assert [p.name for p in tmp_path.iterdir()] == ["evil.pth"]
@@ -223,7 +141,7 @@ def test_a_file_that_calls_something_is_refused(
 def test_damage_is_told(old, torch, tmp_path):
   """Cut or flipped anywhere: an error, or what was saved; never a crash."""
   path = tmp_path / "x.pth"
-  save(path, {"a": Tensor(np.arange(64, dtype=np.float32))}, torch, old)
+  save(path, {"a": Tensor(np.arange(64, dtype=np.float32))}, old)
   whole = path.read_bytes()
   rng = np.random.default_rng(0)
   told = 0
@@ -247,7 +165,7 @@ def test_damage_is_told(old, torch, tmp_path):
 )
 def test_a_tensor_beyond_its_storage(offset, shape, strides, torch, tmp_path):
   array = np.arange(64, dtype=np.float32)
-  save(tmp_path / "x.pth", [Tensor(array, offset, shape, strides)], torch)
+  save(tmp_path / "x.pth", [Tensor(array, offset, shape, strides)])
   with pytest.raises(InputError, match="beyond"):
     torch_file.load(tmp_path / "x.pth")
 
@@ -262,18 +180,18 @@ def test_mistakes(torch, tmp_path, capsys):
   assert "No such file" in told(tmp_path / "none.pth", tmp_path / "run")
   (tmp_path / "text.pth").write_text("not a checkpoint")
   assert "text.pth" in told(tmp_path / "text.pth", tmp_path / "run")
-  save(tmp_path / "list.pth", [1, 2], torch)
+  save(tmp_path / "list.pth", [1, 2])
   assert "a list" in told(tmp_path / "list.pth", tmp_path / "run")
   state = state_dict()
   del state["layer1.0.conv1.weight"]
-  save(tmp_path / "part.pth", state, torch)
+  save(tmp_path / "part.pth", state)
   assert "layer1/conv1/kernel" in told(tmp_path / "part.pth", tmp_path / "run")
   assert "in use" in told(tmp_path / "part.pth", tmp_path)
   assert not (tmp_path / "run").exists()
 
 
 def test_the_command_says_what_to_do_next(torch, tmp_path, capsys):
-  save(tmp_path / "x.pth", state_dict(divisor=16), torch)
+  save(tmp_path / "x.pth", state_dict(divisor=16))
   arguments = (tmp_path / "x.pth", tmp_path / "run")
   code, out, _ = commands.call(capsys, "convert", *arguments)
   assert code == 0 and f"--workdir={tmp_path / 'run'}" in out

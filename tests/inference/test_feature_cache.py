@@ -1,6 +1,7 @@
 """Encodings are found again by content; damage and full disks do no harm."""
 
 import os
+import pathlib
 import time
 
 import numpy as np
@@ -30,17 +31,52 @@ def test_what_is_put_is_found(tmp_path):
 
 
 def test_damage_counts_as_absence(tmp_path):
+  """Whichever bit it is, and wherever the file ends."""
   kept = feature_cache.Cache(tmp_path)
-  kept.put(MODEL, IMAGE, nodes=np.arange(1000))
+  kept.put(MODEL, IMAGE, nodes=np.arange(4, dtype=np.float32))
   (path,) = files(tmp_path)
   whole = path.read_bytes()
-  middle = len(whole) // 2
-  flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
-  for content in (b"", whole[:middle], flipped, b"x" * 100):
-    path.write_bytes(content)
+  for bit in range(8 * len(whole)):
+    flipped = bytearray(whole)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    assert kept.get(MODEL, IMAGE) is None, bit
+  for end in range(0, len(whole), 7):
+    path.write_bytes(whole[:end])
     assert kept.get(MODEL, IMAGE) is None
   kept.put(MODEL, IMAGE, nodes=np.arange(3))
   assert kept.get(MODEL, IMAGE)["nodes"].tolist() == [0, 1, 2]
+
+
+def test_what_is_in_anothers_place_counts_as_absent(tmp_path):
+  kept = feature_cache.Cache(tmp_path)
+  kept.put(MODEL, IMAGE, nodes=np.arange(3))
+  (path,) = files(tmp_path)
+  other = tmp_path / MODEL[:32] / "ef" / f"{'ef' * 31}.npz"
+  other.parent.mkdir()
+  other.write_bytes(path.read_bytes())
+  assert kept.get(MODEL, "ef" * 32) is None
+
+
+def test_only_regular_files_are_entries(tmp_path):
+  """A link is replaced, not followed to a file of the user."""
+  kept = feature_cache.Cache(tmp_path / "cache")
+  kept.put(MODEL, IMAGE, nodes=np.arange(3))
+  (path,) = files(tmp_path)
+  path.unlink()
+  os.mkfifo(path)
+  assert kept.get(MODEL, IMAGE) is None
+  path.unlink()
+  (tmp_path / "mine").write_text("mine")
+  path.symlink_to(tmp_path / "mine")
+  assert kept.get(MODEL, IMAGE) is None
+  kept.put(MODEL, IMAGE, nodes=np.arange(3))
+  assert (tmp_path / "mine").read_text() == "mine"
+  assert kept.get(MODEL, IMAGE)["nodes"].tolist() == [0, 1, 2]
+  path.unlink()
+  path.mkdir()
+  assert kept.get(MODEL, IMAGE) is None
+  kept.put(MODEL, IMAGE, nodes=np.arange(3))  # which cannot be, and no matter
 
 
 def test_pickles_are_not_loaded(tmp_path):
@@ -78,7 +114,7 @@ def test_a_full_disk_is_not_an_error(tmp_path, monkeypatch):
   def full(*unused, **unused_too):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(np, "savez", full)
+  monkeypatch.setattr(pathlib.Path, "write_bytes", full)
   kept.put(MODEL, IMAGE, nodes=np.zeros(1))
   assert kept.get(MODEL, IMAGE) is None and not files(tmp_path)
 

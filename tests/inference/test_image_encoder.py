@@ -3,7 +3,7 @@
 import numpy as np
 
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.inference import image_encoder
+from deepemd_jax.inference import feature_cache, image_encoder
 
 
 def test_encoders_that_look_alike_share_a_program(run):
@@ -19,3 +19,33 @@ def test_encoders_that_look_alike_share_a_program(run):
   programs = image_encoder._encode._cache_size()
   np.testing.assert_array_equal(encode(), first)
   assert image_encoder._encode._cache_size() == programs
+
+
+def test_foreign_arrays_in_the_cache_are_made_again(run, tmp_path):
+  """Whatever is there under the right name, with a checksum that fits."""
+  loaded = pretrained.load(run)
+  image = [np.full((40, 30, 3), 90, np.uint8)]
+
+  def encode():
+    cache = feature_cache.Cache(tmp_path)
+    encoder = image_encoder.ImageEncoder(loaded, loaded.settings.view, cache)
+    return encoder.all(image), encoder._model, cache
+
+  first, model, cache = encode()
+  (content,) = first.contents
+  good = {name: getattr(first, name)[0] for name in image_encoder._ARRAYS}
+  foreign = [
+    {},
+    {"other": np.zeros(3)},
+    good | {"more": np.zeros(1)},
+    good | {"nodes": good["nodes"][:-1]},
+    good | {"nodes": good["nodes"].astype("U8")},
+    good | {"mirrored": np.array(False)},
+    good | {"sizes": np.array(["a", "b"])},
+  ]
+  for arrays in foreign:
+    cache.put(model, content, **arrays)
+    again, _, cache = encode()
+    np.testing.assert_array_equal(again.nodes, first.nodes)
+  kept = cache.get(model, content)  # what was made again is there
+  np.testing.assert_array_equal(kept["nodes"], first.nodes[0])

@@ -1,0 +1,312 @@
+"""Feeds the reader of PyTorch files with hostile ones; run as a process.
+
+    python tests/hostile_state_dicts.py SEED COUNT
+
+Every file is a state dict that was changed somewhere: bytes, instructions of
+the pickle, types and sizes, the archive around it. What must not happen ends
+the process: an error that is not told in a line, a tensor of other bytes than
+the file's, seconds, memory, or a signal.
+"""
+
+import collections
+import io
+import pickletools
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+
+import numpy as np
+import torch_files
+
+from deepemd_jax.checkpoints import torch_file
+from deepemd_jax.errors import InputError
+
+SECONDS = 5.0  # of a processor
+MEMORY = 64 * 2**20  # bytes, beside three times the file
+NUMBERS = [
+  *(0, 1, -1, 2, 7, 255, 256, 65535, 2**31 - 1, -(2**31), 2**31, 2**32),
+  *(2**48 - 1, 2**48, 2**62, 2**63 - 1, -(2**63), 2**63, 2**64 - 1),
+]
+NAMES = [
+  *("os.system", "builtins.eval", "builtins.getattr", "posix.system"),
+  *("torch.load", "torch.FloatStorage", "torch.LongStorage", "numpy.ndarray"),
+  *("collections.OrderedDict", "torch._utils._rebuild_tensor_v2"),
+  *("torch._utils._rebuild_parameter", "torch.Size", "builtins.memoryview"),
+]
+
+
+def main(seed: int, count: int) -> None:
+  sys.modules.update(torch_files.fake_torch())
+  rng = random.Random(seed)
+  read = refused = 0
+  with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+    for number in range(count):
+      content = hostile(rng)
+      file.seek(0)
+      file.truncate()
+      file.write(content)
+      file.flush()
+      began = time.process_time()
+      with limited(3 * len(content) + MEMORY):
+        try:
+          found = torch_file.load(file.name)
+          check(found, content)
+          read += 1
+        except InputError as error:
+          refused += 1
+          message = str(error)
+          assert "\n" not in message, message
+        except BaseException:
+          print(f"seed {seed}, file {number}:", content[:2000], file=sys.stderr)
+          raise
+      assert time.process_time() - began < SECONDS, (seed, number)
+  print(f"{read} read, {refused} refused")
+
+
+class limited:
+  """So many bytes more than now, and no more."""
+
+  def __init__(self, more):
+    self.more = more
+
+  def __enter__(self):
+    with open("/proc/self/statm") as file:
+      used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + self.more, -1))
+
+  def __exit__(self, *unused):
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+
+
+def check(found, content: bytes) -> None:
+  """Every array lies in a copy of the file's bytes."""
+  total = 0
+  for value in walk(found, set()):
+    if not isinstance(value, np.ndarray):
+      assert type(value) in (int, float, str, bool, type(None)), value
+      continue
+    total += 1
+    if not value.size:
+      continue
+    assert not value.flags.writeable
+    owner = value
+    while isinstance(owner, np.ndarray):
+      owner = owner.base
+    whole = owner.obj if isinstance(owner, memoryview) else owner
+    assert whole == content
+    start = np.frombuffer(whole, np.uint8).ctypes.data
+    low, high = np.lib.array_utils.byte_bounds(value)
+    assert start <= low < high <= start + len(content)
+    value.sum(dtype=np.float64)  # touches all of it
+  assert total <= 20_000
+
+
+def walk(value, seen):
+  if isinstance(value, dict | list | tuple):
+    if id(value) in seen:
+      return
+    seen.add(id(value))
+    for each in value.values() if isinstance(value, dict) else value:
+      yield from walk(each, seen)
+  else:
+    yield value
+
+
+def hostile(rng: random.Random) -> bytes:
+  """A file, changed in one way or several."""
+  old = rng.random() < 0.4
+  pickled, arrays = state_dict(rng, old)
+  storages = [array.tobytes() for array in arrays]
+  counts = [len(array) for array in arrays]
+  for _ in range(rng.randrange(4)):
+    change = rng.choice([instructions, instructions, numbers, flips])
+    pickled = change(rng, pickled)
+  if rng.random() < 0.01:
+    pickled = laughs(rng)
+  if rng.random() < 0.2 and storages:
+    k = rng.randrange(len(storages))
+    storages[k] = storages[k][: rng.randrange(len(storages[k]) + 1)]
+  if rng.random() < 0.1:
+    storages.append(storages[0] if storages else b"")
+    counts.append(counts[0] if counts else rng.choice(NUMBERS[:8]))
+  try:
+    content = (torch_files.row if old else zipped)(
+      *_given(rng, old, pickled, storages, counts)
+    )
+  except struct.error:
+    content = torch_files.row(pickled, [], [])
+  if rng.random() < 0.3:
+    content = flips(rng, content)
+  return content
+
+
+def _given(rng, old, pickled, storages, counts):
+  return (pickled, storages, counts) if old else (rng, pickled, storages)
+
+
+def state_dict(rng, old):
+  """A pickle, and the arrays of its storages."""
+  state = collections.OrderedDict()
+  for k in range(rng.randrange(1, 4)):
+    array = np.arange(
+      rng.choice([1, 6, 24]), dtype=rng.choice(["float32", "int64"])
+    )
+    shape = rng.choice([(len(array),), (1, len(array)), (len(array), 1)])
+    state[f"layer{k}.weight"] = torch_files.Tensor(array.reshape(shape))
+  if rng.random() < 0.5:
+    state._metadata = collections.OrderedDict(version=1)
+  found = {"params": state} if rng.random() < 0.5 else state
+  if rng.random() < 0.3:
+    found = {"state": found, "more": [1, 2.5, "x", (None, True)], "epoch": 3}
+  file = io.BytesIO()
+  pickler = torch_files.Pickler(file, old, rng.choice([2, 2, 3, 4]))
+  pickler.dump(found)
+  return file.getvalue(), pickler.storages
+
+
+def instructions(rng, pickled):
+  """Takes out, doubles, swaps or puts in instructions."""
+  try:
+    parts = list(pickletools.genops(pickled))
+  except Exception:  # changed already
+    return flips(rng, pickled)
+  starts = [place for _, _, place in parts] + [len(pickled)]
+  pieces = [pickled[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+  for _ in range(rng.randrange(1, 4)):
+    k = rng.randrange(len(pieces))
+    kind = rng.randrange(5)
+    if kind == 0:
+      del pieces[k]
+    elif kind == 1:
+      pieces.insert(k, rng.choice(pieces))
+    elif kind == 2:
+      other = rng.randrange(len(pieces))
+      pieces[k], pieces[other] = pieces[other], pieces[k]
+    else:
+      put = piece(rng)
+      pieces[k : k + (kind == 3)] = [put]
+    if not pieces:
+      break
+  return b"".join(pieces)
+
+
+def piece(rng) -> bytes:
+  """One instruction, of all there are."""
+  code = rng.choice(pickletools.opcodes).code.encode("latin-1")
+  kind = rng.randrange(6)
+  if kind == 0:
+    return b"c" + rng.choice(NAMES).replace(".", "\n", 1).encode() + b"\n"
+  if kind == 1:
+    return number(rng)
+  if kind == 2:
+    text = rng.choice(["x", "storage", "\x1b[2J", "a" * 5000, "é\n"]).encode()
+    return b"X" + struct.pack("<I", len(text)) + text
+  if kind == 3:
+    return b"X" + struct.pack("<I", rng.choice([2**31, 2**32 - 1, 10**6]))
+  return code + rng.randbytes(rng.choice([0, 0, 1, 2, 4, 8]))
+
+
+def number(rng) -> bytes:
+  """A number of some type, as an instruction."""
+  value = rng.choice(NUMBERS)
+  kind = rng.randrange(4)
+  if kind == 0:
+    return b"G" + struct.pack(">d", rng.choice([1.0, 1e300, float("nan")]))
+  if kind == 1:
+    return rng.choice([b"\x88", b"\x89", b"N", b")", b"]", b"}"])
+  length = (value.bit_length() + 8) // 8
+  return (
+    b"\x8a" + bytes([length]) + value.to_bytes(length, "little", signed=True)
+  )
+
+
+def numbers(rng, pickled):
+  """Other numbers, or other types, where numbers were."""
+  try:
+    parts = list(pickletools.genops(pickled))
+  except Exception:
+    return flips(rng, pickled)
+  starts = [place for _, _, place in parts] + [len(pickled)]
+  places = [
+    k
+    for k, (op, value, _) in enumerate(parts)
+    if type(value) is int and "INT" in op.name
+  ]
+  if not places:
+    return pickled
+  pieces = [pickled[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+  for _ in range(rng.randrange(1, 4)):
+    pieces[rng.choice(places)] = number(rng)
+  return b"".join(pieces)
+
+
+def laughs(rng):
+  """Lists in lists, doubled again and again, or one in itself; much of what
+  costs a byte and takes more."""
+  kind = rng.randrange(4)
+  if kind == 0:
+    body = b"]q\x00" + b"".join(
+      b"](h" + bytes([k]) + b"h" + bytes([k]) + b"eq" + bytes([k + 1])
+      for k in range(rng.choice([10, 14, 40]))
+    )
+  elif kind == 1:
+    body = b"]q\x00(h\x00h\x00e"
+  elif kind == 2:
+    body = b"](" + rng.choice([b"]", b"}", b")", b"N"]) * 300_000 + b"e"
+  else:
+    body = b"(" * rng.choice([10, 300_000])
+  return b"\x80\x02" + body + b"."
+
+
+def flips(rng, content):
+  """Other bytes, fewer, or some twice."""
+  content = bytearray(content)
+  for _ in range(rng.randrange(1, 4)):
+    if not content:
+      break
+    k = rng.randrange(len(content))
+    kind = rng.randrange(4)
+    if kind == 0:
+      del content[k : k + rng.randrange(1, 20)]
+    elif kind == 1:
+      content[k:k] = content[rng.randrange(len(content)) :][:20]
+    else:
+      content[k] = rng.randrange(256)
+  return bytes(content)
+
+
+def zipped(rng, pickled, storages) -> bytes:
+  """The zip format, at times with something wrong about the archive."""
+  kind = rng.randrange(12)
+  if kind > 4:
+    return torch_files.archive(pickled, storages)
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of names that are there twice
+    squeeze = zipfile.ZIP_DEFLATED if kind == 0 else zipfile.ZIP_STORED
+    archive.writestr("archive/data.pkl", pickled, squeeze)
+    if kind == 1:
+      archive.writestr("other/data.pkl", pickled)
+    if kind == 2:
+      archive.writestr("archive/byteorder", rng.choice(["big", "little", ""]))
+    for i, content in enumerate(storages):
+      archive.writestr(f"archive/data/{i}", content)
+      if kind == 3:
+        archive.writestr(
+          f"archive/data/{i}", bytes(10**6), zipfile.ZIP_DEFLATED
+        )
+      if kind == 4:  # the sizes in the directory
+        info = archive.infolist()[-1]
+        info.file_size = rng.choice([0, 1, 2**31, 2**40, info.file_size + 1])
+        if rng.random() < 0.5:
+          info.compress_size = info.file_size
+  return file.getvalue()
+
+
+if __name__ == "__main__":
+  main(int(sys.argv[1]), int(sys.argv[2]))
