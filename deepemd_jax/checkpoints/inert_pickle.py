@@ -138,6 +138,7 @@ class _Machine:
     raise self._refused(f"more than {_STEPS} instructions")
 
   def _step(self, code: int) -> None:
+    """An instruction that brings a value, or keeps one; or another."""
     if code in _CONSTANTS:
       self._stack.append(_CONSTANTS[code])
     elif code in _FIXED:
@@ -165,7 +166,12 @@ class _Machine:
       self._stack.append([])
     elif code == pickle.EMPTY_DICT[0]:
       self._stack.append({})
-    elif code in _TUPLES:
+    else:
+      self._combine(code)
+
+  def _combine(self, code: int) -> None:
+    """An instruction that makes something of values, or is a name or a note."""
+    if code in _TUPLES:
       self._stack.append(self._pop_several(_TUPLES[code]))
     elif code == pickle.TUPLE[0]:
       self._stack.append(self._pop_to_mark())
