@@ -1,9 +1,12 @@
-"""The official PyTorch checkpoints, in our names.
+"""The official PyTorch checkpoints, in our names, and ours in theirs.
 
     python -m deepemd_jax convert max_acc.pth DIR
+    python -m deepemd_jax convert DIR encoder.safetensors
 
-makes DIR, a workdir that `deepemd_jax.main` evaluates, or meta-trains on.
-PyTorch is not needed, and a file that calls anything is refused.
+The first makes DIR, a workdir that `deepemd_jax.main` evaluates, or meta-trains
+on; it takes `.safetensors` files, too, which are the kind to prefer. PyTorch is
+not needed, and a file that calls anything is refused. The second writes the
+best encoder of a run under the names of the authors' PyTorch code.
 """
 
 import argparse
@@ -31,17 +34,35 @@ _NAME = re.compile(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds what the command takes."""
-  parser.add_argument("file", metavar="FILE.pth", help="what the authors saved")
-  parser.add_argument("directory", metavar="DIR", help="the workdir to make")
+  parser.add_argument(
+    "file",
+    metavar="FILE",
+    help="what the authors saved, .pth or .safetensors; or a run's workdir",
+  )
+  parser.add_argument(
+    "target",
+    metavar="DIR",
+    help="the workdir to make; or, of a run, the .safetensors file to write",
+  )
+  parser.add_argument(
+    "--reader",
+    choices=("own", "torch"),
+    default="own",
+    help="of .pth files: ours, which runs nothing, or PyTorch's, if it is "
+    "installed (with weights_only)",
+  )
 
 
 def run(options: argparse.Namespace) -> str:
   """Converts; returns what to do next."""
-  convert(options.file, options.directory)
+  if pathlib.Path(options.file).is_dir():
+    to_safetensors(options.file, options.target)
+    return f"wrote {options.target}"
+  convert(options.file, options.target, options.reader)
   return (
-    f"{options.directory} is ready; test it with python -m deepemd_jax train "
+    f"{options.target} is ready; test it with python -m deepemd_jax train "
     f"--config=configs/NAME.py --config.stages='(\"evaluate\",)' "
-    f"--workdir={options.directory}"
+    f"--workdir={options.target}"
   )
 
 
@@ -160,39 +181,31 @@ def _expected() -> set[str]:
   }
 
 
-def _names(variables: dict) -> set[str]:
-  return {
-    f"{collection}/{layer}/{module}/{leaf}"
-    for collection, layers in variables.items()
-    for layer, modules in layers.items()
-    for module, leaves in modules.items()
-    for leaf in leaves
-  }
+def _names(variables) -> set[str]:
+  """The places of all arrays, such as params/layer1/conv1/kernel."""
+  import jax
+
+  paths = jax.tree_util.tree_leaves_with_path(variables)
+  return {"/".join(str(key.key) for key in path) for path, _ in paths}
 
 
-def convert(source, directory) -> None:
+def convert(source, directory, reader: str = "own") -> None:
   """Turns the authors' file into a workdir with a pre-trained encoder.
 
   Args:
-    source: a `.pth` file: {"params": state dict}, or the state dict itself.
+    source: a file of a state dict, as `state_dicts.read` takes it.
     directory: the workdir to make; must not exist, or be empty.
+    reader: as `state_dicts.read`.
 
   Raises:
     InputError: the file cannot be read, is refused (see `torch_file`), or holds
       another network; the directory is in use. Nothing is left behind.
   """
-  from deepemd_jax.checkpoints import pretrained, torch_file
+  from deepemd_jax.checkpoints import pretrained, state_dicts
   from deepemd_jax.models import resnet12
 
   with pretrained.new_workdir(directory) as workdir:
-    state = torch_file.load(source)
-    if isinstance(state, Mapping) and isinstance(state.get("params"), Mapping):
-      state = state["params"]
-    if not isinstance(state, Mapping):
-      raise InputError(
-        f"{source} holds a {type(state).__name__}, not a state dict"
-      )
-    variables = from_torch(state)
+    variables = from_torch(state_dicts.read(source, reader))
     stem = variables["params"]["layer1"]["conv1"]["kernel"]
     fields = {"model": {"width": stem.shape[-1] / resnet12.CHANNELS[0]}}
     (workdir / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
@@ -200,3 +213,63 @@ def convert(source, directory) -> None:
     pretrained.save_encoder(
       workdir, best, {"converted_from": pathlib.Path(source).name}
     )
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict:
+  """The state dict that the official code's ResNet takes, bare names.
+
+  Args:
+    variables: of ResNet-12, as `from_torch` makes them.
+
+  Returns:
+    {name: float32 array}; convolutions are OIHW.
+  """
+  import numpy as np
+
+  state = {}
+  for layer in (f"layer{i}" for i in range(1, 5)):
+    for number in "123":
+      for ours in (f"conv{number}", f"bn{number}"):
+        state |= _entries(variables, layer, ours, ours)
+    state |= _entries(variables, layer, "downsample_conv", "downsample.0")
+    state |= _entries(variables, layer, "downsample_bn", "downsample.1")
+  return {name: np.asarray(x, np.float32) for name, x in state.items()}
+
+
+def _entries(variables, layer: str, ours: str, theirs: str) -> dict:
+  """Those of one convolution or batch norm."""
+  prefix = f"{layer}.0.{theirs}"
+  if "conv" in ours:
+    kernel = variables["params"][layer][ours]["kernel"]
+    return {f"{prefix}.weight": kernel.transpose(3, 2, 0, 1)}
+  return {
+    f"{prefix}.{leaf}": variables[collection][layer][ours][name]
+    for leaf, (collection, name) in _BN.items()
+  }
+
+
+def to_safetensors(checkpoint, path) -> None:
+  """Writes a run's best encoder for PyTorch: the names of the authors' code.
+
+  Args:
+    checkpoint: as `pretrained.load` takes it.
+    path: of the `.safetensors` file; replaced if it is there.
+
+  Raises:
+    InputError: there is no trained encoder, it is no ResNet-12, or the file
+      cannot be written.
+  """
+  from deepemd_jax.checkpoints import pretrained, state_dicts
+
+  if pathlib.Path(path).suffix != state_dicts.SUFFIX:
+    raise InputError(
+      f"a run becomes a {state_dicts.SUFFIX} file, and {path} is called "
+      f"otherwise; try {pathlib.Path(path).with_suffix(state_dicts.SUFFIX)}"
+    )
+  variables = pretrained.load(checkpoint).encoder.variables
+  if missing := _expected() - _names(variables):
+    raise InputError(
+      f"the encoder of {checkpoint} is no ResNet-12 (it has no "
+      f"{min(missing)}), and PyTorch's names are known of that alone"
+    )
+  state_dicts.write(path, to_torch(variables))

@@ -76,6 +76,26 @@ def json_checksum(document) -> int:
   return zlib.crc32(json.dumps(document, sort_keys=True).encode())
 
 
+def check_kinds(directory: pathlib.Path) -> None:
+  """Makes sure that only files and folders lie in a folder of checkpoints.
+
+  Whoever opens a pipe waits for its other end for ever, and none of the
+  libraries that read checkpoints looks first.
+
+  Raises:
+    InputError: something else is there; it is named.
+  """
+  for folder, subfolders, names in os.walk(directory):
+    for name in (*subfolders, *names):
+      path = pathlib.Path(folder, name)
+      linked_folder = name in subfolders and path.is_symlink()
+      if linked_folder or not (path.is_dir() or path.is_file()):
+        raise InputError(
+          f"{path} is neither a file nor a folder, which is all that a "
+          "checkpoint holds; remove it, or copy what it links to"
+        )
+
+
 def read_step(step: pathlib.Path, targets: dict) -> tuple[dict, Any]:
   """Reads parts of a step, and compares all of it with what was saved.
 

@@ -60,6 +60,7 @@ class Checkpoints:
     self._failed = False
     if read_only and not self._directory.is_dir():
       return
+    integrity.check_kinds(self._directory)
     integrity.check_scores(self._directory, repair=not read_only)
     try:
       if not read_only:

@@ -13,8 +13,8 @@ MODULES = frozenset(
   {
     *("PIL", "absl", "array_record", "flatbuffers", "flax", "grain"),
     *("importlib_resources", "jaxopt", "matplotlib", "ml_collections", "optax"),
-    *("orbax", "ott", "tensorboardX", "tensorflow_datasets", "tensorstore"),
-    *("tqdm", "werkzeug"),
+    *("orbax", "ott", "safetensors", "tensorboardX", "tensorflow_datasets"),
+    *("tensorstore", "tqdm", "werkzeug"),
   }
 )
 

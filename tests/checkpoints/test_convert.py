@@ -1,23 +1,34 @@
 """The authors' files: read without PyTorch, and without trusting them."""
 
 import collections
+import contextlib
+import importlib.util
 import itertools
 import json
 import os
+import struct
 import sys
+import types
 
 import commands
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch_files
+import toy_backbone
 from PIL import Image
-from recipes import recipe_state_dict
+from recipes import recipe_state_dict, tiny_run
 from torch_files import Tensor, save
 
 from configs import folder
 from deepemd_jax import main
-from deepemd_jax.checkpoints import convert, pretrained, torch_file
+from deepemd_jax.checkpoints import (
+  convert,
+  pretrained,
+  state_dicts,
+  torch_file,
+)
 from deepemd_jax.errors import InputError
 
 
@@ -27,7 +38,7 @@ def torch(monkeypatch):
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def state_dict(prefix="", divisor=1):
+def narrow_state(divisor):
   """The recorded parameters; every `divisor`th channel."""
 
   def narrow(value):
@@ -35,9 +46,14 @@ def state_dict(prefix="", divisor=1):
     kept = value[tuple(slice(None, None, step) for step in steps)]
     return np.ascontiguousarray(kept)
 
+  return {key: narrow(value) for key, value in recipe_state_dict().items()}
+
+
+def state_dict(prefix="", divisor=1):
+  """The same, as PyTorch's tensors."""
   state = collections.OrderedDict(
-    (prefix + key, Tensor(narrow(value)))
-    for key, value in recipe_state_dict().items()
+    (prefix + key, Tensor(value))
+    for key, value in narrow_state(divisor).items()
   )
   state._metadata = collections.OrderedDict(version=1)  # as PyTorch's has
   return state
@@ -114,6 +130,121 @@ def test_a_converted_file_is_tested_as_a_trained_one(
   assert "converted checkpoint to folder:61" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_safetensors_file_is_read_as_well(kind, tmp_path):
+  state = {
+    f"module.encoder.{name}": np.asarray(value).astype(kind)
+    for name, value in narrow_state(16).items()
+  }
+  (tmp_path / "x.safetensors").write_bytes(safetensors_of(state))
+  convert.convert(tmp_path / "x.safetensors", tmp_path / "run")
+  found = pretrained.load(tmp_path / "run").encoder.variables
+  jax.tree.map(np.testing.assert_array_equal, found, convert.from_torch(state))
+
+
+def test_a_run_becomes_a_file_and_the_file_a_run(tmp_path, capsys):
+  run, again = tiny_run(tmp_path / "run"), tmp_path / "again"
+  path = tmp_path / "encoder.safetensors"
+  for arguments in ((run, path), (path, again)):
+    code, out, errors = commands.call(capsys, "convert", *arguments)
+    assert code == 0, errors
+  ours, theirs = (pretrained.load(workdir).encoder for workdir in (run, again))
+  jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
+  assert set(state_dicts.read(path)) == {
+    name for name in recipe_state_dict() if "num_batches" not in name
+  }
+  result = commands.call(capsys, "convert", run, tmp_path / "encoder.pth")
+  commands.assert_refused(result, r"try .*encoder\.safetensors")
+
+
+def test_another_backbone_has_no_names_in_pytorch(tmp_path, monkeypatch):
+  loaded = types.SimpleNamespace(
+    encoder=types.SimpleNamespace(variables=toy_backbone.variables())
+  )
+  monkeypatch.setattr(pretrained, "load", lambda checkpoint: loaded)
+  with pytest.raises(InputError, match="no ResNet-12 .*layer1"):
+    convert.to_safetensors("run", tmp_path / "x.safetensors")
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_safetensors_file_is_told(tmp_path):
+  path = tmp_path / "x.safetensors"
+  whole = safetensors_of({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+  for end in range(len(whole)):
+    path.write_bytes(whole[:end])
+    with pytest.raises(InputError, match="damaged"):
+      state_dicts.read(path)
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    content = bytearray(whole)
+    content[rng.integers(len(content))] ^= int(rng.integers(1, 256))
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
+      for array in state_dicts.read(path).values():
+        assert array.nbytes <= len(content)
+
+
+def test_the_reader_of_pytorch_is_offered(torch, tmp_path, capsys, monkeypatch):
+  save(tmp_path / "x.pth", state_dict(divisor=16))
+  arguments = tmp_path / "x.pth", tmp_path / "run", "--reader=torch"
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  result = commands.call(capsys, "convert", *arguments)
+  commands.assert_refused(result, "PyTorch is not installed")
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+  asked = {}
+
+  def load(path, **options):
+    asked.update(options)
+    return torch_file.load(path)
+
+  sys.modules["torch"].load = load
+  code, _, errors = commands.call(capsys, "convert", *arguments)
+  assert code == 0, errors
+  assert asked == {"map_location": "cpu", "weights_only": True}
+
+
+def safetensors_of(state):
+  """A file of little-endian numbers behind a header, as the format says."""
+  kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+  header, place = {}, 0
+  for name, value in state.items():
+    end = place + value.nbytes
+    header[name] = {
+      "dtype": kinds[str(value.dtype)],
+      "shape": value.shape,
+      "data_offsets": [place, end],
+    }
+    place = end
+  text = json.dumps(header).encode()
+  content = b"".join(value.tobytes() for value in state.values())
+  return struct.pack("<Q", len(text)) + text + content
+
+
+WRONG = {
+  "shape": (
+    {"layer2.0.conv2.weight": np.zeros((2, 3), np.float32)},
+    "1 shapes",
+  ),
+  "kind": ({"layer1.0.bn1.weight": np.zeros(4, np.int64)}, "int64, not float"),
+  "text": ({"layer1.0.bn1.weight": "x"}, "is a str, not a tensor"),
+  "name": ({"\x1b[2Jx": 1, 7: 2}, r"0 names missing.*2 unknown"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_the_network_is_told(
+  what, tmp_path, monkeypatch, capsys
+):
+  """Before anything is written, and without steering the terminal."""
+  change, message = WRONG[what]
+  state = narrow_state(16) | change
+  monkeypatch.setattr(torch_file, "load", lambda path: state)
+  result = commands.call(capsys, "convert", "x.pth", tmp_path / "run")
+  commands.assert_refused(result, message)
+  assert "\x1b" not in result[2]
+  assert not list(tmp_path.iterdir())
+
+
 class Call:
   def __init__(self, function, *arguments):
     self.call = function, arguments
@@ -176,7 +307,7 @@ def test_mistakes(torch, tmp_path, capsys):
     commands.assert_refused(result, "")
     return result[2]
 
-  assert "FILE.pth, DIR" in told()
+  assert "FILE, DIR" in told()
   assert "No such file" in told(tmp_path / "none.pth", tmp_path / "run")
   (tmp_path / "text.pth").write_text("not a checkpoint")
   assert "text.pth" in told(tmp_path / "text.pth", tmp_path / "run")

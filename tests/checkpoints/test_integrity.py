@@ -1,6 +1,7 @@
 """Whatever is damaged, nothing wrong comes back, and the error says what."""
 
 import gc
+import os
 import pathlib
 import shutil
 import tempfile
@@ -149,3 +150,20 @@ def test_nothing_whole_is_not_a_beginning(four):
     with pytest.raises(InputError, match=r"all .* damaged \(\[4, 3, 2\]\)"):
       saved.restore_latest(model=model(), train=train(0))
   assert sorted(int(p.name) for p in four.iterdir()) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["score", "arrays", "link"])
+def test_a_pipe_is_not_waited_for(four, name):
+  """Nor a link to a folder, where one might lie."""
+  place = four / "4" / {"score": "metrics/metrics"}.get(name, "model")
+  if name == "arrays":
+    place = largest_file(place)
+  if name == "link":
+    place.rename(four.parent / "elsewhere")
+    place.symlink_to(four.parent / "elsewhere")
+  else:
+    place.unlink()
+    os.mkfifo(place)
+  for read_only in (True, False):
+    with pytest.raises(InputError, match=f"{place} is neither"):
+      Checkpoints(four, read_only=read_only)

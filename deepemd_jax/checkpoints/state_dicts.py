@@ -1,0 +1,127 @@
+"""State dicts of PyTorch networks, {name: array}, from files of any kind.
+
+`.safetensors` is the kind to prefer: it holds names, shapes and numbers and
+nothing else. A `.pth` file is a pickle; `torch_file` reads it without running
+it. Whoever has PyTorch may let its own reader do that, which refuses the same
+(`torch.load` with `weights_only`).
+"""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from deepemd_jax.checkpoints import torch_file
+from deepemd_jax.errors import InputError
+from deepemd_jax.utils import files
+
+SUFFIX = ".safetensors"
+READERS = ("own", "torch")
+_DTYPES = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "I64": np.int64,
+  "I32": np.int32,
+  "I16": np.int16,
+  "I8": np.int8,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
+}
+
+
+def read(path: str | os.PathLike, reader: str = "own") -> dict[str, Any]:
+  """The state dict of a file.
+
+  Args:
+    path: a `.safetensors` file; or what `torch.save` wrote: a state dict, or
+      {"params": state dict}, as the authors of DeepEMD do.
+    reader: of what `torch.save` wrote: "own", or "torch", PyTorch's.
+
+  Returns:
+    {name: array}; entries of a `.pth` file may be something else, too.
+
+  Raises:
+    InputError: it cannot be read, is damaged or refused, or holds no state
+      dict; or PyTorch is not installed.
+  """
+  if pathlib.Path(path).suffix == SUFFIX:
+    return _read_safetensors(path)
+  found = _read_by_torch(path) if reader == "torch" else torch_file.load(path)
+  if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
+    found = found["params"]
+  if not isinstance(found, Mapping):
+    raise InputError(f"{path} holds a {type(found).__name__}, not a state dict")
+  return dict(found)
+
+
+def write(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
+  """Writes a `.safetensors` file, whole or not at all.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  from safetensors import numpy
+
+  arrays = {name: np.ascontiguousarray(x) for name, x in state.items()}
+  try:
+    files.write(path, numpy.save(arrays))
+  except OSError as error:
+    raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read_safetensors(path) -> dict[str, np.ndarray]:
+  import safetensors
+
+  try:
+    content = files.read_regular(path)
+  except OSError as error:
+    raise InputError(f"cannot read {path}: {error.strerror}") from error
+  try:
+    entries = safetensors.deserialize(content)
+    return {
+      name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(
+        entry["shape"]
+      )
+      for name, entry in entries
+    }
+  except KeyError as error:
+    raise InputError(f"{path} holds numbers of kind {error}") from error
+  except (safetensors.SafetensorError, ValueError) as error:
+    raise InputError(
+      f"{path} is not a safetensors file, or is damaged ({error!s:.80})"
+    ) from error
+
+
+def _read_by_torch(path) -> Any:
+  if importlib.util.find_spec("torch") is None:
+    raise InputError(
+      "PyTorch is not installed; leave --reader=torch out, or pip install torch"
+    )
+  import torch
+
+  try:
+    found = torch.load(path, map_location="cpu", weights_only=True)
+  except OSError as error:
+    raise InputError(f"cannot read {path}: {error.strerror}") from error
+  except Exception as error:  # unpicklers raise nearly everything
+    reason = str(error).split("\n", 1)[0]
+    raise InputError(f"PyTorch refuses {path} ({reason:.120})") from error
+  return _to_numpy(found)
+
+
+def _to_numpy(found):
+  if isinstance(found, Mapping):
+    return {key: _to_numpy(value) for key, value in found.items()}
+  if not hasattr(found, "detach"):
+    return found
+  # NumPy has no bfloat16; float32 holds all of its numbers.
+  found = found.detach()
+  if str(found.dtype) == "torch.bfloat16":
+    found = found.float()
+  return found.numpy()
