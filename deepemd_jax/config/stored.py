@@ -1,53 +1,209 @@
-"""A run's config.json, read back: what new images need of it."""
+"""A run's config.json, read back: what new images need of it.
 
+It may be a stranger's, or damaged. So a file is read strictly, and says itself,
+by a checksum, what it should hold.
+"""
+
+import hashlib
 import json
+import math
 import pathlib
+import reprlib
 
 from ml_collections import ConfigDict
 
 from deepemd_jax.config import defaults, validate
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import files
 
 # Sections that say how a trained encoder looks at images and matches them. The
-# others are about training and tests, and may be anything.
+# others are about training and tests; of these only the kinds are checked.
 SECTIONS = ("seed", "image", "model", "nodes", "emd", "sfc")
 # Fields whose empty value stands for what the backbone was made for.
 MAY_BE_EMPTY = ("image.mean", "image.std")
+# Fields that list names, and whose empty default does not show it.
+LISTS_OF_NAMES = ("evaluate.heads", "evaluate.more", "evaluate.variants")
+# What memory and time depend on, in a stranger's file; nobody needs as much.
+MOST = {
+  **dict.fromkeys(("image.size", "image.pretrain_size"), 4096),
+  "model.width": 100,
+  **dict.fromkeys(("nodes.pyramid", "nodes.grid"), 100),
+  **dict.fromkeys(("nodes.patches", "nodes.test_patches"), 10_000),
+  **dict.fromkeys(("sfc.epochs", "sfc.batch_size"), 1_000_000),
+}
+# Bytes; ours have a few thousand.
+LARGEST = 2**16
+CHECKSUM = "checksum"
 
 
 def read(path: pathlib.Path) -> ConfigDict:
   """The config of an earlier run; what its file leaves out is as by default.
 
   Raises:
-    InputError: there is no such file, or a value is of another kind than the
-      field's default, or against its rules.
+    InputError: as `read_fields`.
   """
-  fields = read_fields(path)
-  config = defaults.get_config()
-  try:
-    for section in SECTIONS:
-      if section in fields:
-        config[section] = _typed(fields[section], config[section], section)
-    if problems := validate.broken_rules(config, SECTIONS):
-      raise InputError("; ".join(problems))
-  except InputError as error:
-    raise InputError(f"in {str(path)!r} {error}") from error
-  return config
+  return _read(path)[1]
 
 
 def read_fields(path: pathlib.Path) -> dict:
-  """The same as the plain JSON object that the file holds."""
+  """The same as the plain JSON object that the file holds, less its checksum.
+
+  Raises:
+    InputError: there is no such file, it is damaged, a field is none of ours,
+      or a value is of another kind than the field's default, or against its
+      rules.
+  """
+  return _read(path)[0]
+
+
+def _read(path: pathlib.Path) -> tuple[dict, ConfigDict]:
+  fields = read_object(path, "the config of a run")
+  if CHECKSUM in fields:  # older, converted and handwritten files have none
+    remedy = (
+      "put back the file that the run wrote, or, if the change is meant, "
+      f"delete the line {CHECKSUM!r}"
+    )
+    verify(fields, path, remedy)
+    del fields[CHECKSUM]
   try:
-    fields = json.loads(path.read_bytes())
-  except (OSError, ValueError) as error:
+    return fields, _config(fields)
+  except InputError as error:
+    raise InputError(f"in {str(path)!r} {error}") from error
+
+
+def read_object(path: pathlib.Path, what: str) -> dict:
+  """The JSON object in a file that may be a stranger's.
+
+  Args:
+    path: of the file.
+    what: it should be, for the message.
+
+  Raises:
+    InputError: it cannot be read, is too large, or is not JSON to the letter:
+      one object, no field twice, every number finite.
+  """
+  try:
+    fields = json.loads(
+      files.read_regular(path, LARGEST),
+      parse_constant=_number,
+      parse_float=_number,
+      parse_int=_whole,
+      object_pairs_hook=_once,
+    )
+  except RecursionError as error:
     raise InputError(
-      f"{str(path)!r} is not the config of a run ({error})"
+      f"{str(path)!r} is not {what} (too many brackets within each other)"
     ) from error
+  except (OSError, ValueError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
+    raise InputError(f"{str(path)!r} is not {what} ({reason})") from error
   if not isinstance(fields, dict):
     raise InputError(
-      f"in {str(path)!r} there is {fields!r:.80}, which should be named fields"
+      f"in {str(path)!r} there is {reprlib.repr(fields)}, which should be "
+      "named fields"
     )
   return fields
+
+
+def sealed(fields: dict) -> dict:
+  """The fields with a checksum: the SHA-256 of their JSON, sorted by name."""
+  rest = {name: x for name, x in fields.items() if name != CHECKSUM}
+  text = json.dumps(rest, sort_keys=True)
+  return rest | {CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def verify(fields: dict, path: pathlib.Path, remedy: str) -> None:
+  """Refuses fields that are not what their checksum was made of.
+
+  Args:
+    fields: of `read_object`.
+    path: of their file.
+    remedy: what to do, for the message.
+
+  Raises:
+    InputError: they have changed, or there is no checksum.
+  """
+  try:
+    intact = fields.get(CHECKSUM) == sealed(fields)[CHECKSUM]
+  except RecursionError:
+    intact = False  # ours are flat
+  if not intact:
+    raise InputError(
+      f"{str(path)!r} is damaged, or was edited: it does not fit its checksum; "
+      f"{remedy}"
+    )
+
+
+def _number(text: str) -> float:
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f"{text:.40} is not a finite number")
+  return value
+
+
+def _whole(text: str) -> int:
+  _number(text)  # else a whole number could be too large for a real one
+  return int(text)
+
+
+def _once(pairs: list[tuple]) -> dict:
+  """Named fields; two of one name would let each reader choose another."""
+  fields = dict(pairs)
+  if len(fields) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"{twice!r:.80} is there more than once")
+  return fields
+
+
+def _config(fields: dict) -> ConfigDict:
+  """The default config with what `fields` says of SECTIONS.
+
+  Raises:
+    InputError: a field is unknown, or a value of another kind or against its
+      rules.
+  """
+  config = defaults.get_config()
+  known = dict(config.items()) | {"streams": 1}
+  if names := _unknown(fields, known):
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    listed = ", ".join(f"{name!r:.80}" for name in names[:5])
+    raise InputError(
+      f"there are fields that this version does not know: {listed}{more}; "
+      "correct or delete them, or use the version that wrote them"
+    )
+  typed = {name: _typed(x, known[name], name) for name, x in fields.items()}
+  for section in SECTIONS:
+    if section in typed:
+      config[section] = typed[section]
+  problems = validate.broken_rules(config, SECTIONS)
+  if problems := problems + _excesses(config):
+    raise InputError("; ".join(problems))
+  return config
+
+
+def _excesses(config: ConfigDict) -> list[str]:
+  """Values above MOST, a clause each."""
+  problems = []
+  for field, most in MOST.items():
+    section, name = field.split(".")
+    value = config[section][name]
+    numbers = value if isinstance(value, tuple) else (value,)
+    if max(numbers, default=0) > most:
+      problems.append(
+        f"config.{field} is {reprlib.repr(value)}; must be at most {most}"
+      )
+  return problems
+
+
+def _unknown(fields: dict, known: dict) -> list[str]:
+  """Dotted names of the fields that are not known."""
+  names = [name for name in fields if name not in known]
+  for section, own in known.items():
+    found = fields.get(section)
+    if isinstance(own, ConfigDict) and isinstance(found, dict):
+      names += [f"{section}.{name}" for name in found if name not in own]
+  return names
 
 
 def _typed(value, default, name: str):
@@ -58,9 +214,11 @@ def _typed(value, default, name: str):
   """
   if name in MAY_BE_EMPTY and value == []:
     return ()
+  if name in LISTS_OF_NAMES:
+    default = ("",)
   if not _fits(value, default):
     raise InputError(
-      f"{name} is {value!r:.80}, which should be {_kind(default)}"
+      f"{name} is {reprlib.repr(value)}, which should be {_kind(default)}"
     )
   if isinstance(default, ConfigDict):
     return ConfigDict(
@@ -78,8 +236,8 @@ def _fits(value, default) -> bool:
   if isinstance(default, tuple):
     if not isinstance(value, list | tuple):
       return False
-    if _is_counts(default):
-      return all(_fits(x, 1) for x in value)
+    if _is_open(default):
+      return all(_fits(x, default[0] if default else 1) for x in value)
     return len(value) == len(default) and all(_fits(x, 1.0) for x in value)
   if isinstance(default, float):
     return type(value) in (int, float)
@@ -90,8 +248,9 @@ def _kind(default) -> str:
   if isinstance(default, ConfigDict):
     return "named fields"
   if isinstance(default, tuple):
-    if _is_counts(default):
-      return "a list of whole numbers"
+    if _is_open(default):
+      names = default and isinstance(default[0], str)
+      return "a list of names" if names else "a list of whole numbers"
     return f"a list of {len(default)} numbers"
   return {
     bool: "true or false",
@@ -101,6 +260,6 @@ def _kind(default) -> str:
   }[type(default)]
 
 
-def _is_counts(default: tuple) -> bool:
-  """Whether there may be any number of them, all whole: a pyramid's levels."""
-  return not default or isinstance(default[0], int)
+def _is_open(default: tuple) -> bool:
+  """Whether there may be any number of them: a pyramid's levels, or names."""
+  return not default or isinstance(default[0], int | str)

@@ -2,12 +2,15 @@
 
 The first run writes the file. Later runs go on where it ended if they have the
 same config, and are refused otherwise, before anything in the folder changes.
+A checksum in the file tells damage from another config; it is not compared.
 """
 
 import json
+import math
 import pathlib
 import tempfile
 
+from deepemd_jax.config import stored
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
@@ -36,8 +39,9 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
 
   Raises:
     InputError: the workdir cannot be written to, holds files that are not ours,
-      or belongs to another config.
+      or belongs to another config; or this one could not be read back.
   """
+  _check_finite(fields)
   try:
     saved = _read(workdir / "config.json")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,8 @@ def claim(workdir: pathlib.Path, fields: dict) -> None:
   if path.exists():
     return
   try:
-    files.write(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(stored.sealed(fields), indent=2, sort_keys=True)
+    files.write(path, text + "\n")
   except OSError as error:
     raise InputError(
       f"cannot write to workdir {workdir}: {error.strerror}; make room, or "
@@ -89,18 +94,21 @@ def _read(path: pathlib.Path) -> dict | None:
   if not path.exists():
     return None
   try:
-    fields = json.loads(path.read_bytes())
-  except ValueError:
-    fields = None
-  if not isinstance(fields, dict):
-    raise InputError(
-      f"{path} is damaged, or not ours; give another --workdir, or put back "
-      "the file that the run wrote"
-    )
+    fields = stored.read_fields(path)
+  except InputError as error:
+    raise InputError(f"{error}; or give another --workdir") from error
   for section, defaults in LEGACY_DEFAULTS.items():
     if isinstance(fields.get(section), dict):
       fields[section] = defaults | fields[section]
   return fields
+
+
+def _check_finite(fields: dict) -> None:
+  """Refuses what JSON cannot say, before hours of training depend on it."""
+  for name, value in _leaves(fields):
+    for x in value if isinstance(value, list) else [value]:
+      if isinstance(x, float) and not math.isfinite(x):
+        raise InputError(f"config.{name} is {value!r}; use finite numbers")
 
 
 def _check_streams(

@@ -5,6 +5,7 @@ import csv
 import io
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 
 from deepemd_jax.errors import InputError
@@ -16,7 +17,18 @@ DESCRIPTION = """
 Classifies images by a few examples of each class:
 
   python -m deepemd_jax classify --support DIR --query DIR --out CSV
+
+A spreadsheet would run a name such as =1+1 as a formula. So in the CSV an
+apostrophe stands before =, +, -, @, a tab, a line break or an apostrophe at the
+beginning of a name, or after a semicolon, a tab or a line break within it.
+Without the first apostrophe at each of these places it is the name again.
 """
+# Where a cell may begin: readers may also cut at semicolons, tabs and line
+# breaks, and some skip spaces.
+_RISKY = re.compile(
+  r"(?:\A|(?<=[;\t\r\n]))"
+  r"(?=[\t\r\n']|[\s\x00-\x1f\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])"
+)
 CLEANS_UP = False
 
 
@@ -36,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "is known, one directory per class with the names of those in --support",
   )
   parser.add_argument(
-    "--out", metavar="CSV", required=True, help="predictions, replaced if there"
+    "--out",
+    metavar="CSV",
+    required=True,
+    help="predictions, replaced if there; names that a spreadsheet would run "
+    "get an apostrophe, see above",
   )
   parser.add_argument(
     "--report",
@@ -97,7 +113,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
       )
   if remark:
     terminal.note(remark)
-  return outputs, f"{results.summary()}\nwrote {' and '.join(outputs)}"
+  said = f"{results.summary()}\nwrote {' and '.join(outputs)}"
+  return outputs, said + _disarmed(results, options.out)
 
 
 def _classified(classifier, paths, labels, skip_bad: bool, progress):
@@ -207,30 +224,50 @@ def table(results) -> bytes:
 
   Columns: file, prediction, probability, one "p <class>" per class; "label"
   where the truth is known; "skipped", the reason, where images were left out.
+  Names are as `cell` writes them.
   """
   header = ["file", "prediction", "probability"]
-  header += [f"p {name}" for name in results.classes]
+  header += [cell(f"p {name}") for name in results.classes]
   header += ["label"] * (results.truth is not None)
   header += ["skipped"] * bool(results.bad)
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(header)
-  for i, file in enumerate(results.files):
+  classes = [cell(name) for name in results.classes]
+  for i, file in enumerate(map(cell, results.files)):
     p = results.probabilities[i]
     row = [
       file,
-      results.classes[p.argmax()],
+      classes[p.argmax()],
       *(f"{x:.6f}" for x in (p.max(), *p)),
     ]
     if i in results.bad:
       row = [file] + [""] * (len(p) + 2)
     if results.truth is not None:
-      row.append(results.classes[results.truth[i]])
+      row.append(classes[results.truth[i]])
     if results.bad:
-      row.append(results.bad.get(i, ""))
+      row.append(cell(results.bad.get(i, "")))
     writer.writerow(row)
   # A file's name need not be text.
   return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def cell(text: str) -> str:
+  """The text with an apostrophe wherever a spreadsheet might see the beginning
+  of a formula; DESCRIPTION says how to get the text back."""
+  return _RISKY.sub("'", text)
+
+
+def _disarmed(results, path: str) -> str:
+  """What to say of the names that `cell` changes, if it changes any."""
+  names = {*results.files, *results.classes}
+  count = sum(cell(name) != name for name in names)
+  if not count:
+    return ""
+  return (
+    f"\nnames that a spreadsheet would run as formulas: {count}; in {path} "
+    "they have an apostrophe in front (--help says how to take it off)"
+  )
 
 
 def _facts(classifier, support, contents) -> dict[str, str]:

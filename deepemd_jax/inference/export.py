@@ -6,7 +6,8 @@ makes DIR, a folder with
 
     encoder.stablehlo     images to nodes
     classifier.stablehlo  images of each class and of queries to logits, 1-shot
-    manifest.json         what goes in and comes out, checksums, how to load
+    manifest.json         what goes in and comes out, how to load, checksums of
+                          the programs and of itself
     config.json, metatrain/, pretrain/
                           the best encoders alone: a workdir for the stage
                           evaluate, `FewShotClassifier`, classify and search
@@ -25,16 +26,19 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import reprlib
 from collections.abc import Callable
 
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import options as shared
+from deepemd_jax.utils import files
 
 HELP = "save the encoder and a classifier as programs that need only JAX"
 DESCRIPTION = __doc__
 PLATFORMS = ("cpu", "cuda", "tpu")
 _NAMES = ("encoder.stablehlo", "classifier.stablehlo")
-_FORMAT = 1
+_FORMAT = 2  # 1 had no checksum of the manifest
+_LARGEST = 2**31  # bytes of a program: FlatBuffers end there
 _LOAD = (
   "import pathlib, jax, numpy",
   "from jax import export  # needs the package flatbuffers",
@@ -91,6 +95,7 @@ def save(checkpoint, directory) -> dict:
       be written. Nothing is left behind.
   """
   from deepemd_jax.checkpoints import pretrained
+  from deepemd_jax.config import stored
 
   with pretrained.new_workdir(directory) as workdir:
     source = pretrained.find(checkpoint)
@@ -111,7 +116,7 @@ def save(checkpoint, directory) -> dict:
         "outputs": [_shown(x) for x in program.out_avals],
         "sha256": hashlib.sha256(content).hexdigest(),
       }
-    text = json.dumps(manifest, indent=2) + "\n"
+    text = json.dumps(stored.sealed(manifest), indent=2) + "\n"
     (workdir / "manifest.json").write_text(text)
   return json.loads(text)
 
@@ -130,12 +135,14 @@ def load(directory) -> Programs:
   from jax import export
 
   directory = pathlib.Path(directory)
+  manifest = _manifest(directory / "manifest.json")
   try:
-    manifest = json.loads((directory / "manifest.json").read_bytes())
     sums = {name: manifest["programs"][name]["sha256"] for name in _NAMES}
     made = manifest["versions"]["jax"]
-    contents = {name: (directory / name).read_bytes() for name in _NAMES}
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    contents = {
+      name: files.read_regular(directory / name, _LARGEST) for name in _NAMES
+    }
+  except (OSError, LookupError, TypeError) as error:
     raise InputError(
       f"{str(directory)!r} is not what export writes ({error})"
     ) from error
@@ -150,9 +157,34 @@ def load(directory) -> Programs:
     except Exception as error:  # whatever another version's reader makes of it
       raise InputError(
         f"JAX {jax.__version__} cannot read {str(directory / name)!r}, which "
-        f"JAX {made} wrote ({error}); export it again"
+        f"JAX {made!r:.80} wrote ({error!r:.300}); export it again"
       ) from error
   return Programs(*calls, manifest)
+
+
+def _manifest(path: pathlib.Path) -> dict:
+  """What manifest.json holds.
+
+  Raises:
+    InputError: it is none, it is damaged, or of a newer format.
+  """
+  from deepemd_jax.config import stored
+
+  manifest = stored.read_object(path, "what export writes")
+  number = manifest.get("format")
+  if type(number) is not int or number < 1:
+    raise InputError(
+      f"in {str(path)!r} format is {reprlib.repr(number)}, which should be a "
+      "whole number; export it again"
+    )
+  if number > _FORMAT:
+    raise InputError(
+      f"{str(path)!r} is of format {number:.4g}, and this version reads up to "
+      f"{_FORMAT}; use a newer deepemd_jax, or export it again"
+    )
+  if number > 1 or stored.CHECKSUM in manifest:
+    stored.verify(manifest, path, "export it again")
+  return manifest
 
 
 def _programs(trained) -> dict:

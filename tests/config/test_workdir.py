@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from deepemd_jax.config import defaults, stored
 from deepemd_jax.config import workdir as workdirs
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
@@ -39,7 +40,7 @@ def test_a_new_workdir_is_made_and_claimed(tmp_path):
   workdirs.check(place, FIELDS, trains=True)
   assert list(place.iterdir()) == []
   workdirs.claim(place, FIELDS)
-  assert json.loads((place / "config.json").read_text()) == FIELDS
+  assert stored.read_fields(place / "config.json") == FIELDS
   workdirs.check(place, FIELDS, trains=True)
 
 
@@ -50,7 +51,7 @@ def test_what_a_killed_run_left_behind_does_not_matter(tmp_path):
 
 def test_the_first_config_stays(claimed):
   workdirs.claim(claimed, changed(episode={"way": 10}))
-  assert json.loads((claimed / "config.json").read_text()) == FIELDS
+  assert stored.read_fields(claimed / "config.json") == FIELDS
 
 
 @pytest.mark.parametrize(
@@ -87,10 +88,16 @@ def test_a_trained_model_is_tested_on_other_data_but_stays_itself(claimed):
 
 
 def test_five_differences_are_enough(claimed):
-  saved = {str(i): 0 for i in range(9)}
-  (claimed / "config.json").write_text(json.dumps(saved))
+  fields = {
+    name: value + 1
+    for name, value in defaults.get_config().pretrain.items()
+    if type(value) is int
+  }
+  assert len(fields) > 5
+  before = {name: value - 1 for name, value in fields.items()}
+  (claimed / "config.json").write_text(json.dumps({"pretrain": before}))
   with pytest.raises(InputError) as refusal:
-    workdirs.check(claimed, {str(i): 1 for i in range(9)}, trains=True)
+    workdirs.check(claimed, {"pretrain": fields}, trains=True)
   assert str(refusal.value).count(" was ") == 5
 
 
@@ -102,6 +109,25 @@ def test_a_config_json_that_is_not_ours_is_refused(content, tmp_path):
     workdirs.check(tmp_path, FIELDS, trains=True)
   assert str(path) in str(refusal.value)
   assert path.read_bytes() == content
+
+
+def test_damage_is_told_from_another_config(claimed):
+  """Whatever was trained there; a config of the same fields would fit."""
+  path = claimed / "config.json"
+  path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+  for fields in (FIELDS, changed(seed=1)):
+    with pytest.raises(
+      InputError, match="damaged.*checksum.*put back the file"
+    ):
+      workdirs.check(claimed, fields, trains=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")]])
+def test_what_could_not_be_read_back_is_refused_at_once(value, tmp_path):
+  fields = changed() | {"image": {"crop_ratio": value}}
+  with pytest.raises(InputError, match="image.crop_ratio is .*; use finite"):
+    workdirs.check(tmp_path / "new", fields, trains=True)
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_run_from_before_mixed_precision_goes_on_in_float32(tmp_path):

@@ -261,24 +261,6 @@ def test_a_full_disk_leaves_nothing(
   assert not list(tmp_path.iterdir())
 
 
-def test_damage_and_other_folders_are_told(run, exported, tmp_path):
-  with pytest.raises(InputError, match="not what export writes"):
-    export.load(run)
-  broken = tmp_path / "broken"
-  broken.mkdir()
-  for name in ("manifest.json", "encoder.stablehlo", "classifier.stablehlo"):
-    (broken / name).write_bytes((exported / name).read_bytes())
-  export.load(broken)
-  content = bytearray((exported / "encoder.stablehlo").read_bytes())
-  content[len(content) // 2] ^= 1
-  (broken / "encoder.stablehlo").write_bytes(content)
-  with pytest.raises(InputError, match="encoder.stablehlo' is damaged"):
-    export.load(broken)
-  (broken / "encoder.stablehlo").unlink()
-  with pytest.raises(InputError, match="No such file"):
-    export.load(broken)
-
-
 def test_training_does_not_go_on_from_it(exported):
   shapes = jax.eval_shape(
     lambda: resnet12.init(jax.random.key(0), width=1 / 16)
