@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 import reprlib
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -134,6 +135,20 @@ def verify(fields: dict, path: pathlib.Path, remedy: str) -> None:
     )
 
 
+def excesses(fields: Mapping | ConfigDict) -> list[str]:
+  """Values of a config above MOST, a clause each."""
+  problems = []
+  for field, most in MOST.items():
+    section, name = field.split(".")
+    value = fields.get(section, {}).get(name, 0)
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    if max(numbers, default=0) > most:
+      problems.append(
+        f"config.{field} is {reprlib.repr(value)}; must be at most {most}"
+      )
+  return problems
+
+
 def _number(text: str) -> float:
   value = float(text)
   if not math.isfinite(value):
@@ -177,23 +192,9 @@ def _config(fields: dict) -> ConfigDict:
     if section in typed:
       config[section] = typed[section]
   problems = validate.broken_rules(config, SECTIONS)
-  if problems := problems + _excesses(config):
+  if problems := problems + excesses(config):
     raise InputError("; ".join(problems))
   return config
-
-
-def _excesses(config: ConfigDict) -> list[str]:
-  """Values above MOST, a clause each."""
-  problems = []
-  for field, most in MOST.items():
-    section, name = field.split(".")
-    value = config[section][name]
-    numbers = value if isinstance(value, tuple) else (value,)
-    if max(numbers, default=0) > most:
-      problems.append(
-        f"config.{field} is {reprlib.repr(value)}; must be at most {most}"
-      )
-  return problems
 
 
 def _unknown(fields: dict, known: dict) -> list[str]:

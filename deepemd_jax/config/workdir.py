@@ -41,7 +41,7 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
     InputError: the workdir cannot be written to, holds files that are not ours,
       or belongs to another config; or this one could not be read back.
   """
-  _check_finite(fields)
+  _check_readable(fields)
   try:
     saved = _read(workdir / "config.json")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -103,12 +103,15 @@ def _read(path: pathlib.Path) -> dict | None:
   return fields
 
 
-def _check_finite(fields: dict) -> None:
-  """Refuses what JSON cannot say, before hours of training depend on it."""
+def _check_readable(fields: dict) -> None:
+  """Refuses what a later run would not read, before training depends on it."""
+  problems = stored.excesses(fields)
   for name, value in _leaves(fields):
-    for x in value if isinstance(value, list) else [value]:
-      if isinstance(x, float) and not math.isfinite(x):
-        raise InputError(f"config.{name} is {value!r}; use finite numbers")
+    numbers = value if isinstance(value, list) else [value]
+    if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+      problems.append(f"config.{name} is {value!r}; use finite numbers")
+  if problems:
+    raise InputError("; ".join(problems))
 
 
 def _check_streams(

@@ -122,11 +122,17 @@ def test_damage_is_told_from_another_config(claimed):
       workdirs.check(claimed, fields, trains=True)
 
 
-@pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")]])
-def test_what_could_not_be_read_back_is_refused_at_once(value, tmp_path):
-  fields = changed() | {"image": {"crop_ratio": value}}
-  with pytest.raises(InputError, match="image.crop_ratio is .*; use finite"):
-    workdirs.check(tmp_path / "new", fields, trains=True)
+@pytest.mark.parametrize(
+  ("section", "message"),
+  [
+    ({"crop_ratio": [1.0, float("inf")]}, "crop_ratio is .*; use finite"),
+    ({"std": float("nan")}, "std is nan; use finite numbers"),
+    ({"size": 5000}, "size is 5000; must be at most 4096"),
+  ],
+)
+def test_what_could_not_be_read_back_is_refused(section, message, tmp_path):
+  with pytest.raises(InputError, match=f"config.image.{message}"):
+    workdirs.check(tmp_path / "new", FIELDS | {"image": section}, trains=True)
   assert not list(tmp_path.iterdir())
 
 
