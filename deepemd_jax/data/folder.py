@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from deepemd_jax.data import image_io
+from deepemd_jax.data import image_io, links
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.random_streams import Stream, stream
 
@@ -76,15 +76,13 @@ def classes(root: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
       images, or an image lies outside of all classes.
   """
   root = _existing(root)
-  loose = [
-    path for path in _images(root, root.resolve()) if path.parent == root
-  ]
+  inside = os.path.realpath(root)
+  loose = [path for path in _images(root, inside) if path.parent == root]
   if loose:
     raise InputError(
       f"{str(loose[0])!r} belongs to no class; put the images of each class "
       "into a directory of their own"
     )
-  inside = root.resolve()
   classes = {child.name: _images(child, inside) for child in _directories(root)}
   empty = [name for name, paths in classes.items() if not paths]
   if empty:
@@ -109,7 +107,7 @@ def below(root: str | os.PathLike) -> list[pathlib.Path]:
   if os.path.isfile(root):
     return [pathlib.Path(root)]
   root = _existing(root)
-  paths = _images(root, root.resolve())
+  paths = _images(root, os.path.realpath(root))
   if not paths:
     raise InputError(
       f"image folder {str(root)!r} holds no images "
@@ -153,34 +151,26 @@ def _unreadable(error: OSError) -> NoReturn:
 
 
 def _classes(folder: pathlib.Path, root) -> dict[str, list[pathlib.Path]]:
-  inside = root.resolve()
+  inside = os.path.realpath(root)
   classes = {
     child.name: _images(child, inside) for child in _directories(folder)
   }
   return {name: paths for name, paths in classes.items() if paths}
 
 
-def _images(folder: pathlib.Path, inside: pathlib.Path) -> list[pathlib.Path]:
+def _images(folder: pathlib.Path, inside: str) -> list[pathlib.Path]:
   """Returns the image files below a directory, sorted, without hidden ones."""
   paths = []
-  _refuse_outside(folder, inside)
+  links.refuse_outside(folder, inside)
   for here, directories, files in os.walk(folder, onerror=_unreadable):
     directories[:] = [name for name in directories if name[0] != "."]
     shown = [name for name in files if name[0] != "."]
     chosen = [n for n in shown if n.lower().endswith(image_io.SUFFIXES)]
     for name in directories + chosen:
-      _refuse_outside(pathlib.Path(here, name), inside)
+      if os.path.islink(os.path.join(here, name)):
+        links.refuse_outside(os.path.join(here, name), inside)
     paths += [pathlib.Path(here, name) for name in chosen]
   return sorted(paths)
-
-
-def _refuse_outside(path: pathlib.Path, inside: pathlib.Path) -> None:
-  """Raises at a link out of the folder: nobody meant to share its target."""
-  if path.is_symlink() and not path.resolve().is_relative_to(inside):
-    raise InputError(
-      f"{str(path)!r} is a link out of the image folder, to "
-      f"{str(path.resolve())!r}; copy what it points to, or remove it"
-    )
 
 
 def _share_out(names: list[str], fractions, seed: int) -> dict[str, str]:
@@ -204,7 +194,7 @@ def _splits_in_table(root: pathlib.Path, table: pathlib.Path):
   try:
     with open(table, newline="", encoding="utf-8-sig") as file:
       rows = list(csv.DictReader(file))
-  except (OSError, UnicodeDecodeError) as error:
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise InputError(f"cannot read the CSV {str(table)!r}: {error}") from error
   if not rows or not {"label", "split"} <= set(rows[0]):
     raise InputError(
@@ -213,7 +203,7 @@ def _splits_in_table(root: pathlib.Path, table: pathlib.Path):
     )
   splits: dict = {split: {} for split in SPLITS}
   classes = None if "filename" in rows[0] else _classes(root, root)
-  inside = root.resolve()
+  inside = os.path.realpath(root)
   names = set()
   for number, row in enumerate(rows, 2):
     where = f"CSV {str(table)!r} line {number}"
@@ -236,7 +226,10 @@ def _splits_in_table(root: pathlib.Path, table: pathlib.Path):
       splits[split][label] = classes[label]
       continue
     path = root / name
-    if not path.is_file() or not path.resolve().is_relative_to(inside):
+    climbs = os.path.normpath(name).split(os.sep)[0] == ".."
+    # Not `path.is_file()`, which raises at a name that is too long.
+    if climbs or not os.path.isfile(path):
       raise InputError(f"{where}: no file {name!r} in {str(root)!r}")
+    links.refuse_outside(path, inside)
     splits[split].setdefault(label, []).append(path)
   return splits

@@ -132,8 +132,11 @@ def _fingerprint(keys: dict[pathlib.Path, str]) -> str:
   """Identifies a folder's images by their names, sizes and times."""
   digest = hashlib.sha256()
   for path, key in keys.items():
-    stat = path.stat()
-    line = f"{key}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+    try:
+      stat = path.stat()
+      line = f"{key}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+    except OSError:  # a link to nothing; whoever decodes it says so
+      line = f"{key}\0\n"
     digest.update(os.fsencode(line))
   return digest.hexdigest()
 

@@ -14,8 +14,6 @@ from PIL import Image
 from deepemd_jax.data import image_io
 from deepemd_jax.errors import InputError
 
-_LARGEST_FILE = 2**30  # bytes; no honest image file is larger
-
 
 def several(images) -> list:
   """Returns the images of an argument that stands for several, as a list.
@@ -64,13 +62,7 @@ def read(source) -> tuple[str, bytes | Image.Image]:
     OSError, ValueError and nearly anything else: as `image_io.open_image`.
   """
   if isinstance(source, str | os.PathLike):
-    # Opening a named pipe would wait for a writer.
-    if os.path.exists(source) and not os.path.isfile(source):
-      raise ValueError("not a file")
-    if os.path.getsize(source) > _LARGEST_FILE:
-      raise ValueError("larger than 1 GiB")
-    with open(source, "rb") as file:
-      content = file.read()
+    content = image_io.read_file(source)
     return hashlib.sha256(content).hexdigest(), content
   image = source if isinstance(source, Image.Image) else _from_array(source)
   image = image_io.to_rgb(image)

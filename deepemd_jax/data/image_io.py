@@ -8,14 +8,32 @@ pixels, or suspiciously large) is reported in a few words.
 
 import io
 import os
+import stat
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from deepemd_jax.utils import files
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # What these suffixes stand for, whatever a file is called. Pillow's other
 # decoders stay out: the one for EPS would run another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_LARGEST_FILE = 2**30  # bytes; no honest image file is larger
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+  """Returns the content of an image file; opens no pipe or device.
+
+  Raises:
+    OSError, ValueError: it cannot be read, is no regular file, or is too large.
+  """
+  found = os.stat(path)
+  if not stat.S_ISREG(found.st_mode):
+    raise ValueError("not a file")
+  if found.st_size > _LARGEST_FILE:
+    raise ValueError("larger than 1 GiB")
+  return files.read_regular(path, _LARGEST_FILE)
 
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
@@ -28,13 +46,10 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     OSError, ValueError and nearly anything else: it is not an image; `reason`
       turns the exception into words.
   """
-  if isinstance(source, bytes):
-    if not source:
-      raise ValueError("an empty file")
-    source = io.BytesIO(source)
-  elif not os.path.getsize(source):
+  content = source if isinstance(source, bytes) else read_file(source)
+  if not content:
     raise ValueError("an empty file")
-  image = Image.open(source, formats=FORMATS)
+  image = Image.open(io.BytesIO(content), formats=FORMATS)
   if not image.width or not image.height:
     raise ValueError(f"no pixels: {image.width} x {image.height}")
   limit = Image.MAX_IMAGE_PIXELS
@@ -112,8 +127,7 @@ def as_rgb_file(
       box holds no pixel of the image.
   """
   if not isinstance(source, bytes | Image.Image):
-    with open(source, "rb") as file:
-      source = file.read()
+    source = read_file(source)
   image = source if isinstance(source, Image.Image) else open_image(source)
   with image:
     rgb = to_rgb(image)

@@ -46,7 +46,9 @@ def test_a_published_data_set_is_as_counted(cub, capfd):
     source.check()
     assert source.protocol == f"cub:{side or 'original'}"
     assert "bounding boxes" in source.title
-    assert source.title.endswith("made from CUB_200_2011.tgz")
+    assert source.title.endswith(
+      "made from CUB_200_2011.tgz (not the official file)"
+    )
     for split in ("train", "val", "test"):
       images = source.load(split)
       assert counted(images) == source.counts(split)
@@ -126,7 +128,9 @@ def test_copies_of_another_preparation_are_made_again(cub, tmp_path, capfd):
   published_source._open_records.cache_clear()
   images = source.load("val")
   assert counted(images) == source.counts("val") and len(images.keys) == 11
-  assert source.title.endswith("made from bad.tgz; 1 bad images left out")
+  assert source.title.endswith(
+    "made from bad.tgz (not the official file); 1 bad images left out"
+  )
   errors = capfd.readouterr().err
   assert errors.count("\n") == 1 and "made from other images" in errors
 

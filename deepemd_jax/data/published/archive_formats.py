@@ -6,21 +6,21 @@ needs none; see `layouts`.
 """
 
 import dataclasses
-import functools
 import io
+import os
 import pathlib
-import tarfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
+from deepemd_jax.data import links
 from deepemd_jax.data.published import layouts, splits
 from deepemd_jax.data.published.archive_members import (
-  archive_member,
   read_members,
   read_texts,
   report_damage,
+  tar_members,
 )
 from deepemd_jax.data.published.catalogue import Benchmark
 from deepemd_jax.data.published.layouts import SourceImage
@@ -122,13 +122,10 @@ def read_ilsvrc(
     if label not in classes:
       continue
     with report_damage(path), outer.open() as file:
-      with tarfile.open(fileobj=file, mode="r:") as archive:
-        for info in archive:
-          name = info.name.rpartition("/")[2]
-          if info.isfile() and belongs(label, name):
-            start = functools.partial(archive.extractfile, info)
-            member = archive_member(name, info.size, start, path)
-            yield SourceImage(name, label, member.content())
+      for member in tar_members(file, path, "r:"):
+        name = member.name.rpartition("/")[2]
+        if belongs(label, name):
+          yield SourceImage(name, label, member.content())
 
 
 def read_products(
@@ -148,7 +145,7 @@ def read_products(
         label_of[name] = f"{int(number):05d}"
       except ValueError as error:
         raise InputError(
-          f"{str(path)!r}: {line!r} is no line of Ebay_train.txt or "
+          f"{str(path)!r}: {line[:99]!r} is no line of Ebay_train.txt or "
           "Ebay_test.txt; fetch it again"
         ) from error
   yield from _images_in_table(path, label_of)
@@ -163,6 +160,8 @@ def read_cars(
   lists = splits.load(benchmark.name)["splits"]
   names = [name for split in lists.values() for name in split]
   table = (path if path.is_dir() else path.parent) / "cars_annos.mat"
+  if path.is_dir():
+    links.refuse_outside(table, os.path.realpath(path))
   if not table.is_file():
     raise InputError(
       f"there is no {str(table)!r}, which says what is on the images of "

@@ -5,19 +5,22 @@ are not followed: paths in an archive cannot do harm.
 """
 
 import contextlib
+import errno
 import functools
-import gzip
 import os
 import pathlib
+import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
+from deepemd_jax.data import links
 from deepemd_jax.errors import InputError
 
 _LARGEST_MEMBER = 1 << 28  # bytes of an image file or a table; none is larger
+_LONGEST_EXTRA = 1 << 14  # bytes of a tar's extra header: a long name, say
+_LONGEST_PADDING = 1 << 24  # bytes of zeros at a tar's end; usual are 10,240
 
 
 class Member(NamedTuple):
@@ -43,10 +46,14 @@ def report_damage(path: pathlib.Path) -> Iterator[None]:
   """
   try:
     yield
-  except (
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError),
-    *(gzip.BadGzipFile, NotImplementedError, RuntimeError),
-  ) as error:
+  except InputError:
+    raise
+  except Exception as error:  # what tarfile and zipfile raise has no end
+    damage = (None, errno.EINVAL)  # gzip's errors have no number
+    if isinstance(error, OSError) and error.errno not in damage:
+      raise InputError(
+        f"cannot read {str(path)!r}: {error.strerror}"
+      ) from error
     # After the colon, tarfile lists what each kind of compression says.
     words = str(error).partition(":")[0].split()
     reason = " ".join(words) or type(error).__name__
@@ -54,9 +61,6 @@ def report_damage(path: pathlib.Path) -> Iterator[None]:
       f"{str(path)!r} is damaged, or not the archive it should be ({reason}); "
       "fetch it again"
     ) from error
-  except OSError as error:
-    reason = error.strerror or error
-    raise InputError(f"cannot read {str(path)!r}: {reason}") from error
 
 
 def read_members(path: pathlib.Path) -> Iterator[Member]:
@@ -73,18 +77,82 @@ def read_members(path: pathlib.Path) -> Iterator[Member]:
     elif zipfile.is_zipfile(path):
       with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-          if not info.is_dir():
+          if not info.is_dir() and _is_regular(info):
             start = functools.partial(archive.open, info)
-            yield archive_member(info.filename, info.file_size, start, path)
+            yield _archive_member(info.filename, info.file_size, start, path)
     else:
-      with tarfile.open(path) as archive:
-        for info in archive:
-          if info.isfile():
-            start = functools.partial(archive.extractfile, info)
-            yield archive_member(info.name, info.size, start, path)
+      with open(path, "rb") as file:
+        yield from tar_members(file, path)
 
 
-def archive_member(
+def _is_regular(info: zipfile.ZipInfo) -> bool:
+  """Whether an entry is no link, pipe or device; many programs do not say."""
+  return stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+
+
+# Those whose content tarfile reads at once, whatever size they say.
+_EXTRA_HEADERS = (
+  *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+  *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+
+
+class _Header(tarfile.TarInfo):
+  """A header that raises where tarfile would take damage for the end."""
+
+  @classmethod
+  def frombuf(cls, buf, encoding, errors):
+    try:
+      header = super().frombuf(buf, encoding, errors)
+    except tarfile.HeaderError as error:
+      if len(buf) == tarfile.BLOCKSIZE == buf.count(0):
+        raise  # a block of zeros: the end
+      raise tarfile.ReadError(str(error)) from error
+    extra = header.type in _EXTRA_HEADERS
+    # After a negative size, tarfile would read the same header again and again.
+    if header.size < 0 or (extra and header.size > _LONGEST_EXTRA):
+      raise tarfile.ReadError("a file of impossible size")
+    return header
+
+
+def tar_members(
+  file: BinaryIO, path: pathlib.Path, mode: str = "r:*"
+) -> Iterator[Member]:
+  """Yields the regular files of a tar, which it reads to its end.
+
+  Call it inside `report_damage`.
+
+  Args:
+    file: the tar.
+    path: of the archive, for messages.
+    mode: of `tarfile.open`.
+  """
+  with tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as archive:
+    end = 0
+    for info in archive:
+      # An extra header may give another size than the one that was checked.
+      if info.size < 0 or archive.offset <= end:
+        raise tarfile.ReadError("a file of impossible size")
+      end = archive.offset
+      if info.isfile():
+        start = functools.partial(archive.extractfile, info)
+        yield _archive_member(info.name, info.size, start, path)
+    _read_padding(archive.fileobj)
+
+
+def _read_padding(file: BinaryIO) -> None:
+  """Reads the zeros at the end of a tar.
+
+  Only when nothing is left does gzip compare its checksum and length.
+  """
+  length = 0
+  while block := file.read(1 << 16):
+    length += len(block)
+    if block.count(0) < len(block) or length > _LONGEST_PADDING:
+      raise tarfile.ReadError("something follows its end")
+
+
+def _archive_member(
   name: str, size: int, start: Callable[[], BinaryIO], path: pathlib.Path
 ) -> Member:
   """Returns a member of the archive at `path`.
@@ -106,15 +174,28 @@ def archive_member(
 
 
 def _files_in_folder(folder: pathlib.Path) -> Iterator[Member]:
-  for here, directories, names in os.walk(folder):
+  inside = os.path.realpath(folder)
+
+  def start(path):
+    links.refuse_outside(path, inside)
+    return path.open("rb")
+
+  for here, directories, names in os.walk(folder, onerror=_raise):
     directories.sort()
+    for name in directories:
+      links.refuse_outside(os.path.join(here, name), inside)
     for name in sorted(names):
       path = pathlib.Path(here, name)
-      yield Member(
-        path.relative_to(folder).as_posix(),
-        functools.partial(pathlib.Path, path),
-        functools.partial(path.open, "rb"),
-      )
+      if os.path.isfile(path):  # opening a pipe would wait for a writer
+        yield Member(
+          path.relative_to(folder).as_posix(),
+          functools.partial(pathlib.Path, path),
+          functools.partial(start, path),
+        )
+
+
+def _raise(error: OSError):
+  raise error
 
 
 def read_texts(path: pathlib.Path, *names: str) -> list[str]:

@@ -2,9 +2,11 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from deepemd_jax.data.published import archive_formats, layouts
+from deepemd_jax.data import links
+from deepemd_jax.data.published import archive_formats, authenticity, layouts
+from deepemd_jax.data.published.archive_members import report_damage
 from deepemd_jax.data.published.catalogue import Benchmark
 from deepemd_jax.data.published.layouts import SourceImage
 from deepemd_jax.errors import InputError
@@ -23,21 +25,52 @@ def read(
       unpacked into, or a ready folder (see `layouts`).
 
   Raises:
-    InputError: the source is missing, damaged, or something else; also while
-      the images are taken from the iterator.
+    InputError: the source is missing, damaged, or something else, or a link in
+      it leads out of it; also while the images are taken from the iterator.
   """
   path, is_ready_folder = _locate(benchmark, source)
   if is_ready_folder:
-    return layouts.read(benchmark, path)
-  return archive_formats.FORMATS[benchmark.kind].read(benchmark, path)
+    images = layouts.read(benchmark, path)
+  else:
+    images = archive_formats.FORMATS[benchmark.kind].read(benchmark, path)
+  return _without_links_outside(images, os.path.realpath(source))
 
 
-def describe(benchmark: Benchmark, source: str | os.PathLike) -> str:
-  """Returns what `source` is, in words that hold on any machine."""
-  _, is_ready_folder = _locate(benchmark, source)
-  words = f"made from {pathlib.Path(source).resolve().name}"
-  if is_ready_folder:
-    return f"{words}, a ready folder, its images as they were"
+def _without_links_outside(images, inside: str) -> Iterator[SourceImage]:
+  for image in images:
+    if isinstance(image.content, pathlib.Path):
+      links.refuse_outside(image.content, inside)
+    yield image
+
+
+def describe(
+  benchmark: Benchmark,
+  source: str | os.PathLike,
+  progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+  """Returns what `source` is, in words that hold on any machine.
+
+  Of an archive, it reads the whole file, to say whether it is the official one.
+
+  Args:
+    benchmark: which data set.
+    source: as for `read`.
+    progress: called with the number of bytes read, and the total.
+
+  Raises:
+    InputError: the source is missing, or something else.
+  """
+  path, is_ready_folder = _locate(benchmark, source)
+  if path.is_dir():
+    words = f"made from {os.path.basename(os.path.realpath(source))}"
+    if is_ready_folder:
+      return f"{words}, a ready folder, its images as they were"
+    words += ", an unpacked archive"
+  else:
+    words = f"made from {os.path.basename(os.path.realpath(path))}"
+    with report_damage(path):
+      how = authenticity.compare(benchmark.archives[0], path, progress)
+    words += f" ({how})"
   if benchmark.name == "miniimagenet":
     return f"{words}, the 600 images a class that easyfsl lists"
   return words
@@ -52,7 +85,7 @@ def _locate(
     The path, and whether it is a ready folder.
   """
   source = pathlib.Path(source)
-  if not source.exists():
+  if not os.path.exists(source):
     raise InputError(f"there is no file or folder {str(source)!r}")
   if not benchmark.archives:
     if not source.is_dir():
@@ -62,12 +95,17 @@ def _locate(
       )
     return source, True
   if not source.is_dir():
+    if not source.is_file():
+      raise InputError(
+        f"{str(source)!r} is no regular file; give the archive or a folder"
+      )
     return source, False
   archive = source / benchmark.archives[0].file
-  if archive.is_file():
-    return archive, False
-  unpacked = _unpacked_folder(benchmark, source)
-  return (unpacked, False) if unpacked else (source, True)
+  found = archive if archive.is_file() else _unpacked_folder(benchmark, source)
+  if found is None:
+    return source, True
+  links.refuse_outside(found, os.path.realpath(source))
+  return found, False
 
 
 def _unpacked_folder(

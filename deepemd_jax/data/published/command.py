@@ -130,9 +130,10 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
   name = catalogue.protocol(benchmark, side)
   for split in benchmark.splits:
     published_source.PublishedSource(name, directory).load(split)
-  skipped = prepare.metadata(benchmark, directory)["skipped"]
-  lines = [f"left out {key}: {reason}" for key, reason in skipped]
-  return "\n".join([*lines, f"{name} is ready in {folder}"])
+  metadata = prepare.metadata(benchmark, directory)
+  lines = [f"left out {key}: {reason}" for key, reason in metadata["skipped"]]
+  lines += [metadata["source"], f"{name} is ready in {folder}"]
+  return "\n".join(lines)
 
 
 def _prepare_glyphs(options: argparse.Namespace, directory: str) -> str:

@@ -12,6 +12,7 @@ list: the folder gives the images of each class.
 """
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -20,9 +21,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from deepemd_jax.data import image_io
+from deepemd_jax.data import image_io, links
 from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import files
 
 
 class SourceImage(NamedTuple):
@@ -85,6 +87,8 @@ def read(
         )
       if layout not in benchmark.layouts:
         raise InputError(_why_layout_is_refused(benchmark, root, layout))
+      for path in paths.values():
+        links.refuse_outside(path, os.path.realpath(root))
       return reader(root, list(paths.values()), set(benchmark.split_of()))
   raise InputError(_what_was_expected(benchmark, root))
 
@@ -134,10 +138,10 @@ def _read_tables(root, paths, classes) -> Iterator[SourceImage]:
 
 def _csv_rows(path) -> list[dict[str, str]]:
   try:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-      lines = csv.reader(file)
-      header = [name.strip() for name in next(lines, [])]
-      rows = [dict(zip(header, line, strict=False)) for line in lines if line]
+    text = files.read_regular(path).decode("utf-8-sig")
+    lines = csv.reader(io.StringIO(text, newline=""))
+    header = [name.strip() for name in next(lines, [])]
+    rows = [dict(zip(header, line, strict=False)) for line in lines if line]
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise InputError(f"cannot read the CSV {str(path)!r}: {error}") from error
   for columns in ({"filename", "label"}, {"class_name", "image_name"}):
@@ -172,7 +176,7 @@ def _find(root: pathlib.Path, name: str, where: str) -> pathlib.Path | None:
   for start in range(len(parts)):
     for top in (root, root / "images"):
       path = top.joinpath(*parts[start:])
-      if path.exists():
+      if os.path.exists(path):  # `path.exists()` raises at a name too long
         return path
   return None
 
@@ -197,13 +201,20 @@ def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
   for path in paths:
     where = repr(str(path))
     try:
-      lists = json.loads(path.read_text("utf-8"))
+      lists = json.loads(files.read_regular(path))
       pairs = list(zip(lists["class_names"], lists["class_roots"], strict=True))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (
+      OSError,
+      ValueError,
+      LookupError,
+      TypeError,
+      RecursionError,
+    ) as error:
       raise InputError(
         f"cannot read {where}: it needs class_names and class_roots, as many"
       ) from error
     for label, folder in pairs:
+      label = str(label)  # it may be anything
       if label not in classes:  # a name for people; the folder has the wnid
         label = pathlib.PurePosixPath(str(folder)).name
       _require_class(label, classes, where)

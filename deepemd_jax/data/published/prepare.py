@@ -153,9 +153,7 @@ def prepare(
     source = _find_archive(benchmark, directory, progress)
   from deepemd_jax.data.published import tfds_builder
 
-  work = tfds_builder.Work(
-    source, skip_bad, lambda done, total: progress("images", done, total)
-  )
+  work = tfds_builder.Work(source, skip_bad, progress)
   try:
     builder = make_builder(benchmark, directory, work=work)
   except OSError as error:  # TFDS wants a temporary folder even for this

@@ -40,12 +40,13 @@ class Work:
   Attributes:
     source: the archive or folder to read.
     skip_bad: leave unreadable images out, and note them, instead of failing.
-    progress: called with the number of images done and of all.
+    progress: called with what is counted ("bytes" that are compared, or
+      "images"), the number done, and the total.
   """
 
   source: str | os.PathLike
   skip_bad: bool
-  progress: Callable[[int, int], None]
+  progress: Callable[[str, int, int], None]
 
 
 class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
@@ -80,15 +81,18 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
 
   def _download_and_prepare(self, dl_manager, download_config) -> None:
     del dl_manager, download_config  # `download.fetch` came before
-    images = archives.read(self.benchmark, self._work.source)
+    source = self._work.source
+    origin = archives.describe(
+      self.benchmark, source, functools.partial(self._work.progress, "bytes")
+    )
+    images = archives.read(self.benchmark, source)
     info = self._info()  # which knows the scratch folder
     skipped, counts = self._write(images, info)
     _sync(pathlib.Path(self.data_dir), counts)
     # Only now: the splits of `info` know their files.
     self.info.set_splits(tfds.core.splits.SplitDict(info.splits.values()))
     self.info.metadata.update(
-      source=f"{self.benchmark.title}; "
-      f"{archives.describe(self.benchmark, self._work.source)}",
+      source=f"{self.benchmark.title}; {origin}",
       skipped=skipped,
       counts=counts,
     )
@@ -125,7 +129,7 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
       # Even if some are bad and this will fail: the disk may be full, too.
       with _disk_errors():
         writer.add_examples(dict(examples))
-      self._work.progress(len(keys), max(total, len(keys)))
+      self._work.progress("images", len(keys), max(total, len(keys)))
     if bad and not self._work.skip_bad:
       lines = [f"{key}: {problem}" for key, problem in bad]
       raise checks.BadImages(lines, len(keys))
@@ -152,6 +156,10 @@ def _encode(image: SourceImage) -> tuple[dict | None, str | None]:
   """Returns (the example to write, None), or (None, why the image is bad)."""
   if image.content is None:
     return None, "it is listed, but not there"
+  try:
+    image.key.encode()
+  except UnicodeEncodeError:
+    return None, "its name is not UTF-8"
   try:
     content, height, width = image_io.as_rgb_file(image.content, image.box)
   except Exception as error:  # decoders raise nearly anything on broken files

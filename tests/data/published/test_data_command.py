@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import hashlib
 import http.server
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +19,14 @@ import pytest
 from paths import ROOT
 
 from deepemd_jax.data import image_io, published_source, registry
-from deepemd_jax.data.published import catalogue, checks, command, prepare
+from deepemd_jax.data.published import (
+  archives,
+  authenticity,
+  catalogue,
+  checks,
+  command,
+  prepare,
+)
 from deepemd_jax.errors import InputError, MissingData
 
 
@@ -74,7 +83,11 @@ def test_prepare_makes_the_set_and_its_copies(small_cub, tmp_path, capfd):
     ("cub:84", directory, split) for split in ("train", "val", "test")
   ]
   place = prepare.prepared_folder(catalogue.BENCHMARKS["cub"], directory)
-  assert text == f"cub:84 is ready in {place}"
+  title = catalogue.BENCHMARKS["cub"].title
+  assert text == (
+    f"{title}; made from x.tgz (not the official file)\n"
+    f"cub:84 is ready in {place}"
+  )
   assert capfd.readouterr() == ("", f"preparing deepemd_cub in {place}\n")
   # Again: the copies are asked for, nothing else happens.
   assert run(*cub) == text
@@ -84,6 +97,70 @@ def test_prepare_makes_the_set_and_its_copies(small_cub, tmp_path, capfd):
   lines = run("list", "--directory", directory).splitlines()
   (line,) = [x for x in lines if x.startswith("cub:160")]
   assert "15/15/15" in line and "ready" in line and "kB" in line
+
+
+def test_the_official_archive_is_told_from_others(
+  small_cub, tmp_path, monkeypatch
+):
+  source = fake.cub_archive(tmp_path / "x.tgz", 5)
+  content = source.read_bytes()
+  official = dataclasses.replace(
+    catalogue.BENCHMARKS["cub"].archives[0],
+    size=len(content),
+    sha256=hashlib.sha256(content).hexdigest(),
+  )
+  cub = dataclasses.replace(catalogue.BENCHMARKS["cub"], archives=(official,))
+  monkeypatch.setitem(catalogue.BENCHMARKS, "cub", cub)
+  other = tmp_path / "other.tgz"
+  other.write_bytes(content[:-1] + b"?")  # of the same size
+  unpacked = fake.unpack(fake.cub_files(5), tmp_path / "unpacked")
+  fake.unpack({official.file: content}, tmp_path / "given")
+  for number, (path, words) in enumerate(
+    [
+      (source, "x.tgz (official, SHA-256 agrees)"),
+      (tmp_path / "given", f"{official.file} (official, SHA-256 agrees)"),
+      (unpacked, "unpacked, an unpacked archive"),
+    ]
+  ):
+    directory = str(tmp_path / str(number))
+    text = run("prepare", "cub", "--directory", directory, "--from", path)
+    assert text.startswith(f"{cub.title}; made from {words}")
+    metadata = prepare.metadata(cub, directory)
+    assert metadata["source"] == text.splitlines()[0]
+  assert archives.describe(cub, other) == (
+    "made from other.tgz (not the official file)"
+  )
+
+
+def test_what_was_prepared_before_the_comparison_still_loads(
+  small_cub, tmp_path
+):
+  """Its metadata say nothing about it."""
+  source = fake.cub_archive(tmp_path / "x.tgz", 5)
+  where = ["prepare", "cub", "--directory", tmp_path / "tfds"]
+  run(*where, "--from", source)
+  cub = catalogue.BENCHMARKS["cub"]
+  path = prepare.prepared_folder(cub, str(tmp_path / "tfds")) / "metadata.json"
+  metadata = json.loads(path.read_text())
+  metadata["source"] = f"{cub.title}; made from x.tgz"
+  path.write_text(json.dumps(metadata))
+  assert run(*where).startswith(f"{cub.title}; made from x.tgz\ncub:160 is")
+
+
+def test_the_comparison_of_a_large_archive_shows_progress(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(authenticity, "_BLOCK", 1000)
+  path = tmp_path / "x"
+  path.write_bytes(bytes(2500))
+  archive = catalogue.Archive("x", "", 2500, "0" * 64)
+  steps = []
+  words = authenticity.compare(archive, path, lambda *step: steps.append(step))
+  assert words == "not the official file"
+  assert steps == [(1000, 2500), (2000, 2500), (2500, 2500)]
+  # Another size says enough: no 148 GB are read for nothing.
+  longer = dataclasses.replace(archive, size=2501)
+  assert authenticity.compare(longer, path, steps.append) == words
 
 
 def test_bad_images_are_listed_one_a_line(small_cub, tmp_path):
@@ -101,7 +178,7 @@ def test_bad_images_are_listed_one_a_line(small_cub, tmp_path):
     "--skip-bad"
   )
   lines = run(*arguments, "--skip-bad").splitlines()
-  assert lines[:-1] == [f"left out {name}: not an image" for name in names]
+  assert lines[:-2] == [f"left out {name}: not an image" for name in names]
   assert "ready, 9 bad left out" in run("list", *arguments[2:4])
 
 
@@ -241,7 +318,7 @@ def test_a_data_set_is_a_list_and_a_folder(tmp_path, monkeypatch):
       run("prepare", "flowers", *where, "--from", path)
   folder = fake.ready_folders(tmp_path / "flowers", "cub_full")
   text = run("prepare", "flowers:84", *where, "--from", folder)
-  assert text.startswith("flowers:84 is ready in ")
+  assert text.splitlines()[1].startswith("flowers:84 is ready in ")
   images = published_source.PublishedSource("flowers:84", str(where[1]))
   assert images.load("val").images.shape == (6, 84, 84, 3)
   assert images.title.endswith(

@@ -41,7 +41,13 @@ def test_every_data_set_is_prepared_from_its_archive(name, tmp_path, capfd):
   assert metadata["counts"] == {
     s: benchmark.counts(s) for s in benchmark.splits
   }
-  assert metadata["source"].startswith(f"{benchmark.title}; made from source")
+  made = metadata["source"].removeprefix(f"{benchmark.title}; made from ")
+  assert made.startswith(
+    {
+      "tieredimagenet": "source, a ready folder, its images as they were",
+      "cars196": "car_ims.tgz (its official SHA-256 is not known)",
+    }.get(name, "source (not the official file)")
+  )
   folder = prepare.prepared_folder(benchmark, str(directory))
   assert [p.name for p in folder.parent.iterdir() if p.name[0] != "."] == [
     "1.0.0"
