@@ -202,13 +202,15 @@ def convert(source, directory, reader: str = "own") -> None:
       another network; the directory is in use. Nothing is left behind.
   """
   from deepemd_jax.checkpoints import pretrained, state_dicts
+  from deepemd_jax.config import stored
   from deepemd_jax.models import resnet12
 
   with pretrained.new_workdir(directory) as workdir:
     variables = from_torch(state_dicts.read(source, reader))
     stem = variables["params"]["layer1"]["conv1"]["kernel"]
     fields = {"model": {"width": stem.shape[-1] / resnet12.CHANNELS[0]}}
-    (workdir / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    text = json.dumps(stored.sealed(fields), indent=2)
+    (workdir / "config.json").write_text(text + "\n")
     best = pretrained.BestEncoder("pretrain", 0, 0.0, variables)
     pretrained.save_encoder(
       workdir, best, {"converted_from": pathlib.Path(source).name}

@@ -29,6 +29,7 @@ from deepemd_jax.checkpoints import (
   state_dicts,
   torch_file,
 )
+from deepemd_jax.config import stored
 from deepemd_jax.errors import InputError
 
 
@@ -326,6 +327,5 @@ def test_the_command_says_what_to_do_next(torch, tmp_path, capsys):
   arguments = (tmp_path / "x.pth", tmp_path / "run")
   code, out, _ = commands.call(capsys, "convert", *arguments)
   assert code == 0 and f"--workdir={tmp_path / 'run'}" in out
-  assert json.loads((tmp_path / "run" / "config.json").read_text()) == {
-    "model": {"width": 1 / 16}
-  }
+  fields = stored.read_fields(tmp_path / "run" / "config.json")
+  assert fields == {"model": {"width": 1 / 16}}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from deepemd_jax import mistakes
 from deepemd_jax.utils import registry, terminal
 
 
@@ -22,3 +23,13 @@ def test_a_wrong_name_is_told_its_neighbors_or_all():
   assert registry.hint("grd", ["fcn", "grid"]) == "did you mean grid?"
   assert registry.hint("voc", ["fcn", "grid"]) == "use one of fcn, grid"
   assert registry.load("os.path:join")("a", "b") == "a/b"
+
+
+def test_nothing_steers_the_terminal(capsys):
+  """Whatever message holds a name of a stranger's."""
+  name = "a\x1b[2J\u202eb\udcff ä\n"
+  terminal.note(name)
+  mistakes.complain(f"cannot read {name}")
+  errors = capsys.readouterr().err
+  assert errors.count("\n") == 3 and "ä" in errors
+  assert all(c.isprintable() for c in errors.replace("\n", ""))
