@@ -39,7 +39,7 @@ def read_cub(benchmark: Benchmark, path: pathlib.Path) -> Iterator[SourceImage]:
       continue
     key = f"{label}/{name}"
     if benchmark.boxed and key not in boxes:
-      raise InputError(f"{str(path)!r} has no bounding box for {key!r}")
+      raise InputError(f"{str(path)!r} has no bounding box for {key[:99]!r}")
     yield SourceImage(key, label, member.content(), boxes.get(key))
 
 
@@ -53,7 +53,7 @@ def _bounding_boxes(path: pathlib.Path) -> dict[str, tuple[float, ...]]:
   except (ValueError, KeyError, IndexError) as error:
     raise InputError(
       f"{str(path)!r}: images.txt and bounding_boxes.txt do not fit each other "
-      f"({error}); fetch it again"
+      f"({str(error)[:99]}); fetch it again"
     ) from error
 
 

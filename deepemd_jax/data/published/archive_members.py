@@ -56,7 +56,7 @@ def report_damage(path: pathlib.Path) -> Iterator[None]:
       ) from error
     # After the colon, tarfile lists what each kind of compression says.
     words = str(error).partition(":")[0].split()
-    reason = " ".join(words) or type(error).__name__
+    reason = " ".join(words)[:200] or type(error).__name__
     raise InputError(
       f"{str(path)!r} is damaged, or not the archive it should be ({reason}); "
       "fetch it again"
@@ -166,7 +166,9 @@ def _archive_member(
 
   def content():
     if size > _LARGEST_MEMBER:
-      raise InputError(f"{str(path)!r}: {name!r} has {size} bytes: no image")
+      raise InputError(
+        f"{str(path)!r}: {name[-99:]!r} has {size} bytes: no image"
+      )
     with report_damage(path), start() as file:
       return file.read()
 
