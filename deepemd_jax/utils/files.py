@@ -80,13 +80,16 @@ def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
     OSError: it cannot be read, is not a regular file, or is too large.
   """
   handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-  with open(handle, "rb") as file:
+  try:
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode):
       raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     if limit is not None and found.st_size > limit:
       raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fspath(path))
-    return file.read()
+    with open(handle, "rb", closefd=False) as file:
+      return file.read()
+  finally:
+    os.close(handle)
 
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:

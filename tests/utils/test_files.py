@@ -45,3 +45,16 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
   files.write(tmp_path / ("x" * 255), "whole")
   assert (tmp_path / ("x" * 255)).read_text() == "whole"
+
+
+def test_only_regular_files_are_read_and_nothing_stays_open(tmp_path):
+  files.write(tmp_path / "a", "content")
+  os.mkfifo(tmp_path / "pipe")
+  before = len(os.listdir("/dev/fd"))
+  assert files.read_regular(tmp_path / "a", 7) == b"content"
+  with pytest.raises(OSError, match="larger than 6 bytes"):
+    files.read_regular(tmp_path / "a", 6)
+  for place in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "none"):
+    with pytest.raises(OSError):
+      files.read_regular(place)
+  assert len(os.listdir("/dev/fd")) == before
