@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> NoReturn:
     print(f"the demo is at {address} (Ctrl-C ends it)", flush=True)
     if options.browser:
       _open(address)
-    server.make(demo, listening).serve_forever()
+    server.Server(demo, listening).serve_forever()
 
 
 def _listen(port: int) -> socket.socket:

@@ -6,6 +6,7 @@ and, if wanted, `variant` and `solver`. File names appear in messages only; no
 file of that name is opened.
 """
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterable
@@ -63,7 +64,12 @@ class Refused(InputError):
 
 
 class Upload(Request):
-  """A request whose files stay in memory."""
+  """A request whose files stay in memory, until it is closed."""
+
+  def __init__(self, environ):
+    # Without a reference back, which would keep the files until Python looks
+    # for cycles.
+    super().__init__(environ, populate_request=False)
 
   def _get_file_stream(self, *arguments, **options) -> io.BytesIO:
     return io.BytesIO()
@@ -179,7 +185,8 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
         **where,
       )
     try:
-      with image_io.open_image(content) as image:
+      # `with image:` would close the file only, and keep the pixels.
+      with contextlib.closing(image_io.open_image(content)) as image:
         count = image.width * image.height
         size = f"{image.width} x {image.height} pixels"
         if count <= min(limits.pixels, left):

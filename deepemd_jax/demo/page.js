@@ -11,6 +11,7 @@ const VARIANTS = {
 };
 
 let settings; // what GET /settings says
+let seed = Math.floor(Math.random() * 2 ** 20); // of the next example
 let example; // its query, and the card of the class that this shows
 let answer; // to the last form
 
@@ -196,7 +197,7 @@ function fileOf(base64, name) {
 }
 
 async function loadExample(kind) {
-  const seed = Math.floor(Math.random() * 2 ** 32);
+  seed = (seed + 1) % settings.seeds;
   $("example-error").textContent = "";
   let found;
   try {

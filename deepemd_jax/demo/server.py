@@ -6,25 +6,33 @@ pure Python; Gradio is over fifty, Starlette with uvicorn and python-multipart
 six.
 
 Other sites that are open in the same browser can reach 127.0.0.1 too: requests
-that name another host, or were started by another site, are refused.
+that name another host are refused. So are those that another site started,
+except for the page and its parts, to which other pages may link.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 import socket
 import sys
 import threading
 import traceback
+from urllib.parse import urlsplit
 
 from werkzeug import Response
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import (
+  ClientDisconnected,
+  HTTPException,
+  RequestEntityTooLarge,
+)
 from werkzeug.sansio.utils import host_is_trusted
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.data.registry import NODE_KINDS
-from deepemd_jax.demo import answer, examples, form
+from deepemd_jax.demo import answer, connections, examples, form, memory
 from deepemd_jax.emd.solvers import SOLVERS
 from deepemd_jax.errors import InputError
 
@@ -37,7 +45,11 @@ _PAGE = {
 }
 _HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _MAX_REQUESTS = 4  # at work or waiting; each may hold its images in memory
-_TIMEOUT = 60  # seconds until a client that sends nothing is given up
+_MAX_CLIENTS = 64  # connections that are open
+_MAX_RECEIVED = 2**29  # bytes of all requests together
+_MAX_HEAD = 2**17  # bytes of a request's headers
+_TIMEOUT = 60  # seconds to send a request, and as many to take the answer
+_CLIENT = "deepemd_jax.client"  # where a WSGI environment has it
 _HEADERS = {
   "Cache-Control": "no-store",
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
@@ -78,6 +90,7 @@ class Demo:
       "variant": trained.settings.view.kind,
       "solvers": list(SOLVERS),
       "solver": trained.settings.solver_name,
+      "seeds": examples.SEEDS,
       "examples": {name: kind[0] for name, kind in examples.KINDS.items()},
       "limits": dataclasses.asdict(self._limits),
     }
@@ -93,7 +106,8 @@ class Demo:
     """Answers a request, as WSGI has it."""
     request = form.Upload(environ)
     try:
-      response = self._answer(request)
+      with contextlib.closing(request):
+        response = self._answer(request)
     except form.Refused as error:
       response = _refusal(error.status, str(error), error.where)
     except InputError as error:
@@ -107,8 +121,10 @@ class Demo:
     return response(environ, start_response)
 
   def _answer(self, request: form.Upload) -> Response:
-    _check_sender(request)
+    _check_host(request)
     path = request.path
+    if path not in self._page:
+      _check_site(request)
     methods = ("POST",) if path == "/classify" else ("GET", "HEAD")
     if path not in (*self._page, "/settings", "/example", "/classify"):
       raise form.Refused(404, "there is nothing at this address")
@@ -120,45 +136,60 @@ class Demo:
     if path == "/settings":
       return _json(200, self._settings)
     if path == "/example":
-      return _json(200, _example(request))
-    return self._classify(request)
-
-  def _classify(self, request: form.Upload) -> Response:
-    limits = self._limits
-    too_large = form.Refused(
-      413,
-      f"this is too much at once: more than {limits.request / 2**20:g} MiB, or "
-      f"more than {limits.classes} classes of {limits.images} images",
-    )
-    if (request.content_length or 0) > limits.request:
-      raise too_large
+      return _example(request)
+    self._receive(request)
     if not self._places.acquire(blocking=False):
       raise form.Refused(
         503,
         f"{_MAX_REQUESTS} requests are waiting already; try again in a moment",
       )
+    if _CLIENT in request.environ:
+      request.environ[_CLIENT].at_work = True
     try:
-      request.max_content_length = limits.request
-      request.max_form_parts = limits.parts()
-      try:
-        request.files  # noqa: B018  reads and parses the body
-      except RequestEntityTooLarge as error:
-        raise too_large from error
       with self.turn:
-        content = form.read(request, limits)
-        return _json(200, answer.classify(content, self._checkpoint))
+        return _json(200, self._classify(request))
     finally:
       self._places.release()
 
+  def _classify(self, request: form.Upload) -> dict:
+    content = form.read(request, self._limits)
+    return answer.classify(content, self._checkpoint)
 
-def _check_sender(request: form.Upload) -> None:
+  def _receive(self, request: form.Upload) -> None:
+    """Reads and parses the body. It takes no place: some clients are slow."""
+    limits = self._limits
+    length = request.headers.get("Content-Length", "0")
+    if not (length.isascii() and length.isdecimal()):
+      raise form.Refused(
+        400, f"Content-Length is {length[:20]!r}; send the number of bytes"
+      )
+    # A number of thousands of digits counts as 0 for Werkzeug.
+    if len(length) > 18 or int(length) > limits.request:
+      raise _too_much(limits)
+    request.max_content_length = limits.request
+    request.max_form_parts = limits.parts()
+    try:
+      request.files  # noqa: B018  reads and parses the body
+    except RequestEntityTooLarge as error:
+      raise _too_much(limits) from error
+    except ClientDisconnected as error:
+      raise form.Refused(
+        408,
+        f"the request did not arrive whole within {_TIMEOUT} seconds; send "
+        "fewer or smaller images",
+      ) from error
+
+
+def _check_host(request: form.Upload) -> None:
   host = request.headers.get("Host", "")
   if not host_is_trusted(host, _HOSTS):
     raise form.Refused(
       421, "this server answers to 127.0.0.1 and localhost only"
     )
-  if request.method != "POST":
-    return
+
+
+def _check_site(request: form.Upload) -> None:
+  host = request.headers["Host"]
   origin = request.headers.get("Origin")
   site = request.headers.get("Sec-Fetch-Site", "same-origin")
   # What browsers do not send, other programs need not.
@@ -166,22 +197,31 @@ def _check_sender(request: form.Upload) -> None:
     raise form.Refused(403, "a page from another site may not ask for this")
 
 
-def _example(request: form.Upload) -> dict:
+def _example(request: form.Upload) -> Response:
   kind = request.args.get("kind", "")
   seed = request.args.get("seed", type=int)
-  if kind not in examples.KINDS or seed is None or not 0 <= seed < 2**32:
+  if kind not in examples.KINDS or seed not in range(examples.SEEDS):
     raise form.Refused(
       400,
       f"an example has a kind, one of {', '.join(examples.KINDS)}, and a seed, "
-      "0 to 4294967295",
+      f"0 to {examples.SEEDS - 1}",
     )
-  return examples.make(kind, seed)
+  return _json(200, examples.text(kind, seed))
 
 
-def _json(status: int, content: dict) -> Response:
-  return Response(
-    json.dumps(content), status=status, content_type="application/json"
+def _too_much(limits: form.Limits) -> form.Refused:
+  # Not a variable where it is raised: it would refer to itself there, and keep
+  # what was received.
+  return form.Refused(
+    413,
+    f"this is too much at once: more than {limits.request / 2**20:g} MiB, or "
+    f"more than {limits.classes} classes of {limits.images} images",
   )
+
+
+def _json(status: int, content: dict | bytes) -> Response:
+  text = content if isinstance(content, bytes) else json.dumps(content)
+  return Response(text, status=status, content_type="application/json")
 
 
 def _refusal(status: int, message: str, where: dict | None = None) -> Response:
@@ -189,10 +229,38 @@ def _refusal(status: int, message: str, where: dict | None = None) -> Response:
   return _json(status, {"error": text, "where": where or {}})
 
 
-class _QuietHandler(WSGIRequestHandler):
-  """Logs nothing, and gives up a client that sends nothing."""
+class _Handler(WSGIRequestHandler):
+  """Logs nothing, and waits for no client for long."""
 
-  timeout = _TIMEOUT
+  def setup(self):
+    super().setup()
+    self.client = connections.Client(self.connection, self.server.crowd)
+    self.rfile, self.wfile = io.BufferedReader(self.client), self.client
+
+  def handle(self):
+    with self.server.crowd.joined(self.client):
+      super().handle()
+
+  def parse_request(self) -> bool:
+    complete = super().parse_request()
+    self.client.head_ended()
+    if complete:
+      try:
+        urlsplit(self.path)  # as Werkzeug does, which catches nothing
+      except ValueError:
+        self.send_error(400, "Bad address")
+        return False
+    return complete
+
+  def make_environ(self) -> dict:
+    return super().make_environ() | {_CLIENT: self.client}
+
+  def send_response(self, *arguments):
+    self.client.answer_begins()
+    super().send_response(*arguments)
+
+  def log_request(self, *arguments):
+    pass  # Werkzeug's would parse the address before it logs nothing
 
   def log(self, type, message, *args):
     pass
@@ -201,12 +269,14 @@ class _QuietHandler(WSGIRequestHandler):
     return "deepemd_jax"
 
 
-def make(demo: Demo, listening: socket.socket) -> BaseWSGIServer:
+class Server(ThreadedWSGIServer):
   """A server on a socket that listens; its `serve_forever` serves."""
-  host, port = listening.getsockname()
-  return make_server(
-    *(host, port, demo),
-    threaded=True,
-    request_handler=_QuietHandler,
-    fd=listening.fileno(),
-  )
+
+  def __init__(self, demo: Demo, listening: socket.socket):
+    super().__init__(
+      *listening.getsockname(), demo, _Handler, fd=listening.fileno()
+    )
+    memory.return_large_pieces()
+    self.crowd = connections.Crowd(
+      _MAX_CLIENTS, _MAX_RECEIVED, _MAX_HEAD, _TIMEOUT
+    )

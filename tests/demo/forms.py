@@ -44,13 +44,15 @@ def png(color, seed=0, size=(24, 30)) -> bytes:
 def serving(demo):
   """The port of a server."""
   with socket.create_server((command.HOST, 0)) as listening:
-    made = server.make(demo, listening)
+    made = server.Server(demo, listening)
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
-    yield listening.getsockname()[1]
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    try:
+      yield listening.getsockname()[1]
+    finally:
+      made.shutdown()
+      thread.join()
+      made.server_close()
 
 
 def ask(port, method, path, body=None, headers=(), host=None):
@@ -92,6 +94,29 @@ def classify(port, values, **headers):
   status, got, content = ask(port, "POST", "/classify", body, more | headers)
   assert got["Content-Type"] == "application/json"
   return status, json.loads(content)
+
+
+def start(port, headers, length, some=b""):
+  """The connection of a client that has sent the headers of a form, and some of
+  its body; without a length the body comes in chunks."""
+  size = "Transfer-Encoding: chunked"
+  if length is not None:
+    size = f"Content-Length: {length}"
+  head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{size}\r\n"
+  head += f"Content-Type: {headers['Content-Type']}\r\n\r\n"
+  client = socket.create_connection((command.HOST, port))
+  client.sendall(head.encode("latin1") + some)
+  return client
+
+
+def rest(client) -> bytes:
+  """What the server sends until the connection ends."""
+  client.settimeout(20)
+  answer = b""
+  with contextlib.suppress(ConnectionError):
+    while part := client.recv(9999):
+      answer += part
+  return answer
 
 
 def until(holds):

@@ -1,7 +1,6 @@
 """The server: what it serves, to whom, and who has to wait."""
 
 import base64
-import contextlib
 import io
 import json
 import re
@@ -12,7 +11,7 @@ import threading
 import time
 
 import pytest
-from forms import ask, classify, encode, fields, serving, until
+from forms import ask, classify, encode, fields, serving, start, until
 from PIL import Image
 
 from deepemd_jax.demo import command, server
@@ -51,7 +50,7 @@ def test_only_the_page_is_served(port):
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80"])
 def test_other_hosts_are_refused(port, host):
   """What a name that was bound anew to 127.0.0.1 would send."""
-  for method, path in (("GET", "/"), ("GET", "/settings"), ("POST", "/x")):
+  for method, path in (("GET", "/"), ("GET", "/example"), ("POST", "/x")):
     status, _, content = ask(port, method, path, host=host)
     assert status == 421 and b"127.0.0.1 and localhost only" in content
 
@@ -64,11 +63,18 @@ def test_other_sites_are_refused(port):
     {"Origin": f"https://127.0.0.1:{port}"},
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "none"},
   ):
     status, found = classify(port, fields(), **headers)
     assert status == 403 and "another site" in found["error"], headers
+    for path in ("/example?kind=one&seed=1", "/settings"):
+      status, _, content = ask(port, "GET", path, headers=headers)
+      assert status == 403 and b"another site" in content, (path, headers)
+    # A link to the page may be anywhere.
+    assert ask(port, "GET", "/", headers=headers)[0] == 200
   ours = {"Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"}
   assert classify(port, fields(), **ours)[0] == 200
+  assert ask(port, "GET", "/example?kind=one&seed=1", headers=ours)[0] == 200
   # A port that ssh forwards may have another number here.
   tunnel = {"Host": "localhost:9999", "Origin": "http://localhost:9999"}
   assert classify(port, fields(), **tunnel)[0] == 200
@@ -99,16 +105,12 @@ def test_each_waits_its_turn(demo, port):
 
 def test_clients_that_leave(port, capsys):
   body, headers = encode(fields())
-  head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-  head += f"Content-Type: {headers['Content-Type']}\r\n"
-  head += f"Content-Length: {len(body)}\r\n\r\n"
-  for sent in (head[:30].encode(), head.encode() + body[:500]):
-    for _ in range(5):
-      with socket.create_connection((command.HOST, port)) as left:
-        left.sendall(sent)
-  for _ in range(3):
+  for _ in range(5):
     with socket.create_connection((command.HOST, port)) as left:
-      left.sendall(head.encode() + body)
+      left.sendall(b"POST /classify HTTP/1.1\r\nHost: ")
+    start(port, headers, len(body), body[:500]).close()
+  for _ in range(3):
+    with start(port, headers, len(body), body) as left:
       # Away at once, with a reset.
       left.setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
@@ -117,25 +119,6 @@ def test_clients_that_leave(port, capsys):
   until(lambda: classify(port, fields())[0] != 503)
   assert classify(port, fields())[0] == 200
   assert capsys.readouterr().err == ""
-
-
-def test_clients_that_fall_silent(demo, port, monkeypatch):
-  """They do not keep a place for ever."""
-  assert 0 < server._QuietHandler.timeout <= 60
-  monkeypatch.setattr(server._QuietHandler, "timeout", 0.3)
-  body, headers = encode(fields())
-  head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-  head += f"Content-Type: {headers['Content-Type']}\r\n"
-  head += f"Content-Length: {len(body)}\r\n\r\n"
-  with contextlib.ExitStack() as silent:
-    for _ in range(4):
-      address = (command.HOST, port)
-      client = silent.enter_context(socket.create_connection(address))
-      client.sendall(head.encode() + body[:500])
-    until(lambda: not demo._places._value)
-    assert classify(port, fields())[0] == 503
-    until(lambda: demo._places._value == 4)
-    assert classify(port, fields())[0] == 200
 
 
 def test_a_checkpoint_that_vanishes(run, tmp_path):
@@ -172,6 +155,39 @@ def test_examples(port):
     again = ask(port, "GET", f"/example?kind={kind}&seed=3")[2]
     assert again == content
     assert ask(port, "GET", f"/example?kind={kind}&seed=4")[2] != content
-  for query in ("", "?kind=one", "?kind=x&seed=1", "?kind=one&seed=-1"):
+  for query in (
+    "",
+    "?kind=one",
+    "?kind=x&seed=1",
+    "?kind=one&seed=-1",
+    "?kind=one&seed=20",
+  ):
     status, _, content = ask(port, "GET", f"/example{query}")
     assert status == 400 and b"an example has a kind" in content
+
+
+def test_each_example_is_made_once(port, monkeypatch):
+  """Also if several ask for it at the same time."""
+  examples = server.examples
+  made, make = [], examples.make
+
+  def slowly(*arguments):
+    made.append(arguments)
+    time.sleep(0.3)
+    return make(*arguments)
+
+  monkeypatch.setattr(examples, "make", slowly)
+  examples._text.cache_clear()
+  found = []
+  path = "/example?kind=one&seed=7"
+  threads = [
+    threading.Thread(target=lambda: found.append(ask(port, "GET", path)))
+    for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(60)
+  assert ask(port, "GET", path)[2] == found[0][2]
+  assert len({content for _, _, content in found}) == 1 and len(found) == 4
+  assert made == [("one", 7)]
