@@ -1,5 +1,6 @@
 """Inputs that several tests rebuild from their seeds."""
 
+import itertools
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 from paths import GOLDEN
 from PIL import Image, ImageDraw
 
+from configs import folder
 from deepemd_jax.checkpoints import manager
 from deepemd_jax.config import defaults, validate
 from deepemd_jax.config.resolve import resolve
@@ -109,3 +111,26 @@ def draw_polygons(root, counts, side=32):
       )
       image.save(place / f"{i}.png")
   return root
+
+
+def evaluation_of_folders(directory, episodes=2, images=3):
+  """The config of an evaluation of a `tiny_run` on a folder of small images,
+  two classes in each split, that is made in `directory`."""
+  splits, names = ("train", "val", "test"), "ab"
+  for split, name, number in itertools.product(splits, names, range(images)):
+    path = directory / "images" / split / f"{split}_{name}" / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([ord(name), number])
+    pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
+    Image.fromarray(pixels).resize((40, 40)).save(path)
+  config = folder.get_config()
+  config.data.folder = str(directory / "images")
+  config.data.directory = str(directory / "data")
+  config.stages = ("evaluate",)
+  config.model.width = 1 / 16
+  config.image.size = 32
+  config.episode.way, config.episode.query = 2, images - 1
+  config.metatrain.validation_episodes = config.evaluate.episodes = episodes
+  config.evaluate.batch_size, config.evaluate.encode_batch_size = 2, 6
+  config.evaluate.pictures = 0
+  return config

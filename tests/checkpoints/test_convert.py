@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import importlib.util
-import itertools
 import json
 import os
 import struct
@@ -17,11 +16,9 @@ import numpy as np
 import pytest
 import torch_files
 import toy_backbone
-from PIL import Image
-from recipes import recipe_state_dict, tiny_run
+from recipes import evaluation_of_folders, recipe_state_dict, tiny_run
 from torch_files import Tensor, save
 
-from configs import folder
 from deepemd_jax import main
 from deepemd_jax.checkpoints import (
   convert,
@@ -109,23 +106,7 @@ def test_a_converted_file_is_tested_as_a_trained_one(
   save(tmp_path / "max_acc.pth", state)
   convert.convert(tmp_path / "max_acc.pth", tmp_path / "run")
   monkeypatch.undo()  # others would take that `torch` for the real one
-  for split, name, number in itertools.product(
-    ("train", "val", "test"), "ab", range(3)
-  ):
-    path = tmp_path / "images" / split / f"{split}_{name}" / f"{number}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 40), (80 * number, 90, 200)).save(path)
-  config = folder.get_config()
-  config.data.folder = str(tmp_path / "images")
-  config.data.directory = str(tmp_path / "data")
-  config.stages = ("evaluate",)
-  config.model.width = 1 / 16
-  config.image.size = 32
-  config.episode.way, config.episode.query = 2, 2
-  config.metatrain.validation_episodes = config.evaluate.episodes = 2
-  config.evaluate.batch_size, config.evaluate.encode_batch_size = 2, 6
-  config.evaluate.pictures = 0
-  main.run(config, tmp_path / "run")
+  main.run(evaluation_of_folders(tmp_path), tmp_path / "run")
   found = json.loads((tmp_path / "run" / "results.json").read_text())
   assert found["protocol"]["trained on"]["name"] == "converted checkpoint"
   assert "converted checkpoint to folder:61" in capsys.readouterr().out

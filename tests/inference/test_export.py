@@ -1,6 +1,5 @@
 """Exported folders: programs that JAX alone runs, encoders that evaluate."""
 
-import itertools
 import json
 import shutil
 import signal
@@ -16,9 +15,8 @@ import pytest
 from jax import export as jax_export
 from paths import ROOT
 from PIL import Image
-from recipes import tiny_run
+from recipes import evaluation_of_folders, tiny_run
 
-from configs import folder
 from deepemd_jax import FewShotClassifier, emd, main
 from deepemd_jax.checkpoints import manager, pretrained
 from deepemd_jax.errors import InputError
@@ -149,22 +147,7 @@ def test_the_folder_is_a_run_without_what_training_needs(run, exported):
 @pytest.mark.soak
 def test_it_is_tested_as_the_run_itself(run, exported, tmp_path, capsys):
   """The prototype's encoder, which may be another stage's, is there too."""
-  for split, name, number in itertools.product(
-    ("train", "val", "test"), "ab", range(6)
-  ):
-    path = tmp_path / "images" / split / f"{split}_{name}" / f"{number}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(images(1, 40, 40, ord(name) + number)[0]).save(path)
-  config = folder.get_config()
-  config.data.folder = str(tmp_path / "images")
-  config.data.directory = str(tmp_path / "data")
-  config.stages = ("evaluate",)
-  config.model.width = 1 / 16
-  config.image.size = 32
-  config.episode.way, config.episode.query = 2, 3
-  config.metatrain.validation_episodes = config.evaluate.episodes = 20
-  config.evaluate.batch_size, config.evaluate.encode_batch_size = 10, 6
-  config.evaluate.pictures = 0
+  config = evaluation_of_folders(tmp_path, episodes=20, images=6)
   shutil.copytree(exported, tmp_path / "exported")
   found = []
   for workdir in (run, tmp_path / "exported"):
