@@ -30,7 +30,7 @@ from typing import NoReturn
 
 from deepemd_jax import mistakes
 from deepemd_jax.errors import InputError, MissingData
-from deepemd_jax.utils import files, registry
+from deepemd_jax.utils import files, registry, terminal
 
 PROGRAM = "python -m deepemd_jax"
 INTERRUPTED = 130
@@ -186,7 +186,8 @@ def _tell(error: Exception) -> int | None:
   """As `mistakes.tell`; before that a line for each bad image of a data set."""
   if not isinstance(error, MissingData):
     for line in getattr(error, "lines", ()):
-      print(line, file=sys.stderr)
+      # A name in it comes out of an archive.
+      print(terminal.harmless(" ".join(line.split())), file=sys.stderr)
   return mistakes.tell(error)
 
 

@@ -13,6 +13,8 @@ SCRIPTS = sorted(
   path.stem
   for path in (ROOT / "benchmarks").glob("[a-z]*.py")
   if 'if __name__ == "__main__":' in path.read_text()
+  # It has no small form, and tests of its own: see test_reproduce.py.
+  and path.stem != "reproduce"
 )
 # The keys of a row in their JSON, which COST.md's tables have been made from.
 STEP = {

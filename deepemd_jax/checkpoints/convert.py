@@ -11,6 +11,7 @@ best encoder of a run under the names of the authors' PyTorch code.
 
 import argparse
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> str:
   """Converts; returns what to do next."""
-  if pathlib.Path(options.file).is_dir():
+  if os.path.isdir(options.file):
     to_safetensors(options.file, options.target)
     return f"wrote {options.target}"
   convert(options.file, options.target, options.reader)
@@ -82,6 +83,9 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
       array of floating-point numbers, or has another shape than the network.
   """
 
+  import jax
+  import numpy as np
+
   variables: dict = {"params": {}, "batch_stats": {}}
   extra = []
   for name, value in state_dict.items():
@@ -107,14 +111,15 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
     raise InputError(
       f"not a DeepEMD ResNet-12 checkpoint: {len(missing)} names missing "
       f"({', '.join(missing[:5])}), {len(extra)} unknown "
-      f"({', '.join(sorted(map(str, extra))[:5])})"
+      f"({', '.join(f'{name!s:.80}' for name in sorted(map(str, extra))[:5])})"
     )
   _check_shapes(variables)
-  return variables
+  # Only now: what is too large would be larger yet.
+  return jax.tree.map(lambda array: np.asarray(array, np.float32), variables)
 
 
 def _floats(name: str, value):
-  """An entry as float32."""
+  """An entry, if it is an array of floating-point numbers."""
   import jax.numpy as jnp
   import numpy as np
 
@@ -128,7 +133,7 @@ def _floats(name: str, value):
       f"not a DeepEMD ResNet-12 checkpoint: {name} is {value.dtype}, not "
       "floating-point"
     )
-  return np.asarray(value, np.float32)
+  return value
 
 
 def _check_shapes(variables: dict) -> None:

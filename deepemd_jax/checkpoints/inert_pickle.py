@@ -18,10 +18,11 @@ import pickle
 import struct
 from typing import Any
 
-_LONGEST = 8 * 2**20  # bytes; a state dict takes some 200 a tensor
+LONGEST = 8 * 2**20  # bytes; a state dict takes some 200 a tensor
 _STEPS = 400_000  # instructions; a state dict takes some 30 a tensor
 _STRING = 4096  # bytes
 _DEEPEST = 16
+_LARGEST_KEY = 2**31
 _INTEGER = 10  # bytes: the number that PyTorch's older files begin with
 
 
@@ -69,6 +70,7 @@ def read(
   globals_: frozenset[str],
   calls: frozenset[str],
   start: int = 0,
+  longest: int = LONGEST,
 ) -> tuple[Any, int]:
   """Reads one pickle.
 
@@ -77,6 +79,7 @@ def read(
     globals_: names that it may hold.
     calls: names among them that it may ask to call.
     start: an index of `content`.
+    longest: bytes that it may have.
 
   Returns:
     None, booleans, integers, floats, strings, lists, tuples, dictionaries with
@@ -86,6 +89,7 @@ def read(
   Raises:
     RefusedError: it holds anything else, is damaged, or is too large.
   """
+  content = memoryview(content)[: start + longest]
   return _Machine(content, globals_, calls, start).run()
 
 
@@ -116,7 +120,7 @@ _GETS = {pickle.BINGET[0]: "<B", pickle.LONG_BINGET[0]: "<I"}
 
 class _Machine:
   def __init__(self, content, globals_, calls, start):
-    self._content = memoryview(content)[: start + _LONGEST]
+    self._content = content
     self._at = self._place = start
     # One value a name, however often it is named.
     self._globals = {name: Global(name) for name in globals_}
@@ -274,6 +278,9 @@ class _Machine:
     for key, value in zip(items[::2], items[1::2], strict=True):
       if type(key) not in (str, int):
         raise self._refused(f"a key that is a {type(key).__name__}")
+      # Larger ones can be chosen so that all have the same place in a table.
+      if type(key) is int and abs(key) > _LARGEST_KEY:
+        raise self._refused("a key that is too large a number")
       target[key] = value
 
   def _global(self, name: str) -> None:
@@ -299,11 +306,13 @@ class _Machine:
     """Refuses what holds itself, or is nested too deep: others may walk."""
     deepest: dict[int, int] = {}  # by what was walked
     waiting = [(value, 0)]
+    steps = 0
     while waiting:
       found, depth = waiting.pop()
       if deepest.get(id(found), -1) >= depth:
         continue
-      if depth > _DEEPEST:
+      steps += 1 + len(parts(found))
+      if depth > _DEEPEST or steps > _STEPS:
         raise self._refused("it is nested too deep, or in itself")
       deepest[id(found)] = depth
       waiting += [(x, depth + 1) for x in parts(found) if parts(x)]

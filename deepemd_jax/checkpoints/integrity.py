@@ -10,6 +10,7 @@ traceback later, at an unrelated moment.
 """
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -23,9 +24,10 @@ import numpy as np
 
 from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import InputError
-from deepemd_jax.utils import terminal
+from deepemd_jax.utils import files, terminal
 
 _SHOWN = 5  # names in a message
+_LONGEST_SCORE = 2**16  # bytes
 META = "metadata"  # orbax's name for the file of a JSON document
 SCORE = pathlib.Path("metrics", "metrics")  # and for that of the score
 
@@ -231,7 +233,7 @@ def check_scores(directory: pathlib.Path, *, repair: bool) -> None:
   """
   scored = [path.parents[1] for path in directory.glob(f"[0-9]*/{SCORE}")]
   # The others are orbax's scratch directories.
-  steps = sorted((s for s in scored if s.name.isdigit()), key=_number)
+  steps = sorted((s for s in scored if _is_number(s.name)), key=_number)
   for step in steps:
     if _score_is_whole(step):
       continue
@@ -244,11 +246,22 @@ def check_scores(directory: pathlib.Path, *, repair: bool) -> None:
 
 def _score_is_whole(step: pathlib.Path) -> bool:
   try:
-    metrics = json.loads((step / SCORE).read_bytes())
-    checksum = json_checksum({k: metrics[k] for k in ("score", "step")})
+    metrics = json.loads(files.read_regular(step / SCORE, _LONGEST_SCORE))
+    numbers = {k: metrics[k] for k in ("score", "step")}
+    if not all(type(x) in (int, float) for x in numbers.values()):
+      return False
+    if not all(math.isfinite(x) for x in numbers.values()):
+      return False
+    checksum = json_checksum(numbers)
     return metrics.get("checksum", checksum) == checksum
   except (ValueError, LookupError, TypeError, AttributeError):
     return False
+  except (OSError, OverflowError, RecursionError):
+    return False
+
+
+def _is_number(name: str) -> bool:
+  return name.isascii() and name.isdecimal()
 
 
 def _number(step: pathlib.Path) -> int:

@@ -21,6 +21,7 @@ from deepemd_jax.utils import files
 
 SUFFIX = ".safetensors"
 READERS = ("own", "torch")
+_HEADER = 2**21  # bytes
 _DTYPES = {
   "F64": np.float64,
   "F32": np.float32,
@@ -82,6 +83,12 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
     content = files.read_regular(path)
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from error
+  # The length of the header; ResNet-12's has 10 kB.
+  if int.from_bytes(content[:8], "little") > _HEADER:
+    raise InputError(
+      f"{path} is not a safetensors file that is read here: its header is "
+      f"larger than {_HEADER} bytes"
+    )
   try:
     entries = safetensors.deserialize(content)
     return {

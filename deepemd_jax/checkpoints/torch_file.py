@@ -47,9 +47,10 @@ _NAMES = _CALLS | frozenset(_DTYPES)
 _AXES = 16
 _TENSORS = 20_000
 _MEMBERS = 40_000
+_SHORT = 1024  # bytes, of the pickles before the tensors in an older file
 # Elements of all tensors may take so many times the file's bytes: several may
 # share a storage, but a stride of zero would make terabytes of nothing.
-_SHARED = 4
+_SHARED = 2
 _LARGEST = 2**48  # of a size, or a place, in elements
 _ZIP = b"PK\x03\x04"
 # What zipfile, struct and NumPy make of damaged files, and what is raised here.
@@ -139,8 +140,10 @@ def load(path, sha256: str | None = None) -> Any:
     ) from error
 
 
-def _pickle(content, start: int = 0) -> tuple[Any, int]:
-  return inert_pickle.read(content, _NAMES, _CALLS, start)
+def _pickle(
+  content, start: int = 0, longest: int = inert_pickle.LONGEST
+) -> tuple[Any, int]:
+  return inert_pickle.read(content, _NAMES, _CALLS, start, longest)
 
 
 def _archive(content: bytes) -> tuple[Any, _Storages]:
@@ -165,18 +168,19 @@ def _archive(content: bytes) -> tuple[Any, _Storages]:
 def _members(content: bytes) -> dict[str, memoryview]:
   """The members of an archive by name: parts of it, stored as they are."""
   members: dict[str, memoryview] = {}
+  if content.count(b"PK\x01\x02") > _MEMBERS:  # one for each, in the directory
+    raise ValueError(f"more than {_MEMBERS} members")
   with zipfile.ZipFile(io.BytesIO(content)) as archive:
     listed = archive.infolist()
-  if len(listed) > _MEMBERS:
-    raise ValueError(f"{len(listed)} members")
+  # Before anything is read of them: all could be in the same place.
+  if sum(member.file_size for member in listed) > len(content):
+    raise ValueError("members lie in each other")
   for member in listed:
     if member.filename in members:
       raise ValueError("two members have one name")
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
       raise ValueError("a member is compressed or encrypted")
     members[member.filename] = _stored(memoryview(content), member)
-  if sum(map(len, members.values())) > len(content):
-    raise ValueError("members lie in each other")
   return members
 
 
@@ -197,16 +201,17 @@ def _stored(content: memoryview, member: zipfile.ZipInfo) -> memoryview:
 
 def _row(content: bytes) -> tuple[Any, _Storages]:
   """The older format: five pickles, then the storages' sizes and bytes."""
-  magic, at = _pickle(content)
+  magic, at = _pickle(content, longest=_SHORT)
   if magic != _MAGIC:
     raise ValueError("it does not begin as one")
-  _, at = _pickle(content, at)  # protocol version
-  system, at = _pickle(content, at)
+  _, at = _pickle(content, at, _SHORT)  # protocol version
+  system, at = _pickle(content, at, _SHORT)
   if type(system) is not dict or system.get("little_endian") is not True:
     raise ValueError("it was saved on a big-endian machine")
   tree, at = _pickle(content, at)
   keys, at = _pickle(content, at)
-  if type(keys) is not list:
+  # A key of another kind could take for ever to be hashed.
+  if type(keys) is not list or {type(key) for key in keys} > {str}:
     raise ValueError("the storages are not listed")
   storages = _all_storages(tree)
   kept: dict[str, memoryview] = {}
@@ -298,7 +303,9 @@ class _Arrays:
     if self._left < 0 or self._tensors > _TENSORS:
       raise ValueError("there are more tensors than such a file can hold")
     if not elements:
-      return np.zeros(shape, storage.dtype)
+      empty = np.zeros(shape, storage.dtype)
+      empty.flags.writeable = False
+      return empty
     item = storage.dtype.itemsize
     steps = [  # that of a single element is never taken
       (step if n > 1 else 1) * item

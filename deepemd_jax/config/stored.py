@@ -28,10 +28,11 @@ LISTS_OF_NAMES = ("evaluate.heads", "evaluate.more", "evaluate.variants")
 MOST = {
   **dict.fromkeys(("image.size", "image.pretrain_size"), 4096),
   "model.width": 100,
-  **dict.fromkeys(("nodes.pyramid", "nodes.grid"), 100),
-  **dict.fromkeys(("nodes.patches", "nodes.test_patches"), 10_000),
+  **dict.fromkeys(("nodes.pyramid", "nodes.grid"), 32),
+  **dict.fromkeys(("nodes.patches", "nodes.test_patches"), 1024),
   **dict.fromkeys(("sfc.epochs", "sfc.batch_size"), 1_000_000),
 }
+LARGEST_SEED = 2**63 - 1  # which JAX takes
 # Bytes; ours have a few thousand.
 LARGEST = 2**16
 CHECKSUM = "checksum"
@@ -138,11 +139,15 @@ def verify(fields: dict, path: pathlib.Path, remedy: str) -> None:
 def excesses(fields: Mapping | ConfigDict) -> list[str]:
   """Values of a config above MOST, a clause each."""
   problems = []
+  if fields.get("seed", 0) > LARGEST_SEED:
+    problems.append(f"config.seed must be at most {LARGEST_SEED}")
   for field, most in MOST.items():
     section, name = field.split(".")
     value = fields.get(section, {}).get(name, 0)
     numbers = value if isinstance(value, list | tuple) else (value,)
-    if max(numbers, default=0) > most:
+    # As many numbers squared are as many crops, or nodes, of an image.
+    many = len(numbers) > 1 and sum(x * x for x in numbers) > most * most
+    if max(numbers, default=0) > most or many:
       problems.append(
         f"config.{field} is {reprlib.repr(value)}; must be at most {most}"
       )

@@ -10,7 +10,6 @@ import math
 import pathlib
 import tempfile
 
-from deepemd_jax.config import stored
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
@@ -77,6 +76,8 @@ def claim(workdir: pathlib.Path, fields: dict) -> None:
     InputError: the file cannot be written.
   """
   path = workdir / "config.json"
+  from deepemd_jax.config import stored  # loads ml_collections
+
   if path.exists():
     return
   try:
@@ -91,6 +92,8 @@ def claim(workdir: pathlib.Path, fields: dict) -> None:
 
 def _read(path: pathlib.Path) -> dict | None:
   """A config.json that an earlier run wrote; None if there is none."""
+  from deepemd_jax.config import stored
+
   if not path.exists():
     return None
   try:
@@ -105,6 +108,8 @@ def _read(path: pathlib.Path) -> dict | None:
 
 def _check_readable(fields: dict) -> None:
   """Refuses what a later run would not read, before training depends on it."""
+  from deepemd_jax.config import stored
+
   problems = stored.excesses(fields)
   for name, value in _leaves(fields):
     numbers = value if isinstance(value, list) else [value]

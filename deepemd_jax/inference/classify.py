@@ -184,7 +184,8 @@ def truth(
 
 def _check_outputs(options: argparse.Namespace, inputs: Iterable) -> None:
   outputs = [path for path in (options.out, options.report) if path]
-  inputs = {pathlib.Path(path).resolve() for path in inputs}
+  # Not `Path.resolve`, which raises at a link to itself.
+  inputs = {pathlib.Path(os.path.realpath(path)) for path in inputs}
   for path in outputs:
     _check_output(path, inputs)
   if len({os.path.realpath(path) for path in outputs}) < len(outputs):
@@ -209,10 +210,8 @@ def _check_output(path: str, inputs: set[pathlib.Path]) -> None:
     raise InputError(f"cannot write {path!r}: there is no such folder")
   if target.exists() and not os.access(target, os.W_OK):
     raise InputError(f"cannot write {path!r}: it is write-protected")
-  scratch = files.scratch_beside(target)
   try:
-    scratch.touch()
-    scratch.unlink()
+    files.probe_beside(target)
   except OSError as error:
     raise InputError(f"cannot write {path!r}: {error.strerror}") from error
   if target in inputs:

@@ -13,7 +13,6 @@ import io
 import os
 import pathlib
 import time
-import zipfile
 
 import numpy as np
 
@@ -47,9 +46,7 @@ class Cache:
     self._wrote = False
     try:
       self._root.mkdir(parents=True, exist_ok=True)
-      probe = files.scratch_beside(self._root / "probe")
-      probe.touch()
-      probe.unlink()
+      files.probe_beside(self._root / "probe")
     except OSError as error:
       raise InputError(
         f"cannot keep encodings in {str(directory)!r}: {error.strerror}; name "
@@ -75,7 +72,9 @@ class Cache:
       with np.load(file, allow_pickle=False) as kept:
         arrays = {name: kept[name] for name in kept.files}
       os.utime(path)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    # Whoever can write here can write a digest, too, and NumPy raises nearly
+    # anything at what is no array.
+    except Exception:
       return None
     return arrays
 
@@ -87,7 +86,12 @@ class Cache:
     content = file.getvalue()
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      # A link in the folder must not lead to another file of the user.
+      # A link in the folder must not lead to another place of the user's.
+      relative = path.parent.relative_to(self._root)
+      if os.path.realpath(path.parent) != os.path.join(
+        os.path.realpath(self._root), relative
+      ):
+        return
       with files.replacing(path, follow=False) as scratch:
         scratch.write_bytes(_digest(model, image, content) + content)
       self._wrote = True
@@ -110,7 +114,8 @@ class Cache:
     for _, size, path in sorted(encodings):
       if excess <= 0:
         break
-      path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):
+        path.unlink()
       excess -= size
     for path in self._root.rglob("*.tmp"):
       with contextlib.suppress(OSError):

@@ -9,12 +9,13 @@ import contextlib
 import errno
 import os
 import pathlib
+import secrets
 import stat
-import zlib
 from collections.abc import Iterator, Mapping
 
 # Every scratch file's name begins so; a killed process may leave one behind.
 SCRATCH_PREFIX = ".deepemd_jax."
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextlib.contextmanager
@@ -34,6 +35,8 @@ def replacing(
   target = target.resolve() if follow else target.absolute()
   scratch = scratch_beside(target)
   try:
+    # Ours: not what a link of somebody's, who guessed the name, points to.
+    os.close(os.open(scratch, _NEW, 0o666))
     yield scratch
     os.replace(scratch, target)
   except OSError as error:
@@ -93,10 +96,16 @@ def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
 
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:
-  """The scratch path of this process for `target`, in the same folder."""
+  """A new scratch path for `target`, in the same folder."""
   # Not the name itself: together they might be too long for a file system.
-  number = zlib.crc32(os.fsencode(target.name))
-  return target.with_name(f"{SCRATCH_PREFIX}{os.getpid()}.{number:08x}.tmp")
+  return target.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(8)}.tmp")
+
+
+def probe_beside(target: pathlib.Path) -> None:
+  """Makes a scratch file and removes it; raises OSError where that fails."""
+  scratch = scratch_beside(target)
+  os.close(os.open(scratch, _NEW, 0o666))
+  scratch.unlink()
 
 
 def _as_bytes(content: bytes | str) -> bytes:

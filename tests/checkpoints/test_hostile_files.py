@@ -3,9 +3,12 @@
 import concurrent.futures
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -122,6 +125,48 @@ def test_a_stride_of_zero_makes_no_terabytes(tmp_path, monkeypatch):
   torch_files.save(tmp_path / "x.pth", [wide])
   with pytest.raises(InputError, match="more tensors than"):
     torch_file.load(tmp_path / "x.pth")
+
+
+def test_what_takes_for_ever_to_hash_is_refused(tmp_path):
+  """Keys of storages that are tuples of tuples; numbers of one hash."""
+  deep = b")q\x00" + b"".join(
+    b"(" + b"h" + bytes([k]) + b"h" + bytes([k]) + b"tq" + bytes([k + 1])
+    for k in range(14)
+  )
+  parts = torch_files.row(b"\x80\x02}.", [], [])
+  keys = pickle.dumps([], protocol=2)
+  assert parts.endswith(keys)
+  path = tmp_path / "x.pth"
+  path.write_bytes(parts.removesuffix(keys) + b"\x80\x02](" + deep + b"e.")
+  with pytest.raises(InputError, match="not listed"):
+    torch_file.load(path)
+  number = (2**61 - 1).to_bytes(8, "little")
+  with pytest.raises(inert_pickle.RefusedError, match="too large a number"):
+    inert_pickle.read(b"}\x8a\x08" + number + b"Ns.", frozenset(), frozenset())
+
+
+def test_members_in_one_place_are_not_read(tmp_path, monkeypatch):
+  path = tmp_path / "x.pth"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("a/data.pkl", b"\x80\x02}.".ljust(1000))
+    for k in range(3):
+      archive.writestr(f"a/data/{k}", b"")
+    first, *others = archive.infolist()
+    for info in others:
+      info.header_offset, info.CRC = first.header_offset, first.CRC
+      info.file_size = info.compress_size = first.file_size
+  monkeypatch.setattr(zlib, "crc32", None)
+  with pytest.raises(InputError, match="lie in each other"):
+    torch_file.load(path)
+
+
+def test_a_list_that_stands_at_many_depths_is_walked_so_often_only():
+  large = b"](" + b"](Ne" * 60_000 + b"eq\x00"
+  at_depths = b"](" * 12 + b"h\x00e" * 12
+  with pytest.raises(inert_pickle.RefusedError, match="nested too deep"):
+    inert_pickle.read(
+      b"](" + large + at_depths + b"e.", frozenset(), frozenset()
+    )
 
 
 RECORDED = json.loads((GOLDEN / "torch" / "expected.json").read_text())

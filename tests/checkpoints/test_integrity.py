@@ -167,3 +167,14 @@ def test_a_pipe_is_not_waited_for(four, name):
   for read_only in (True, False):
     with pytest.raises(InputError, match=f"{place} is neither"):
       Checkpoints(four, read_only=read_only)
+
+
+@pytest.mark.parametrize(
+  "content", ["[" * 50_000, '{"score": "x", "step": 4}', "[]", '{"score": NaN}']
+)
+def test_a_score_that_is_none_is_damage(four, content):
+  (four / "4" / "metrics" / "metrics").write_text(content)
+  (four / "1\u00b2" / "metrics").mkdir(parents=True)  # no step of ours
+  (four / "1\u00b2" / "metrics" / "metrics").write_text("{}")
+  with pytest.raises(InputError, match="its score is not what was saved"):
+    Checkpoints(four, read_only=True)

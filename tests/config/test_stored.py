@@ -144,7 +144,9 @@ def test_files_without_a_checksum_and_with_fewer_fields_are_read(path, fields):
       '{"image": {"size": 100000}}',
       "config.image.size is 100000; .* most 4096",
     ),
-    ('{"nodes": {"grid": [2, 101]}}', "config.nodes.grid is .* at most 100"),
+    ('{"nodes": {"grid": [2, 33]}}', "config.nodes.grid is .* at most 32"),
+    ('{"nodes": {"pyramid": [9, 31, 1, 9]}}', "config.nodes.pyramid is"),
+    ('{"seed": 9223372036854775808}', "config.seed must be at most"),
     (
       '{"model": {"width": 1e300}}',
       "config.model.width is 1e.300; .* most 100",

@@ -123,3 +123,24 @@ def test_a_folder_that_cannot_be(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(InputError, match="cannot keep encodings"):
     feature_cache.Cache(tmp_path / "file" / "cache")
+
+
+def test_nothing_is_written_through_a_linked_folder(tmp_path):
+  kept = feature_cache.Cache(tmp_path / "cache")
+  (tmp_path / "elsewhere").mkdir()
+  (tmp_path / "cache" / MODEL[:32]).symlink_to(tmp_path / "elsewhere")
+  kept.put(MODEL, IMAGE, nodes=np.arange(3))
+  assert not files(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("content", [b"PK", b"\x93NUMPY", b""])
+def test_what_is_no_array_counts_as_absent(content, tmp_path):
+  """Though its digest is right."""
+  kept = feature_cache.Cache(tmp_path, limit=0)
+  kept.put(MODEL, IMAGE, nodes=np.arange(3))
+  (path,) = files(tmp_path)
+  digest = feature_cache._digest(MODEL, IMAGE, content)
+  path.write_bytes(digest + content)
+  assert kept.get(MODEL, IMAGE) is None
+  path.with_name("folder.npz").mkdir()
+  kept.prune()  # which it cannot delete, and no matter

@@ -1,6 +1,7 @@
 """A file is there whole, or not at all."""
 
 import os
+import secrets
 
 import pytest
 
@@ -58,3 +59,17 @@ def test_only_regular_files_are_read_and_nothing_stays_open(tmp_path):
     with pytest.raises(OSError):
       files.read_regular(place)
   assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_link_in_place_of_the_scratch_file_is_not_followed(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "mine").write_text("mine")
+  monkeypatch.setattr(secrets, "token_hex", lambda count: "guessed")
+  link = files.scratch_beside(tmp_path / "a")
+  for write in (files.write, lambda path, unused: files.probe_beside(path)):
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "mine")
+    with pytest.raises(FileExistsError):
+      write(tmp_path / "a", "content")
+  assert (tmp_path / "mine").read_text() == "mine"

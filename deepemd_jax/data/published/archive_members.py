@@ -19,6 +19,7 @@ from deepemd_jax.data import links
 from deepemd_jax.errors import InputError
 
 _LARGEST_MEMBER = 1 << 28  # bytes of an image file or a table; none is larger
+_MOST_NOTES = 100  # pax headers that hold for all files
 _LONGEST_EXTRA = 1 << 14  # bytes of a tar's extra header: a long name, say
 _LONGEST_PADDING = 1 << 24  # bytes of zeros at a tar's end; usual are 10,240
 
@@ -133,10 +134,17 @@ def tar_members(
       # An extra header may give another size than the one that was checked.
       if info.size < 0 or archive.offset <= end:
         raise tarfile.ReadError("a file of impossible size")
+      # One large hole and many small pieces would take hours to read.
+      if info.issparse() or info.type == tarfile.GNUTYPE_SPARSE:
+        raise tarfile.ReadError("a file with holes")
+      if len(archive.pax_headers) > _MOST_NOTES:
+        raise tarfile.ReadError("too many notes on all files")
       end = archive.offset
       if info.isfile():
         start = functools.partial(archive.extractfile, info)
         yield _archive_member(info.name, info.size, start, path)
+      # It would keep all headers, each with a copy of the notes on all files.
+      archive.members.clear()
     _read_padding(archive.fileobj)
 
 

@@ -9,7 +9,7 @@ from deepemd_jax.data import registry
 from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.progress import Progress
-from deepemd_jax.utils.terminal import human_size
+from deepemd_jax.utils.terminal import human_size, printable
 
 HELP = "list the data sets, and prepare the published ones"
 DESCRIPTION = "Lists the data sets, and prepares the published ones for use."
@@ -131,7 +131,10 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
   for split in benchmark.splits:
     published_source.PublishedSource(name, directory).load(split)
   metadata = prepare.metadata(benchmark, directory)
-  lines = [f"left out {key}: {reason}" for key, reason in metadata["skipped"]]
+  lines = [
+    f"left out {printable(key)}: {printable(reason)}"
+    for key, reason in metadata["skipped"]
+  ]
   lines += [metadata["source"], f"{name} is ready in {folder}"]
   return "\n".join(lines)
 

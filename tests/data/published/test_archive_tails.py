@@ -10,6 +10,7 @@ import pytest
 from commands import assert_refused, call
 from preparing import read
 
+from deepemd_jax.data.published import archive_members
 from deepemd_jax.errors import InputError
 
 PACKED = [n for n, (_, file) in hostile.KINDS.items() if file.endswith("gz")]
@@ -93,3 +94,13 @@ def test_the_command_ends_with_one_line_and_code_2(tmp_path, capsys):
   started, line = errors.splitlines(keepends=True)
   assert started.startswith("preparing deepemd_cub in ")
   assert_refused((code, out, line), "x.tgz' is damaged.*fetch it again")
+
+
+def test_a_file_with_holes_is_refused(tmp_path):
+  """Many small pieces behind a large hole would take hours to read."""
+  info = tarfile.TarInfo("images/x.jpg")
+  info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+  path = tmp_path / "x.tar"
+  path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+  with pytest.raises(InputError, match="holes"):
+    list(archive_members.read_members(path))
