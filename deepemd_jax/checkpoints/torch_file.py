@@ -211,7 +211,7 @@ def _row(content: bytes) -> tuple[Any, _Storages]:
   tree, at = _pickle(content, at)
   keys, at = _pickle(content, at)
   # A key of another kind could take for ever to be hashed.
-  if type(keys) is not list or {type(key) for key in keys} > {str}:
+  if type(keys) is not list or not {type(key) for key in keys} <= {str}:
     raise ValueError("the storages are not listed")
   storages = _all_storages(tree)
   kept: dict[str, memoryview] = {}
