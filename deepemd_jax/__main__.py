@@ -186,8 +186,7 @@ def _tell(error: Exception) -> int | None:
   """As `mistakes.tell`; before that a line for each bad image of a data set."""
   if not isinstance(error, MissingData):
     for line in getattr(error, "lines", ()):
-      # A name in it comes out of an archive.
-      print(terminal.harmless(" ".join(line.split())), file=sys.stderr)
+      terminal.note(" ".join(line.split()))
   return mistakes.tell(error)
 
 

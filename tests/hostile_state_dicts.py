@@ -134,19 +134,20 @@ def hostile(rng: random.Random) -> bytes:
   if rng.random() < 0.1:
     storages.append(storages[0] if storages else b"")
     counts.append(counts[0] if counts else rng.choice(NUMBERS[:8]))
-  try:
-    content = (torch_files.row if old else zipped)(
-      *_given(rng, old, pickled, storages, counts)
-    )
-  except struct.error:
-    content = torch_files.row(pickled, [], [])
+  content = (
+    row(pickled, storages, counts) if old else zipped(rng, pickled, storages)
+  )
   if rng.random() < 0.3:
     content = flips(rng, content)
   return content
 
 
-def _given(rng, old, pickled, storages, counts):
-  return (pickled, storages, counts) if old else (rng, pickled, storages)
+def row(pickled, storages, counts) -> bytes:
+  """The older format, of numbers that it can hold."""
+  try:
+    return torch_files.row(pickled, storages, counts)
+  except struct.error:
+    return torch_files.row(pickled, [], [])
 
 
 def state_dict(rng, old):

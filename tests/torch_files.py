@@ -75,19 +75,18 @@ def save(path, found, old=False) -> None:
   data = io.BytesIO()
   pickler = Pickler(data, old)
   pickler.dump(found)
-  make = row if old else archive
-  content = make(
-    data.getvalue(),
-    [a.tobytes() for a in pickler.storages],
-    [len(a) for a in pickler.storages],
-  )
+  storages = [array.tobytes() for array in pickler.storages]
+  if old:
+    counts = [len(array) for array in pickler.storages]
+    content = row(data.getvalue(), storages, counts)
+  else:
+    content = archive(data.getvalue(), storages)
   with open(path, "wb") as file:
     file.write(content)
 
 
-def archive(pickled: bytes, storages, counts=()) -> bytes:
+def archive(pickled: bytes, storages) -> bytes:
   """The zip format, of a pickle and the bytes of storages."""
-  del counts
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w") as written:
     written.writestr("archive/data.pkl", pickled)

@@ -82,7 +82,6 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
     InputError: names are missing, or no ResNet-12 has them; an entry is not an
       array of floating-point numbers, or has another shape than the network.
   """
-
   import jax
   import numpy as np
 
@@ -101,11 +100,11 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
       extra.append(name)
       continue
     collection, layer, module, leaf = target
-    array = _floats(name, value)
-    if leaf == "kernel" and array.ndim == 4:
-      array = array.transpose(2, 3, 1, 0)
+    _check_floats(name, value)
+    if leaf == "kernel" and value.ndim == 4:
+      value = value.transpose(2, 3, 1, 0)
     block = variables[collection].setdefault(layer, {})
-    block.setdefault(module, {})[leaf] = array
+    block.setdefault(module, {})[leaf] = value
   missing = sorted(_expected() - _names(variables))
   if missing or extra:
     raise InputError(
@@ -118,8 +117,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
   return jax.tree.map(lambda array: np.asarray(array, np.float32), variables)
 
 
-def _floats(name: str, value):
-  """An entry, if it is an array of floating-point numbers."""
+def _check_floats(name: str, value) -> None:
+  """Refuses an entry that is no array of floating-point numbers."""
   import jax.numpy as jnp
   import numpy as np
 
@@ -133,7 +132,6 @@ def _floats(name: str, value):
       f"not a DeepEMD ResNet-12 checkpoint: {name} is {value.dtype}, not "
       "floating-point"
     )
-  return value
 
 
 def _check_shapes(variables: dict) -> None:
@@ -277,6 +275,6 @@ def to_safetensors(checkpoint, path) -> None:
   if missing := _expected() - _names(variables):
     raise InputError(
       f"the encoder of {checkpoint} is no ResNet-12 (it has no "
-      f"{min(missing)}), and PyTorch's names are known of that alone"
+      f"{min(missing)}); only ResNet-12 has names in PyTorch"
     )
   state_dicts.write(path, to_torch(variables))

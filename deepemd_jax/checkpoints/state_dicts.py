@@ -20,7 +20,6 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
 SUFFIX = ".safetensors"
-READERS = ("own", "torch")
 _HEADER = 2**21  # bytes
 _DTYPES = {
   "F64": np.float64,

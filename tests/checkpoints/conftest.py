@@ -1,8 +1,10 @@
 """What the tests of checkpoints share."""
 
 import shutil
+import sys
 
 import pytest
+import torch_files
 from small_checkpoints import save_four
 
 
@@ -18,3 +20,10 @@ def untouched(tmp_path_factory):
 def four(untouched, tmp_path):
   """A copy of `untouched`."""
   return shutil.copytree(untouched, tmp_path / "c")
+
+
+@pytest.fixture
+def torch(monkeypatch):
+  """As much of PyTorch as a pickle names."""
+  for name, module in torch_files.fake_torch().items():
+    monkeypatch.setitem(sys.modules, name, module)

@@ -14,7 +14,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_files
 import toy_backbone
 from recipes import evaluation_of_folders, recipe_state_dict, tiny_run
 from torch_files import Tensor, save
@@ -28,12 +27,6 @@ from deepemd_jax.checkpoints import (
 )
 from deepemd_jax.config import stored
 from deepemd_jax.errors import InputError
-
-
-@pytest.fixture
-def torch(monkeypatch):
-  for name, module in torch_files.fake_torch().items():
-    monkeypatch.setitem(sys.modules, name, module)
 
 
 def narrow_state(divisor):

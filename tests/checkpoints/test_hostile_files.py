@@ -105,9 +105,7 @@ def test_only_regular_files_are_opened(tmp_path):
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_tensors_of_one_storage_share_its_memory(old, tmp_path, monkeypatch):
-  for name, module in torch_files.fake_torch().items():
-    monkeypatch.setitem(sys.modules, name, module)
+def test_tensors_of_one_storage_share_its_memory(old, tmp_path, torch):
   tensor = torch_files.Tensor(np.arange(6, dtype=np.float32))
   path = tmp_path / "x.pth"
   torch_files.save(path, {"a": tensor, "b": [tensor]}, old)
@@ -117,9 +115,7 @@ def test_tensors_of_one_storage_share_its_memory(old, tmp_path, monkeypatch):
     found["a"][0] = 1
 
 
-def test_a_stride_of_zero_makes_no_terabytes(tmp_path, monkeypatch):
-  for name, module in torch_files.fake_torch().items():
-    monkeypatch.setitem(sys.modules, name, module)
+def test_a_stride_of_zero_makes_no_terabytes(tmp_path, torch):
   array = np.arange(6, dtype=np.float32)
   wide = torch_files.Tensor(array, 0, (10**6, 10**6), (0, 0))
   torch_files.save(tmp_path / "x.pth", [wide])
