@@ -15,7 +15,7 @@ test an encoder that is trained already.
 
 Published accuracy, 5-way: 1-shot 66.50 (FCN), 67.83 (Grid), 68.77 (Sampling),
 +-0.29; 5-shot 82.41, 83.14, 84.13, +-0.53 (official README). Independent runs
-of FCN land at 60.5 to 65.5.
+of FCN land at 60.5 to 65.5, and ours at 61.37 and 77.99 (`docs/RESULTS.md`).
 
 Time, estimated from 3.3 GMAC an image and three times that in training:
 pre-training is 99 PFLOP and meta-training 14, 1.6 hours at a sustained 20
