@@ -142,6 +142,7 @@ def _read_part(step: pathlib.Path, name: str, target) -> dict[str, np.ndarray]:
   expected = leaves(target)
   stores = open_arrays(step / name, expected)
   _check_fit(step, name, _shapes(stores), _shapes(expected))
+  _check_chunks(step, stores)
   reads = {place: store.read() for place, store in stores.items()}
   return {place: read.result() for place, read in reads.items()}
 
@@ -177,6 +178,19 @@ def open_arrays(part: pathlib.Path, expected: Iterable[str] = ()) -> dict:
     for name in names
   }
   return {place: future.result() for place, future in opening.items()}
+
+
+def _check_chunks(step: pathlib.Path, stores: dict) -> None:
+  """Refuses arrays cut into pieces that are larger than they are.
+
+  TensorStore makes room for a whole piece, and a forged one needs few bytes.
+  """
+  for place, store in stores.items():
+    chunk = store.chunk_layout.read_chunk.shape or ()  # of a number
+    if math.prod(chunk) > max(1, math.prod(store.shape)):
+      raise Damaged(
+        step, f"{place} has pieces of {list(chunk)}, larger than itself"
+      )
 
 
 def _shapes(arrays: dict) -> dict[str, str]:

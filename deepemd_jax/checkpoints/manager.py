@@ -67,10 +67,11 @@ class Checkpoints:
         # Orbax would only fail at the first save.
         self._directory.mkdir(parents=True, exist_ok=True)
       self._manager = _open_manager(self._directory, keep_latest, read_only)
-    except OSError as error:
+    except Exception as error:  # orbax raises many types at foreign notes
+      reason = getattr(error, "strerror", "") or integrity.first_sentence(error)
       raise InputError(
-        f"cannot keep checkpoints in {self._directory}: "
-        f"{error.strerror or error}; give another --workdir"
+        f"cannot open the checkpoints in {self._directory}: {reason:.160}; "
+        "give another --workdir"
       ) from error
 
   def __enter__(self):

@@ -164,6 +164,7 @@ def new_workdir(directory) -> Iterator[pathlib.Path]:
   ):
     raise InputError(f"{directory} is in use; give an empty or new directory")
   scratch = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+  new_parents = [path for path in directory.parents if not path.exists()]
   try:
     scratch.mkdir(parents=True)
     yield scratch
@@ -174,6 +175,9 @@ def new_workdir(directory) -> Iterator[pathlib.Path]:
     ) from error
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.suppress(OSError):  # one that is not empty stays
+      for path in new_parents:
+        path.rmdir()
 
 
 def save_encoder(workdir: pathlib.Path, best: BestEncoder, meta: dict) -> None:

@@ -74,7 +74,10 @@ def levels(values) -> bool:
   return len(values) in (0, 3)
 
 
-ABOVE_0 = Rule(lambda value: value > 0, "must be above 0")
+# What is nearer to 0 is 0 in float32, and squares of what is larger overflow.
+ABOVE_0 = Rule(
+  lambda value: 1e-12 <= value <= 1e12, "must be above 0 (1e-12 to 1e12)"
+)
 BACKBONES_OWN = "what the backbone was made for"
 
 # field -> its rules. Those that look at several fields, and those of the data
@@ -90,10 +93,19 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "image.size": (zero_or_at_least(16, BACKBONES_OWN),),
   "image.pretrain_size": (zero_or_at_least(16, "config.image.size"),),
   "image.crop": (one_of(("center", "whole")),),
-  "image.mean": (Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),),
+  "image.mean": (
+    Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),
+    Rule(
+      lambda values: all(abs(x) <= 1e3 for x in values),
+      "use gray levels, 0 to 255",
+    ),
+  ),
   "image.std": (
     Rule(levels, f"use 3 numbers, or () for {BACKBONES_OWN}"),
-    Rule(lambda values: min(values, default=1) > 0, "must be above 0"),
+    Rule(
+      lambda values: all(1e-3 <= x <= 1e3 for x in values),
+      "must be above 0 (0.001 to 1000)",
+    ),
   ),
   "image.crop_scale": (increasing(1.0),),
   "image.crop_ratio": (increasing(),),

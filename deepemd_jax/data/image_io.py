@@ -20,6 +20,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # decoders stay out: the one for EPS would run another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _LARGEST_FILE = 2**30  # bytes; no honest image file is larger
+_PIXELS_AT_ONCE = 2**16
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -78,12 +79,19 @@ def _eight_bit(image: Image.Image) -> Image.Image:
   White is 65535 in 16 bits. A 32-bit file does not say what white is, so the
   smallest of the usual values 1, 255 and 65535 that fits is taken.
   """
-  values = np.nan_to_num(np.asarray(image, np.float64))
+  pixels = np.asarray(image)
   white = 65535.0
   if not image.mode.startswith("I;16"):
-    white = next((w for w in (1.0, 255.0) if values.max() <= w), white)
-  levels = np.clip(np.rint(values * (255 / white)), 0, 255)
-  return Image.fromarray(levels.astype(np.uint8))
+    largest = np.max(pixels, initial=0, where=~np.isnan(pixels))
+    white = next((w for w in (1.0, 255.0) if largest <= w), white)
+  levels = np.empty(pixels.shape, np.uint8)
+  # Some rows at a time: the float64 of 50 megapixels would be 400 MB, twice.
+  step = max(1, _PIXELS_AT_ONCE // image.width)
+  for start in range(0, image.height, step):
+    rows = slice(start, start + step)
+    values = np.nan_to_num(pixels[rows].astype(np.float64))
+    levels[rows] = np.clip(np.rint(values * (255 / white)), 0, 255)
+  return Image.fromarray(levels)
 
 
 def read_rgb(source: str | os.PathLike | bytes) -> Image.Image:

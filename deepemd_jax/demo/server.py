@@ -43,7 +43,7 @@ _PAGE = {
   "/page.js": ("page.js", "text/javascript; charset=utf-8"),
   "/result.js": ("result.js", "text/javascript; charset=utf-8"),
 }
-_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_HOSTS = ("127.0.0.1", "localhost")
 _MAX_REQUESTS = 4  # at work or waiting; each may hold its images in memory
 _MAX_CLIENTS = 64  # connections that are open
 _MAX_RECEIVED = 2**29  # bytes of all requests together

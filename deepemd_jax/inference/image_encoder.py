@@ -207,6 +207,12 @@ class ImageEncoder:
     inputs = inputs.astype(np.float32)
     nodes = _encode(self._features, self._variables, inputs)
     nodes = np.asarray(nodes)[:count]
+    if not np.isfinite(nodes).all():
+      raise InputError(
+        "the encoder makes numbers that are not finite of an image (NaN or "
+        "infinity): its weights, or image.mean and image.std in config.json, "
+        "are damaged; use another checkpoint"
+      )
     if self._view.is_whole:
       boxes = np.stack([self._cells(box) for box in boxes[:, 0]])
       mirrored = np.zeros(boxes.shape[:2], bool)

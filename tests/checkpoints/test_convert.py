@@ -291,9 +291,10 @@ def test_mistakes(torch, tmp_path, capsys):
   state = state_dict()
   del state["layer1.0.conv1.weight"]
   save(tmp_path / "part.pth", state)
-  assert "layer1/conv1/kernel" in told(tmp_path / "part.pth", tmp_path / "run")
+  new = tmp_path / "new" / "folders"
+  assert "layer1/conv1/kernel" in told(tmp_path / "part.pth", new / "run")
   assert "in use" in told(tmp_path / "part.pth", tmp_path)
-  assert not (tmp_path / "run").exists()
+  assert not (tmp_path / "run").exists() and not new.parent.exists()
 
 
 def test_the_command_says_what_to_do_next(torch, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Whatever is damaged, nothing wrong comes back, and the error says what."""
 
 import gc
+import json
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import pytest
+import tensorstore
 from small_checkpoints import assert_equal, largest_file, model, save, train
 
 from deepemd_jax.checkpoints.manager import Checkpoints
@@ -112,6 +114,27 @@ def test_a_changed_meta_or_score_is_found(four, file, old, new):
   with pytest.raises(InputError, match="4 is damaged: (meta|its score) is not"):
     with Checkpoints(four, read_only=True) as saved:
       saved.restore(4)
+
+
+def test_a_forged_piece_gets_no_memory(four):
+  """TensorStore would make room for terabytes that a few bytes claim."""
+  base = {"driver": "file", "path": f"{four / '4' / 'model'}/"}
+  arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+  key = "params.a/.zarray"
+  forged = json.loads(arrays.read(key).result().value)
+  forged["chunks"] = [2**20, 2**20]
+  arrays.write(key, json.dumps(forged).encode()).result()
+  with Checkpoints(four, read_only=True) as saved:
+    with pytest.raises(InputError, match="params/a has pieces of .1048576, "):
+      saved.restore(4, model=model())
+
+
+@pytest.mark.parametrize("notes", ["[]", '{"init_timestamp_nsecs": "x"}'])
+def test_foreign_notes_are_one_line(four, notes):
+  (four / "4" / "_CHECKPOINT_METADATA").write_text(notes)
+  with pytest.raises(InputError, match="cannot open the checkpoints") as error:
+    Checkpoints(four, read_only=True)
+  assert "\n" not in str(error.value)
 
 
 def damage_arrays(step):

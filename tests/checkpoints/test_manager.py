@@ -89,7 +89,7 @@ def test_a_step_that_is_not_there(four):
 
 def test_a_file_where_the_directory_should_be(tmp_path):
   (tmp_path / "c").write_text("")
-  with pytest.raises(InputError, match="cannot keep checkpoints in"):
+  with pytest.raises(InputError, match="cannot open the checkpoints in"):
     Checkpoints(tmp_path / "c")
 
 

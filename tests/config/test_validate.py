@@ -78,6 +78,24 @@ MISTAKES = {
 @pytest.mark.parametrize("field", MISTAKES)
 def test_a_mistake_names_the_field_the_value_and_the_remedy(field):
   value, word = MISTAKES[field]
+  assert word in refusal(field, value)
+
+
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("image.mean", (120.0, 1e4, 120.0)),
+    ("image.std", (63.0, 1e-320, 66.7)),
+    ("emd.temperature", 1e308),
+    ("emd.epsilon", 1e-45),
+  ],
+)
+def test_what_float32_would_make_0_or_infinite_is_refused(field, value):
+  refusal(field, value)
+
+
+def refusal(field, value):
+  """The message that refuses a value."""
   made = config()
   section, _, last = field.rpartition(".")
   (made[section] if section else made)[last] = value
@@ -85,7 +103,8 @@ def test_a_mistake_names_the_field_the_value_and_the_remedy(field):
     validate.validate(made)
   message = str(refused.value)
   assert message.startswith(f"config.{field} is {value!r}; ")
-  assert word in message and "\n" not in message
+  assert "\n" not in message
+  return message
 
 
 def test_all_mistakes_are_told_at_once():

@@ -1,6 +1,7 @@
 """Every kind of picture becomes what a person sees, or is named as bad."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -81,6 +82,18 @@ def test_pictures_are_turned_upright(orientation):
   exif[274] = orientation
   photo = stored(Image.fromarray(as_stored.copy()), "PNG", exif=exif)
   np.testing.assert_array_equal(np.asarray(image_io.to_rgb(photo)), scene)
+
+
+def test_16_bits_become_8_a_piece_at_a_time():
+  values = np.random.default_rng(0).integers(0, 2**16, (1501, 999), np.uint16)
+  image = Image.fromarray(values)
+  tracemalloc.start()
+  found = image_io.to_rgb(image)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  expected = np.rint(values / 257).astype(np.uint8)
+  np.testing.assert_array_equal(np.asarray(found)[..., 0], expected)
+  assert peak < 6 * values.size  # bytes; in float64 alone there are 8
 
 
 def encoded(image, kind, **options):

@@ -1,8 +1,13 @@
 """From images to nodes, for any number of encoders."""
 
+import dataclasses
+
+import jax
 import numpy as np
+import pytest
 
 from deepemd_jax.checkpoints import pretrained
+from deepemd_jax.errors import InputError
 from deepemd_jax.inference import feature_cache, image_encoder
 
 
@@ -19,6 +24,17 @@ def test_encoders_that_look_alike_share_a_program(run):
   programs = image_encoder._encode._cache_size()
   np.testing.assert_array_equal(encode(), first)
   assert image_encoder._encode._cache_size() == programs
+
+
+def test_numbers_that_are_not_finite_are_told(run):
+  """Else whatever is asked gets an answer that means nothing."""
+  loaded = pretrained.load(run)
+  broken = jax.tree.map(lambda x: x * np.nan, loaded.encoder.variables)
+  encoder = dataclasses.replace(loaded.encoder, variables=broken)
+  loaded = dataclasses.replace(loaded, encoder=encoder)
+  encoder = image_encoder.ImageEncoder(loaded, loaded.settings.view)
+  with pytest.raises(InputError, match="not finite"):
+    encoder.all([np.full((40, 30, 3), 90, np.uint8)])
 
 
 def test_foreign_arrays_in_the_cache_are_made_again(run, tmp_path):

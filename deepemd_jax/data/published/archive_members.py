@@ -18,7 +18,8 @@ from typing import BinaryIO, NamedTuple
 from deepemd_jax.data import links
 from deepemd_jax.errors import InputError
 
-_LARGEST_MEMBER = 1 << 28  # bytes of an image file or a table; none is larger
+_LARGEST_MEMBER = 1 << 28  # bytes of an image file; none is larger
+_LARGEST_TABLE = 1 << 25  # and of a table: the largest has 5 MB
 _MOST_NOTES = 100  # pax headers that hold for all files
 _LONGEST_EXTRA = 1 << 14  # bytes of a tar's extra header: a long name, say
 _LONGEST_PADDING = 1 << 24  # bytes of zeros at a tar's end; usual are 10,240
@@ -219,7 +220,13 @@ def read_texts(path: pathlib.Path, *names: str) -> list[str]:
     plain = member.name.rpartition("/")[2]
     if plain in names and plain not in texts:
       with report_damage(path), member.open() as file:
-        texts[plain] = file.read(_LARGEST_MEMBER).decode("utf-8", "replace")
+        content = file.read(_LARGEST_TABLE + 1)
+      if len(content) > _LARGEST_TABLE:
+        raise InputError(
+          f"{str(path)!r}: {plain} has more than {_LARGEST_TABLE} bytes: it is "
+          "another archive"
+        )
+      texts[plain] = content.decode("utf-8", "replace")
     if len(texts) == len(names):
       return [texts[name] for name in names]
   missing = ", ".join(name for name in names if name not in texts)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import tarfile
+import zipfile
 
 import fake
 import hostile
@@ -94,6 +95,19 @@ def test_the_command_ends_with_one_line_and_code_2(tmp_path, capsys):
   started, line = errors.splitlines(keepends=True)
   assert started.startswith("preparing deepemd_cub in ")
   assert_refused((code, out, line), "x.tgz' is damaged.*fetch it again")
+
+
+def test_a_table_that_grows_is_refused(tmp_path, monkeypatch):
+  """A few bytes of a zip become as many as its compression likes."""
+  monkeypatch.setattr(archive_members, "_LARGEST_TABLE", 1000)
+  path = tmp_path / "x.zip"
+  for size in (1000, 1001):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+      archive.writestr("a/images.txt", "1" * size)
+    if size == 1000:
+      assert archive_members.read_texts(path, "images.txt") == ["1" * size]
+  with pytest.raises(InputError, match="images.txt has more than 1000 bytes"):
+    archive_members.read_texts(path, "images.txt")
 
 
 def test_a_file_with_holes_is_refused(tmp_path):
