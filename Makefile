@@ -10,14 +10,14 @@ FAST = GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967
 
 .PHONY: quickstart test soak lint format requirements clean
 
-quickstart: $(VENV)/.run
+quickstart: $(VENV)/.run $(VENV)/.native
 	$(FAST) $(BIN)/python -m deepemd_jax.main --config=configs/quickstart.py
 
-test: $(VENV)/.test lint
+test: $(VENV)/.test $(VENV)/.native lint
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not soak"
 
 # With XLA's optimizations, which the short tests do without: see conftest.py.
-soak: $(VENV)/.test
+soak: $(VENV)/.test $(VENV)/.native
 	XLA_FLAGS= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
@@ -40,6 +40,12 @@ $(VENV)/.run: $(VENV)/.made requirements.txt
 
 $(VENV)/.test: $(VENV)/.run requirements-test.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+# The network simplex in C++. Without a compiler POT's serves.
+NATIVE = deepemd_jax/emd/native
+$(VENV)/.native: $(VENV)/.run $(wildcard $(NATIVE)/*.cc $(NATIVE)/*.h $(NATIVE)/build.py)
+	$(BIN)/python -m deepemd_jax.emd.native.build
 	@touch $@
 
 # The tested set of versions, one file for Python 3.11 to 3.13.

@@ -67,7 +67,6 @@ def run(
   runtime.check_same(json.dumps(fields, sort_keys=True))
   if runtime.is_main():
     workdirs.claim(workdir, fields)
-  resolve.check_devices(settings)
   runtime.start_watchdog(workdir)
   for stage in config.stages:
     registry.load(STAGES[stage].path)(settings, workdir)

@@ -16,7 +16,6 @@ from deepemd_jax.data.episodes import EpisodeShape
 from deepemd_jax.data.sources import DataSpec
 from deepemd_jax.data.views import View
 from deepemd_jax.emd.solvers import SOLVERS, make_solver
-from deepemd_jax.errors import InputError
 from deepemd_jax.models import backbone
 from deepemd_jax.models.heads import HeadSettings, SfcSettings
 
@@ -171,21 +170,3 @@ def stored_data(data: DataSpec, fields: dict) -> DataSpec:
   own["fractions"] = tuple(own.get("fractions", data.fractions))
   size = fields.get("image", {}).get("size", 0)
   return dataclasses.replace(data, **own, image_size=size or data.image_size)
-
-
-def check_devices(settings: Settings) -> None:
-  """Refuses a solver that cannot serve this process's devices.
-
-  Raises:
-    InputError: one on the host, and several CPU devices in one process.
-  """
-  import jax
-
-  count = jax.local_device_count()
-  on_host = getattr(settings.heads.solver, "on_host", False)
-  if on_host and jax.default_backend() == "cpu" and count > 1:
-    raise InputError(
-      f"config.emd.solver is {settings.solver_name!r}, which cannot serve the "
-      f"{count} CPU devices of this process; use interior_point, or one device "
-      "a process"
-    )

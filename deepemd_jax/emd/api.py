@@ -19,10 +19,9 @@ class Solver(Protocol):
   """A solver that `solve` and `distance` can use; hashable.
 
   A solver may have three more attributes. If `differentiable` is true, its flow
-  has a gradient. If `on_host` is true, it calls back to the host, so that it
-  cannot be exported, nor serve several CPU devices of one process. A method
-  `value(cost, a, b, plan)` returns the objective whose derivatives its
-  potentials are, if that is not <cost, flow>.
+  has a gradient. If `on_host` is true, it needs code of this process, so that
+  it cannot be exported. A method `value(cost, a, b, plan)` returns the
+  objective whose derivatives its potentials are, if that is not <cost, flow>.
   """
 
   def __call__(
@@ -33,11 +32,9 @@ class Solver(Protocol):
 def default_solver() -> Solver:
   """The fastest exact solver on this platform.
 
-  That is `NetworkSimplex` on a CPU, and `InteriorPoint` elsewhere. It is also
-  `InteriorPoint` if the CPU acts as several devices, because the simplex cannot
-  serve those.
+  That is `NetworkSimplex` on a CPU, and `InteriorPoint` elsewhere.
   """
-  if jax.default_backend() == "cpu" and jax.local_device_count() == 1:
+  if jax.default_backend() == "cpu":
     return NetworkSimplex()
   return InteriorPoint()
 
@@ -61,7 +58,9 @@ def solve(
   its flow has a gradient with respect to cost, a and b.)
 
   Args:
-    cost: [..., n, m], cost of moving a unit of mass from i to j; any sign.
+    cost: [..., n, m], cost of moving a unit of mass from i to j; any sign. For
+      `NetworkSimplex`, +inf forbids a pair; if no plan does without forbidden
+      pairs, the problem returns NaN. To other solvers it has no meaning.
     a: [..., n], masses of the rows, >= 0.
     b: [..., m], masses of the columns, >= 0.
     solver: `InteriorPoint()` or `NetworkSimplex()`, which are exact, or
@@ -149,7 +148,9 @@ def _forward(solver, gradient, cost, a, b):
   if hasattr(solver, "value"):
     value = solver.value(cost, a, b, plan)
   else:
-    value = jnp.sum(cost * plan.flow, (-2, -1))
+    # A forbidden pair costs infinity, and is not used.
+    paid = jnp.where(plan.flow == 0, 0, cost * plan.flow)
+    value = jnp.sum(paid, (-2, -1))
   return value, (plan.flow, plan.f, plan.g)
 
 

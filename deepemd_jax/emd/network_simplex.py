@@ -1,12 +1,14 @@
-"""Exact transport on the host: POT's compiled network simplex.
+"""Exact transport on a CPU: the network simplex, ours or POT's.
 
 References:
+  Cunningham, "A network simplex method", Mathematical Programming 11, 1976.
   Bonneel, van de Panne, Paris, Heidrich, "Displacement Interpolation Using
-  Lagrangian Mass Transport", SIGGRAPH Asia 2011 (the compiled code).
+  Lagrangian Mass Transport", SIGGRAPH Asia 2011 (POT's compiled code).
   Flamary et al., "POT: Python Optimal Transport", JMLR 22(78), 2021.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,6 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from deepemd_jax.emd import certificate, problem
+from deepemd_jax.emd.host_call import host_call
+from deepemd_jax.emd.native import library
 
 _MAX_PIVOTS = 1_000_000  # never reached; it ends what would not end
 
@@ -26,26 +30,35 @@ _MAX_PIVOTS = 1_000_000  # never reached; it ends what would not end
 class NetworkSimplex:
   """An exact solver on the host, in float64 whatever the dtype of its input.
 
-  Choose it on a CPU. On an accelerator every call moves the problems to the
-  host and the plans back. One callback serves a whole batch; `jax.vmap` makes
-  its axis one more batch dimension. Under plain `jit` with several devices JAX
-  gathers the batch onto the first; put the call into `jax.shard_map`. Several
-  CPU devices of one process cannot all use it: JAX would wait for ever.
+  Choose it on a CPU. It is native code that XLA calls by itself, if that has
+  been compiled (see `emd.native`), and else POT's, in a Python callback. On an
+  accelerator every call moves the problems to the host and the plans back, and
+  the code is POT's. Under plain `jit` with several devices JAX gathers the
+  batch onto each; put the call into `jax.shard_map`.
 
   Attributes:
     threads: at most so many problems are solved at a time; None is one thread
       per CPU core that this process may use.
+    native: True takes the native code and False POT's; None takes the native
+      one where it is there.
 
   Raises:
-    ValueError: threads is below 1; when called, on several CPU devices.
+    ValueError: threads is below 1; native is True, and the code has not been
+      compiled.
   """
 
   threads: int | None = None
+  native: bool | None = None
   on_host: ClassVar[bool] = True
 
   def __post_init__(self):
     if self.threads is not None and self.threads < 1:
       raise ValueError(f"threads is {self.threads}; use 1 or more, or None")
+    if self.native and not library.load():
+      raise ValueError(
+        "native is True, but the native code has not been compiled; run "
+        "python -m deepemd_jax.emd.native.build"
+      )
 
   def __call__(
     self,
@@ -54,36 +67,73 @@ class NetworkSimplex:
     b: Float[Array, "*batch m"],
   ) -> problem.Plan:
     """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
-    _check_devices()
+    native = library.load() if self.native is None else self.native
+    if native and jax.default_backend() == "cpu":
+      return self._call_native(cost, a, b)
+    return self._call_pot(cost, a, b)
+
+  def _call_native(self, cost, a, b) -> problem.Plan:
     batch, dtype = cost.shape[:-2], cost.dtype
+    like = jax.ShapeDtypeStruct
+    call = jax.ffi.ffi_call(
+      library.target(dtype),
+      problem.Plan(
+        flow=like(cost.shape, dtype),
+        f=like(a.shape, dtype),
+        g=like(b.shape, dtype),
+        gap=like(batch, dtype),
+        residual=like(batch, dtype),
+        steps=like(batch, jnp.int32),
+        converged=like(batch, jnp.bool_),
+      ),
+      vmap_method="broadcast_all",
+    )
+    limits = {"threads": self.threads or 0, "max_pivots": _MAX_PIVOTS}
+    limits = {name: np.int64(limit) for name, limit in limits.items()}
+    return problem.Plan(*call(cost, a, b, **limits))
+
+  def _call_pot(self, cost, a, b) -> problem.Plan:
+    batch, dtype = cost.shape[:-2], cost.dtype
+    forbidden = cost == jnp.inf
+    cost = _cost_of_forbidden(cost, forbidden)
     scaled = problem.scale_problem(*problem.batch_last(cost, a, b))
     arguments = [jnp.moveaxis(x, -1, 0) for x in scaled[:3]]
-    solution = jax.pure_callback(
-      functools.partial(_solve_batch, threads=self.threads or _cpu_cores()),
+    solution = host_call(
+      _batch_solver(self.threads or _cpu_cores()),
       [jax.ShapeDtypeStruct(x.shape, dtype) for x in arguments],
       *arguments,
-      vmap_method="broadcast_all",
     )
     flow, f, g = (jnp.moveaxis(x, 0, -1) for x in solution)
     steps = jnp.where(scaled.valid, 0, 0)
     plan = certificate.certify(scaled, flow, f, g, steps, dtype=dtype)
-    return problem.batch_first(plan, batch)
+    return _without_forbidden(problem.batch_first(plan, batch), forbidden)
 
 
-def _check_devices() -> None:
-  """Refuses several CPU devices of one process.
+def _cost_of_forbidden(cost, forbidden):
+  """Makes forbidden pairs dearer than all arcs of a cycle together, so that
+  they are used only if there is no other way."""
+  low = jnp.min(cost, (-2, -1), keepdims=True)
+  finite = jnp.where(forbidden, -jnp.inf, cost)
+  high = jnp.max(finite, (-2, -1), keepdims=True)
+  return jnp.where(forbidden, high + (high - low) * sum(cost.shape[-2:]), cost)
 
-  XLA has one thread for each CPU device, and the callback keeps it busy. To
-  fetch the callback's arguments JAX needs one more.
-  """
-  mesh, count = jax.sharding.get_abstract_mesh(), jax.local_device_count()
-  if jax.default_backend() != "cpu" or count == 1:
-    return
-  if mesh.manual_axes and mesh.size > 1:
-    raise ValueError(
-      f"NetworkSimplex on {count} CPU devices of one process would wait for "
-      "ever; use InteriorPoint, or one device a process"
-    )
+
+def _without_forbidden(plan: problem.Plan, forbidden) -> problem.Plan:
+  """NaN where a plan uses forbidden pairs, for more than rounding."""
+  moved = plan.flow.sum((-2, -1))
+  used = jnp.where(forbidden, plan.flow, 0).sum((-2, -1))
+  rounding = sum(forbidden.shape[-2:]) * jnp.finfo(moved.dtype).eps
+  possible = ~(used > rounding * moved)
+  plan = plan._replace(
+    flow=jnp.where(forbidden, 0 * plan.flow, plan.flow),
+    converged=plan.converged & possible,
+  )
+
+  def or_nan(x):
+    each = possible.reshape(possible.shape + (1,) * (x.ndim - possible.ndim))
+    return jnp.where(each, x, jnp.nan)
+
+  return problem.Plan(*map(or_nan, plan[:5]), *plan[5:])
 
 
 def _cpu_cores() -> int:
@@ -101,6 +151,13 @@ def _pool(threads: int, process: int) -> concurrent.futures.Executor:
   """
   del process
   return concurrent.futures.ThreadPoolExecutor(threads)
+
+
+@functools.cache
+def _batch_solver(threads: int):
+  """`_solve_batch`; the same object for the same number, so that JAX compiles a
+  program with it once."""
+  return functools.partial(_solve_batch, threads=threads)
 
 
 def _solve_batch(cost, a, b, *, threads):
@@ -137,7 +194,12 @@ def _solve_batch(cost, a, b, *, threads):
       )
 
   others = min(threads, len(costs)) - 1
-  helpers = [_pool(others, os.getpid()).submit(work) for _ in range(others)]
+  helpers = []
+  # Python starts nothing any more once its main thread has ended, which may be
+  # before the last call.
+  with contextlib.suppress(RuntimeError):
+    for _ in range(others):
+      helpers.append(_pool(others, os.getpid()).submit(work))
   work()
   for helper in helpers:
     # A helper that has not begun, behind another batch, has nothing left to do.

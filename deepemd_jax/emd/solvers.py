@@ -31,7 +31,7 @@ class Entry:
 
 SOLVERS: dict[str, Entry] = {
   "auto": Entry(
-    "exact: network_simplex on one CPU device, interior_point elsewhere", ""
+    "exact: network_simplex on a CPU, interior_point elsewhere", ""
   ),
   "interior_point": Entry(
     "exact, on the device: the choice for a GPU or TPU",

@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import json
 
-import jax
 import pytest
 import recipes
 from paths import ROOT
@@ -13,7 +12,6 @@ from deepemd_jax import emd
 from deepemd_jax.config import changes, defaults, resolve, stored
 from deepemd_jax.data.episodes import EpisodeShape
 from deepemd_jax.data.sources import open_source
-from deepemd_jax.errors import InputError
 
 
 def test_settings_are_frozen_all_the_way_down():
@@ -71,15 +69,6 @@ def test_a_solver_has_its_own_settings(name):
   assert heads.solver == SOLVERS[name]
   assert heads.sinkhorn == emd.Sinkhorn(0.07)  # of the head alone
   assert heads.regularized_qp == SOLVERS["regularized_qp"]
-
-
-def test_the_simplex_cannot_serve_several_devices(monkeypatch):
-  made = recipes.settings(emd={"solver": "network_simplex"})
-  resolve.check_devices(made)
-  monkeypatch.setattr(jax, "local_device_count", lambda: 4)
-  with pytest.raises(InputError, match="cannot serve the 4 CPU devices"):
-    resolve.check_devices(made)
-  resolve.check_devices(recipes.settings())
 
 
 @pytest.mark.parametrize(

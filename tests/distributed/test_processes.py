@@ -4,7 +4,6 @@ ends that all processes share.
 Long versions of the ends, with each of them in a real run, are in test_ends.py.
 """
 
-import os
 import shutil
 import signal
 import socket
@@ -137,29 +136,3 @@ def test_a_mistake_ends_each_process_before_they_connect(images, tmp_path):
   assert done.returncode == 2
   assert "lower config.episode.shot" in done.stderr
   assert not (tmp_path / "run").exists()
-
-
-def test_the_simplex_refuses_several_devices_of_a_process():
-  """Instead of waiting for ever."""
-  code = """
-import jax, numpy as np
-from deepemd_jax import emd
-from deepemd_jax.distributed import sharding
-from deepemd_jax.emd.api import default_solver
-assert default_solver() == emd.InteriorPoint()
-one = np.ones((2, 3, 3), np.float32)
-alone = lambda c: emd.distance(c, c[0], c[0], solver=emd.NetworkSimplex())
-print(jax.jit(alone)(one[0]))
-batch = sharding.shard_batch(one)
-jax.jit(sharding.shard_map_batch(jax.vmap(alone)))(batch)
-"""
-  flags = "--xla_force_host_platform_device_count=2"
-  done = subprocess.run(
-    [sys.executable, "-c", code],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": flags},
-  )
-  assert done.stdout == "3.0\n", done.stderr
-  assert "use InteriorPoint, or one device a process" in done.stderr

@@ -36,6 +36,7 @@ class Row:
 
 TABLE = {
   "network_simplex": Row(emd.NetworkSimplex()),
+  "network_simplex by POT": Row(emd.NetworkSimplex(native=False)),
   "interior_point": Row(emd.InteriorPoint()),
   "interior_point kernel": Row(
     emd.InteriorPoint(kernel=True), float64=False, passes_vma_check=False

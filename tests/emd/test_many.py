@@ -6,7 +6,7 @@ import pytest
 from solver_table import EXACT
 from transport_problems import join, solve
 
-JUDGE = EXACT["network_simplex"].solver
+JUDGE = EXACT["network_simplex by POT"].solver
 SIZES = [(1, 1), (1, 9), (13, 1), (5, 5), (9, 13), (13, 9), (25, 25), (38, 25)]
 BATCH = 2000
 

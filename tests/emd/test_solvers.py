@@ -81,7 +81,7 @@ def test_a_bad_problem_is_alone(row, x64):
   cost, a, b = small(row, 1)
   expected = solve(cost, a, b, solver=row.solver)
   value = distance(cost, a, b, solver=row.solver)
-  cost[0, 1, 1], cost[1, 0, 0] = np.nan, np.inf
+  cost[0, 1, 1], cost[1, 0, 0] = np.nan, -np.inf
   a[2, 0], b[3] = -1.0, 0.0
   plan = solve(cost, a, b, solver=row.solver)
   bad_value = distance(cost, a, b, solver=row.solver)

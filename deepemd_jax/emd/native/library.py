@@ -1,0 +1,39 @@
+"""Finds the compiled network simplex, and tells XLA of it."""
+
+import ctypes
+import functools
+import pathlib
+
+import jax
+
+from deepemd_jax.emd.native import build
+
+_TYPES = ("float32", "float64")
+
+
+def target(dtype) -> str:
+  """The name under which XLA knows the code for float32 or float64."""
+  return f"deepemd_transport_{dtype}"
+
+
+@functools.cache
+def load() -> bool:
+  """Whether the library is there; tells XLA of it, once a process."""
+  folder = pathlib.Path(build.__file__).parent
+  found = [
+    path
+    for path in sorted(folder.glob(f"{build.NAME}*"))
+    if path.suffix in (".so", ".pyd", ".dylib")
+  ]
+  for path in found:
+    try:
+      library = ctypes.CDLL(str(path))
+      functions = [getattr(library, target(dtype)) for dtype in _TYPES]
+    except (OSError, AttributeError):  # of another machine, or another version
+      continue
+    for dtype, function in zip(_TYPES, functions, strict=True):
+      jax.ffi.register_ffi_target(
+        target(dtype), jax.ffi.pycapsule(function), platform="cpu"
+      )
+    return True
+  return False

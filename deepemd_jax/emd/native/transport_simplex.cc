@@ -1,0 +1,377 @@
+#include "transport_simplex.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace deepemd {
+namespace {
+
+constexpr int kLanes = 8;         // a row's length is a multiple of this
+constexpr int kRowsAtOnce = 4;    // are looked at before a pivot
+constexpr double kNever = 1e300;  // the cost of what does not exist
+// A reduced cost above -this, times the number of nodes, counts as 0: so much
+// may rounding change a potential.
+constexpr double kTolerance = 4e-16;
+
+// least[i] = min_j rows[i][j] - offset[j], for `count` rows.
+#if defined(__GNUC__)
+typedef double Two __attribute__((vector_size(16)));
+typedef double Four __attribute__((vector_size(32)));
+
+template <typename Lanes>
+inline __attribute__((always_inline)) void LeastOfRowsBy(
+    const double* rows, const double* offset, int stride, int count,
+    double* least) {
+  constexpr int kWidth = sizeof(Lanes) / sizeof(double);
+  for (int i = 0; i < count; ++i) {
+    const double* row = rows + static_cast<int64_t>(i) * stride;
+    Lanes low[2], x, y;
+    for (int k = 0; k < 2; ++k) {
+      std::memcpy(&x, row + k * kWidth, sizeof x);
+      std::memcpy(&y, offset + k * kWidth, sizeof y);
+      low[k] = x - y;
+    }
+    for (int j = 2 * kWidth; j < stride; j += 2 * kWidth) {
+      for (int k = 0; k < 2; ++k) {
+        std::memcpy(&x, row + j + k * kWidth, sizeof x);
+        std::memcpy(&y, offset + j + k * kWidth, sizeof y);
+        x -= y;
+        low[k] = x < low[k] ? x : low[k];
+      }
+    }
+    low[0] = low[0] < low[1] ? low[0] : low[1];
+    double one = low[0][0];
+    for (int k = 1; k < kWidth; ++k) one = low[0][k] < one ? low[0][k] : one;
+    least[i] = one;
+  }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) void LeastOfRowsAvx2(
+    const double* rows, const double* offset, int stride, int count,
+    double* least) {
+  LeastOfRowsBy<Four>(rows, offset, stride, count, least);
+}
+#endif
+
+void LeastOfRows(const double* rows, const double* offset, int stride,
+                 int count, double* least) {
+#if defined(__x86_64__)
+  static const bool has_avx2 = __builtin_cpu_supports("avx2");
+  if (has_avx2) return LeastOfRowsAvx2(rows, offset, stride, count, least);
+#endif
+  LeastOfRowsBy<Two>(rows, offset, stride, count, least);
+}
+#else
+void LeastOfRows(const double* rows, const double* offset, int stride,
+                 int count, double* least) {
+  for (int i = 0; i < count; ++i) {
+    const double* row = rows + static_cast<int64_t>(i) * stride;
+    double low = row[0] - offset[0];
+    for (int j = 1; j < stride; ++j) low = std::min(low, row[j] - offset[j]);
+    least[i] = low;
+  }
+}
+#endif
+
+// The first j for which row[j] - offset[j] is the least.
+int WhereLeast(const double* row, const double* offset, int stride,
+               double least) {
+  int j = 0;
+  while (j < stride - 1 && row[j] - offset[j] != least) ++j;
+  return j;
+}
+
+}  // namespace
+
+void TransportSimplex::Resize(int n, int m) {
+  n_ = n;
+  m_ = m;
+  stride_ = (m + kLanes - 1) / kLanes * kLanes;
+  const int nodes = n + m;
+  costs_.resize(static_cast<size_t>(n) * stride_);
+  for (int i = 0; i < n; ++i) {
+    for (int j = m; j < stride_; ++j) cost_row(i)[j] = kNever;
+  }
+  a_.resize(n);
+  b_.resize(m);
+  f_.resize(n);
+  g_.assign(stride_, 0.0);
+  flow_.resize(nodes);
+  for (auto* list : {&parent_, &first_, &next_, &previous_, &depth_}) {
+    list->resize(nodes);
+  }
+  left_a_.resize(n);
+  left_b_.resize(m);
+  offset_.resize(stride_);
+  row_least_.resize(n);
+  extra_a_.resize(n);
+  extra_b_.resize(m);
+  row_sink_.resize(n);
+  rows_.resize(n);
+  arcs_.resize(2 * static_cast<size_t>(nodes));
+  chain_.resize(2 * static_cast<size_t>(nodes));
+  order_.resize(nodes);
+}
+
+int64_t TransportSimplex::Solve(int64_t max_pivots) {
+  FirstBasis();
+  int64_t pivots = 0;
+  for (;;) {
+    const int64_t more = Pivot(max_pivots - pivots);
+    pivots += more;
+    FinishTree();
+    // Rounding may have hidden an arc.
+    if (more == 0 || pivots >= max_pivots) return pivots;
+  }
+}
+
+// Sends as much as possible over what is cheapest, again and again. Cheap is
+// what costs little above the least cost of its column.
+//
+// A source or sink is closed when nothing is left of it. Of two that end
+// together only one may close, so that the arcs form a tree. Ties are broken as
+// if each source had a trifle more, each sink a trifle less, and the root all
+// of these trifles: such a tree is strongly feasible.
+void TransportSimplex::FirstBasis() {
+  const int n = n_, m = m_;
+  std::copy(a_.begin(), a_.begin() + n, left_a_.begin());
+  std::copy(b_.begin(), b_.begin() + m, left_b_.begin());
+  std::fill(extra_a_.begin(), extra_a_.begin() + n, 1);
+  std::fill(extra_b_.begin(), extra_b_.begin() + m, -1);
+  const int root = static_cast<int>(
+      std::max_element(b_.begin(), b_.begin() + m) - b_.begin());
+  extra_b_[root] += n + m;
+  root_ = n + root;
+
+  std::fill(offset_.begin(), offset_.end(), kNever);
+  for (int i = 0; i < n; ++i) {
+    const double* row = cost_row(i);
+    for (int j = 0; j < stride_; ++j) {
+      offset_[j] = row[j] < offset_[j] ? row[j] : offset_[j];
+    }
+  }
+  for (int j = m; j < stride_; ++j) offset_[j] = -kNever;
+  LeastOfRows(costs_.data(), offset_.data(), stride_, n, row_least_.data());
+  int open_rows = n, open_sinks = m;
+  for (int i = 0; i < n; ++i) {
+    rows_[i] = i;
+    row_sink_[i] =
+        WhereLeast(cost_row(i), offset_.data(), stride_, row_least_[i]);
+  }
+  for (int arc = 0; arc < n + m - 1; ++arc) {
+    int at = 0;
+    for (int k = 1; k < open_rows; ++k) {
+      if (row_least_[rows_[k]] < row_least_[rows_[at]]) at = k;
+    }
+    const int i = rows_[at], j = row_sink_[i];
+    bool close_row = open_rows > 1;
+    if (open_rows > 1 && open_sinks > 1) {
+      close_row = left_a_[i] < left_b_[j] || (left_a_[i] == left_b_[j] &&
+                                              extra_a_[i] < extra_b_[j]);
+    }
+    arcs_[2 * arc] = i;
+    arcs_[2 * arc + 1] = j;
+    if (close_row) {
+      left_b_[j] -= left_a_[i];
+      extra_b_[j] -= extra_a_[i];
+      rows_[at] = rows_[--open_rows];
+      continue;
+    }
+    left_a_[i] -= left_b_[j];
+    extra_a_[i] -= extra_b_[j];
+    --open_sinks;
+    offset_[j] = -kNever;
+    for (int k = 0; k < open_rows && open_sinks > 0; ++k) {
+      const int row = rows_[k];
+      if (row_sink_[row] != j) continue;
+      LeastOfRows(cost_row(row), offset_.data(), stride_, 1, &row_least_[row]);
+      row_sink_[row] =
+          WhereLeast(cost_row(row), offset_.data(), stride_, row_least_[row]);
+    }
+  }
+  HangTree();
+}
+
+// Makes the tree of the list of arcs, with its depths, potentials and flows.
+void TransportSimplex::HangTree() {
+  const int nodes = n_ + m_, arcs = nodes - 1, root = root_;
+  // The arcs of each node, as a list of places. An arc has two places: 2 * arc
+  // in the list of its source, and 2 * arc + 1 in that of its sink. A node's
+  // depth is not known before its list is done with.
+  std::vector<int32_t>& head = depth_;
+  std::fill(head.begin(), head.begin() + nodes, -1);
+  for (int arc = 0; arc < arcs; ++arc) {
+    const int ends[2] = {arcs_[2 * arc], n_ + arcs_[2 * arc + 1]};
+    for (int side = 0; side < 2; ++side) {
+      chain_[2 * arc + side] = head[ends[side]];
+      head[ends[side]] = 2 * arc + side;
+    }
+  }
+  std::fill(first_.begin(), first_.begin() + nodes, -1);
+  parent_[root] = -1;
+  next_[root] = previous_[root] = -1;
+  g_[root - n_] = 0;
+  flow_[root] = 0;
+  int end = 0;
+  order_[end++] = root;
+  for (int k = 0; k < end; ++k) {
+    const int x = order_[k];
+    int place = head[x];
+    depth_[x] = x == root ? 0 : depth_[parent_[x]] + 1;
+    for (; place >= 0; place = chain_[place]) {
+      const int arc = place / 2, i = arcs_[2 * arc], j = arcs_[2 * arc + 1];
+      const int other = place % 2 ? i : n_ + j;
+      if (other == parent_[x]) continue;
+      Link(other, x);
+      const double cost = cost_row(i)[j];
+      if (other < n_) {
+        f_[i] = cost - g_[j];
+      } else {
+        g_[j] = cost - f_[i];
+      }
+      order_[end++] = other;
+    }
+  }
+  // Each node sends up what it and its children have.
+  for (int x = 0; x < nodes; ++x) flow_[x] = x < n_ ? a_[x] : -b_[x - n_];
+  for (int k = end - 1; k > 0; --k) {
+    const int x = order_[k];
+    flow_[parent_[x]] += flow_[x];
+    const double up = x < n_ ? flow_[x] : -flow_[x];
+    flow_[x] = up > 0 ? up : 0;
+  }
+}
+
+inline void TransportSimplex::Unlink(int x) {
+  const int previous = previous_[x], next = next_[x];
+  if (previous >= 0) {
+    next_[previous] = next;
+  } else {
+    first_[parent_[x]] = next;
+  }
+  if (next >= 0) previous_[next] = previous;
+}
+
+inline void TransportSimplex::Link(int x, int parent) {
+  const int first = first_[parent];
+  parent_[x] = parent;
+  previous_[x] = -1;
+  next_[x] = first;
+  if (first >= 0) previous_[first] = x;
+  first_[parent] = x;
+}
+
+int64_t TransportSimplex::Pivot(int64_t max_pivots) {
+  // Rows are looked at in blocks, round and round; the best of a block enters.
+  const int block = std::min(n_, kRowsAtOnce);
+  const double tolerance = kTolerance * (n_ + m_);
+  int start = 0, seen = 0;
+  int64_t pivots = 0;
+  while (seen < n_) {
+    const int count = std::min(block, n_ - start);
+    LeastOfRows(cost_row(start), g_.data(), stride_, count, &row_least_[start]);
+    double best = -tolerance;
+    int i = -1;
+    for (int k = start; k < start + count; ++k) {
+      const double reduced = row_least_[k] - f_[k];
+      if (reduced < best) {
+        best = reduced;
+        i = k;
+      }
+    }
+    seen += count;
+    start += count;
+    if (start == n_) start = 0;
+    if (i < 0) continue;
+    if (pivots == max_pivots) return pivots;
+    seen = 0;
+    ++pivots;
+    Enter(i, WhereLeast(cost_row(i), g_.data(), stride_, row_least_[i]), best);
+  }
+  return pivots;
+}
+
+// Arc (i, j) enters the tree. Of the arcs without flow then, the last one on
+// the way around the cycle, from the apex along (i, j), leaves it.
+void TransportSimplex::Enter(int i, int j, double reduced_cost) {
+  int x = i, y = n_ + j;
+  // Only the deeper one can move up. On the way down to i, an arc from a source
+  // up loses flow; on the way up from j, an arc down to a sink does.
+  double least_i = kNever, least_j = kNever;
+  int out_i = -1, out_j = -1;
+  while (x != y) {
+    if (depth_[x] >= depth_[y]) {
+      if (x < n_ && flow_[x] < least_i) {
+        least_i = flow_[x];
+        out_i = x;
+      }
+      x = parent_[x];
+    } else {
+      if (y >= n_ && flow_[y] <= least_j) {
+        least_j = flow_[y];
+        out_j = y;
+      }
+      y = parent_[y];
+    }
+  }
+  const int apex = x;
+  const bool on_i = least_i < least_j;
+  const double moved = on_i ? least_i : least_j;
+  if (moved > 0) {
+    for (x = i; x != apex; x = parent_[x]) {
+      flow_[x] += x < n_ ? -moved : moved;
+    }
+    for (y = n_ + j; y != apex; y = parent_[y]) {
+      flow_[y] += y < n_ ? moved : -moved;
+    }
+  }
+  // The part that was cut off hangs by (i, j) now.
+  const int out = on_i ? out_i : out_j;
+  const int top = on_i ? i : n_ + j;
+  int above = on_i ? n_ + j : i;
+  double flow = moved;
+  for (int node = top;;) {
+    const int old_parent = parent_[node];
+    const double old_flow = flow_[node];
+    Unlink(node);
+    Link(node, above);
+    flow_[node] = flow;
+    if (node == out) break;
+    above = node;
+    flow = old_flow;
+    node = old_parent;
+  }
+  const double to_f = on_i ? reduced_cost : -reduced_cost;
+  for (int node = top;;) {
+    depth_[node] = depth_[parent_[node]] + 1;
+    if (node < n_) {
+      f_[node] += to_f;
+    } else {
+      g_[node - n_] -= to_f;
+    }
+    if (first_[node] >= 0) {
+      node = first_[node];
+      continue;
+    }
+    while (node != top && next_[node] < 0) node = parent_[node];
+    if (node == top) break;
+    node = next_[node];
+  }
+}
+
+// Computes flows and potentials of the final tree afresh, without the rounding
+// of the pivots.
+void TransportSimplex::FinishTree() {
+  int arc = 0;
+  for (int x = 0; x < n_ + m_; ++x) {
+    const int parent = parent_[x];
+    if (parent < 0) continue;
+    arcs_[2 * arc] = x < n_ ? x : parent;
+    arcs_[2 * arc + 1] = (x < n_ ? parent : x) - n_;
+    ++arc;
+  }
+  HangTree();
+}
+
+}  // namespace deepemd

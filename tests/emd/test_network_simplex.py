@@ -1,0 +1,261 @@
+"""The network simplex in C++, and POT's in its place."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from paths import ROOT
+from transport_problems import distance, exact_values, solve
+
+from deepemd_jax import emd
+from deepemd_jax.emd import network_simplex
+from deepemd_jax.emd.native import build, library
+
+NATIVE = emd.NetworkSimplex()
+POT = emd.NetworkSimplex(native=False)
+HERE = pathlib.Path(__file__).parent
+needs_compiler = pytest.mark.skipif(
+  not build.find_compiler(), reason="there is no C++ compiler"
+)
+
+
+@needs_compiler
+def test_where_there_is_a_compiler_the_native_code_is_taken():
+  assert library.load()
+
+
+def degenerate(rng, count, n, m):
+  """Problems of integers: nearly everything ties."""
+  cost = rng.integers(0, 4, (count, n, m)).astype(np.float64)
+  cost[: count // 4] = cost[:, :1, :1][: count // 4]  # all alike
+  cost[count // 4 : count // 2] = cost[count // 4 : count // 2, :1]  # rows
+  a = rng.integers(0, 3, (count, n)).astype(np.float64)
+  b = rng.integers(0, 3, (count, m)).astype(np.float64)
+  a[:, 0], b[:, 0] = a[:, 0] + 1, b[:, 0] + 1
+  b[::2] *= (a.sum(1) / b.sum(1))[::2, None]  # the others move a part
+  return cost, a, b
+
+
+@pytest.mark.parametrize("x64", [True], indirect=True)
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (6, 6), (4, 9), (25, 25)])
+def test_degenerate_problems_end_and_are_right(x64, size):
+  cost, a, b = degenerate(np.random.default_rng(size), 500, *size)
+  plan, judge = (solve(cost, a, b, solver=x) for x in (NATIVE, POT))
+  value, optimum = ((cost * x.flow).sum((1, 2)) for x in (plan, judge))
+  scale = np.minimum(a.sum(1), b.sum(1)) * max(cost.max(), 1)
+  np.testing.assert_allclose(value / scale, optimum / scale, atol=1e-12)
+  assert plan.converged.all() and (plan.flow >= 0).all()
+  slack = cost - plan.f[:, :, None] - plan.g[:, None]
+  assert slack.min() > -1e-12 * max(cost.max(), 1)
+  dual = (a * plan.f).sum(1) + (b * plan.g).sum(1)
+  np.testing.assert_allclose(value / scale, dual / scale, atol=1e-12)
+  assert (plan.steps <= 40 * sum(size)).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("x64", [False, True], indirect=True)
+def test_costs_of_any_size_beside_each_other(x64):
+  """People mark pairs that must not be matched with a large number."""
+  cost = np.array([[0.2, 0.3, 1], [0.5, 0.1, 0.9], [1, 0.4, 0.7]])
+  mass = np.full((3, 3), 1 / 3)
+  large = np.array([1e6, 1e15, 1e30])
+  problems = np.repeat(cost[None], 3, 0)
+  problems[:, 0, 2] = problems[:, 2, 0] = large
+  plan = solve(problems, mass, mass, solver=NATIVE)
+  value = (problems * plan.flow).sum((1, 2))
+  np.testing.assert_allclose(value, 1 / 3, rtol=1e-12 if x64 else 1e-6)
+  assert plan.converged.all()
+  assert (plan.gap < (1e-9 if x64 else 1e-5)).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("x64", [True], indirect=True)
+def test_tiny_costs_count_beside_huge_ones(x64):
+  rng = np.random.default_rng(0)
+  small = rng.random((20, 6, 6))
+  mass = rng.random((20, 6)) + 0.1
+  mass /= mass.sum(1, keepdims=True)
+  expected = exact_values(small, mass, mass[:, ::-1])
+  spread = small * 1e-30
+  # One huge cost in each row and column leaves plans without it.
+  spread[:, np.arange(6), np.arange(6)] = 1e30
+  small[:, np.arange(6), np.arange(6)] = 100.0
+  plan = solve(spread, mass, mass[:, ::-1], solver=NATIVE)
+  free = exact_values(small, mass, mass[:, ::-1]) < 10
+  assert free.sum() > 10
+  value = (spread * plan.flow).sum((1, 2)) * 1e30
+  expected = exact_values(small, mass, mass[:, ::-1])
+  np.testing.assert_allclose(value[free], expected[free], rtol=1e-9)
+
+
+@pytest.mark.parametrize("x64", [True], indirect=True)
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("solver", [NATIVE, POT], ids=["native", "POT"])
+def test_forbidden_pairs_are_not_used(solver, x64, share):
+  rng = np.random.default_rng(int(10 * share))
+  cost = rng.random((60, 5, 7))
+  a, b = rng.random((60, 5)), rng.random((60, 7))
+  a /= a.sum(1, keepdims=True)
+  b /= b.sum(1, keepdims=True)
+  b[::3] *= 2  # a part of b moves
+  forbidden = rng.random(cost.shape) < share
+  costs = np.where(forbidden, np.inf, cost)
+  plan = solve(costs, a, b, solver=solver)
+  paid = distance(costs, a, b, solver=solver)
+  penalty = exact_values(np.where(forbidden, 1e4, cost), a, b)
+  possible = penalty < 2
+  assert 0 < possible.sum() < 60 or share < 0.5
+  np.testing.assert_array_equal(plan.converged, possible)
+  assert np.isnan(plan.flow[~possible]).all()
+  flow = plan.flow[possible]
+  assert (flow[forbidden[possible]] == 0).all()
+  value = (cost[possible] * flow).sum((1, 2))
+  np.testing.assert_allclose(value, penalty[possible], atol=1e-6)
+  np.testing.assert_allclose(paid[possible], value, rtol=1e-12)
+  assert np.isnan(paid[~possible]).all()
+  assert np.isfinite(plan.f[possible]).all()
+
+
+@needs_compiler
+def test_a_limit_of_pivots_leaves_an_honest_gap(monkeypatch):
+  monkeypatch.setattr(network_simplex, "_MAX_PIVOTS", 3)
+  cost = np.random.default_rng(0).random((20, 12, 12), np.float32)
+  mass = np.full((20, 12), 1 / 12, np.float32)
+  plan = emd.solve(cost, mass, mass, NATIVE)
+  assert (plan.steps == 3).all() and not plan.converged.any()
+  np.testing.assert_allclose(plan.flow.sum(2), mass, atol=1e-6)
+  error = (cost * plan.flow).sum((1, 2)) - exact_values(cost, mass, mass)
+  assert (error >= -1e-6).all() and (error <= plan.gap).all()
+  assert error.max() > 1e-3
+
+
+@pytest.mark.parametrize("solver", [NATIVE, POT], ids=["native", "POT"])
+def test_threads_change_nothing(solver):
+  rng = np.random.default_rng(0)
+  cost = rng.random((40, 9, 9), np.float32)
+  mass = np.full((40, 9), 1 / 9, np.float32)
+  alone = emd.NetworkSimplex(threads=1, native=solver.native)
+  for x, y in zip(
+    solve(cost, mass, mass, solver=solver),
+    solve(cost, mass, mass, solver=alone),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(x, y)
+
+
+def run(*arguments, **variables):
+  """What a Python process prints; it must end well."""
+  variables |= {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [sys.executable, *arguments],
+    capture_output=True,
+    text=True,
+    env={**os.environ, **variables},
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return done.stdout
+
+
+@pytest.mark.parametrize("native", [None, False], ids=["native", "POT"])
+def test_several_devices_of_a_process(native):
+  """Where a callback that waits for a device would wait for ever."""
+  code = f"""
+import jax, numpy as np
+from deepemd_jax import emd
+from deepemd_jax.distributed import sharding
+solver = emd.NetworkSimplex(native={native})
+cost = np.random.default_rng(0).random((8, 9, 9), np.float32)
+mass = np.full(9, 1 / 9, np.float32)
+alone = jax.vmap(lambda c: emd.distance(c, mass, mass, solver=solver))
+expected = np.asarray(jax.jit(alone)(cost))
+batch = sharding.shard_batch(cost)
+for call in (jax.jit(alone), jax.jit(sharding.shard_map_batch(alone))):
+  for _ in range(20):
+    found = call(batch)
+  np.testing.assert_array_equal(np.asarray(found), expected)
+print(len(jax.devices()))
+"""
+  flags = "--xla_force_host_platform_device_count=4"
+  assert run("-c", code, XLA_FLAGS=flags) == "4\n"
+
+
+@pytest.mark.parametrize(
+  "count", [10, pytest.param(200, marks=pytest.mark.soak)]
+)
+def test_one_core_is_enough(count):
+  """With one thread, XLA has none to spare for one that waits."""
+  assert run(str(HERE / "one_core.py"), str(count)) == "0\n"
+
+
+@needs_compiler
+def test_a_second_start_compiles_nothing(tmp_path):
+  """A program with a Python callback could not be kept."""
+  code = f"""
+import jax, numpy as np
+from deepemd_jax import emd
+jax.config.update("jax_compilation_cache_dir", {str(tmp_path)!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+seen = []
+jax.monitoring.register_event_listener(lambda name, **_: seen.append(name))
+solver = emd.NetworkSimplex()
+cost, mass = np.ones((8, 5, 5), np.float32), np.ones((8, 5), np.float32)
+jax.jit(lambda c, m: emd.solve(c, m, m, solver))(cost, mass)
+count = lambda word: sum(name.endswith(word) for name in seen)
+print(count("/cache_hits"), count("/cache_misses"))
+"""
+  first, second = (run("-c", code).split() for _ in range(2))
+  assert first == ["0", "1"]
+  assert second == ["1", "0"]
+
+
+def test_where_there_is_no_compiler_one_line_says_so(tmp_path, monkeypatch):
+  monkeypatch.setenv("CXX", "no-such-compiler")
+  target = tmp_path / "x.so"
+  assert build.build(target) == "there is no C++ compiler"
+  assert run("-m", "deepemd_jax.emd.native.build", CXX="false").endswith(
+    "POT's network simplex serves instead\n"
+  )
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_native_code_pot_serves(monkeypatch):
+  monkeypatch.setattr(library, "load", lambda: False)
+  cost, mass = jnp.ones((3, 3)), jnp.ones(3)
+  assert emd.distance(cost, mass, mass) == 3
+  text = str(jax.make_jaxpr(emd.NetworkSimplex())(cost, mass, mass))
+  assert "host_call" in text and "ffi_call" not in text
+  with pytest.raises(ValueError, match="native.build"):
+    emd.NetworkSimplex(native=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+  "count, flags",
+  [
+    (20_000, ["-O2"]),
+    pytest.param(
+      200_000,
+      ["-O1", "-g", "-fsanitize=address,undefined"],
+      marks=pytest.mark.soak,
+    ),
+  ],
+)
+def test_no_problem_does_harm(count, flags, tmp_path):
+  """Random problems of many kinds, watched by sanitizers in `make soak`."""
+  compiler = build.find_compiler()
+  program = tmp_path / "check"
+  native = pathlib.Path(build.__file__).parent
+  sources = [HERE / "native_check.cc", *native.glob("transport_*.cc")]
+  line = [compiler, "-std=c++17", *flags, f"-I{native}", *map(str, sources)]
+  subprocess.run([*line, "-o", str(program)], check=True)
+  done = subprocess.run(
+    [program, str(count), "0"], capture_output=True, text=True
+  )
+  assert done.stdout == f"{count} problems\n", done.stdout + done.stderr[-3000:]
+  assert done.returncode == 0 and not done.stderr
