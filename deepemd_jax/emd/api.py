@@ -100,11 +100,13 @@ def distance(
   for the totals to stay equal. Where the optimum is not unique (ties) the value
   has a kink, and the gradient is one of its subgradients: a vertex's with
   `NetworkSimplex`, near the middle of the optimal face with `InteriorPoint`.
-  Only the first derivative is there, in reverse mode.
+  With an exact solver, forward and reverse mode are there, and the second
+  derivatives, which are zero: around a point the value is linear in the costs,
+  and in the masses. (At its kinks it has none.)
 
   `Sinkhorn` returns the entropic objective that it solved, and the gradient is
-  that objective's. `RegularizedQP` returns <C, X> of its smoothed flow X and
-  differentiates through X, as the paper does.
+  that objective's, in reverse mode, once. `RegularizedQP` returns <C, X> of its
+  smoothed flow X and differentiates through X, as the paper does.
 
   Args:
     cost: [..., n, m]; see `solve`.
@@ -116,7 +118,8 @@ def distance(
       OpenCV solver; choose it to compare with that.
 
   Returns:
-    [...], the value; NaN for a problem without meaning.
+    [...], the value; NaN for a problem without meaning, whose gradient is 0, so
+    that `jnp.where` can leave it out.
 
   Raises:
     ValueError: shapes do not fit, a dtype is not a real one, or gradient is
@@ -135,31 +138,58 @@ def distance(
     return jnp.sum(cost * solver(cost, a, b).flow, (-2, -1))
   if gradient == "flow":  # nothing behind the masses is differentiated
     a, b = jax.lax.stop_gradient((a, b))
-  return _distance(solver, gradient, cost, a, b)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _distance(solver, gradient, cost, a, b):
-  return _forward(solver, gradient, cost, a, b)[0]
-
-
-def _forward(solver, gradient, cost, a, b):
-  plan = solver(cost, a, b)
   if hasattr(solver, "value"):
-    value = solver.value(cost, a, b, plan)
-  else:
-    # A forbidden pair costs infinity, and is not used.
-    paid = jnp.where(plan.flow == 0, 0, cost * plan.flow)
-    value = jnp.sum(paid, (-2, -1))
-  return value, (plan.flow, plan.f, plan.g)
+    return _smoothed(solver, cost, a, b)
+  return _solved(solver, cost, a, b)[0]
 
 
-def _backward(solver, gradient, residuals, cotangent):
-  flow, f, g = residuals
+# Compiled, because JAX's tracers of a custom derivative refuse what `vmap` hands
+# on of a NumPy array.
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _solved(solver, cost, a, b):
+  """The value, the flow, and the potentials of an exact solver."""
+  plan = solver(cost, a, b)
+  # A forbidden pair costs infinity, and is not used.
+  paid = jnp.where(plan.flow == 0, 0, cost * plan.flow)
+  return jnp.sum(paid, (-2, -1)), plan.flow, plan.f, plan.g
+
+
+@_solved.__wrapped__.defjvp
+def _tangents(solver, primals, tangents):
+  """The value's tangent is <flow, d_cost> + <f, d_a> + <g, d_b>. Flow and
+  potentials do not change where they are unique."""
+  solution = _solved(solver, *primals)
+  d_cost, d_a, d_b = tangents
+  flow, f, g = map(_or_zero, solution[1:])
+  d_value = jnp.sum(flow * d_cost, (-2, -1))
+  d_value += jnp.sum(f * d_a, -1) + jnp.sum(g * d_b, -1)
+  return solution, (d_value, *map(jnp.zeros_like, solution[1:]))
+
+
+def _or_zero(derivative):
+  """A problem without meaning has no derivative. As NaN it would reach those
+  who leave the problem out by `jnp.where`, because 0 * NaN is NaN."""
+  return jnp.where(jnp.isnan(derivative), 0, derivative)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _smoothed(solver, cost, a, b):
+  """The objective of a solver whose flow and potentials change with it, so that
+  only the first derivative is known."""
+  return _forward(solver, cost, a, b)[0]
+
+
+def _forward(solver, cost, a, b):
+  plan = solver(cost, a, b)
+  return solver.value(cost, a, b, plan), (plan.flow, plan.f, plan.g)
+
+
+def _backward(solver, residuals, cotangent):
+  del solver
+  flow, f, g = map(_or_zero, residuals)
   to_cost = cotangent[..., None, None] * flow
-  if gradient == "flow":
-    return to_cost, jnp.zeros_like(f), jnp.zeros_like(g)
   return to_cost, cotangent[..., None] * f, cotangent[..., None] * g
 
 
-_distance.defvjp(_forward, _backward)
+_smoothed.defvjp(_forward, _backward)

@@ -203,6 +203,50 @@ def test_gradients_are_those_of_finite_differences(name, x64):
   assert jnp.isfinite(to_cost[good]).all() and (to_cost[0, 2] == 0).all()
 
 
+@each(EXACT)
+def test_all_derivatives_are_there(row, x64):
+  """Forward, reverse, linearized and twice, of a batch and one by one; and what
+  is left out contributes nothing."""
+  cost, a, b = small(row)
+  cost[0, 0, 0] = np.nan
+  ok = np.arange(len(cost)) > 0
+  direction = np.random.default_rng(0).standard_normal(cost.shape)
+  direction = direction.astype(cost.dtype)
+
+  def value(cost):
+    values = emd.distance(cost, a, b, row.solver)
+    return jnp.where(ok, values, 0).sum()
+
+  @jax.jit
+  def derivatives(cost, direction):
+    found, linear = jax.linearize(value, cost)
+    one_by_one = jax.vmap(lambda c, x, y: emd.distance(c, x, y, row.solver))
+    tangent = lambda c: jax.jvp(value, (c,), (direction,))[1]  # noqa: E731
+    return {
+      "reverse": (jax.grad(value)(cost) * direction).sum(),
+      "forward": tangent(cost),
+      "linearized": linear(direction),
+      "vmap": jnp.where(
+        ok,
+        jax.jvp(lambda c: one_by_one(c, a, b), (cost,), (direction,))[1],
+        0,
+      ).sum(),
+      "reverse of forward": jax.grad(tangent)(cost),
+      "forward of reverse": jax.jvp(jax.grad(value), (cost,), (direction,))[1],
+      "scale": jax.grad(lambda w: value(w * cost))(1.0) - found,
+    }
+
+  found = derivatives(cost, direction)
+  expected = found.pop("reverse")
+  for name in ("reverse of forward", "forward of reverse"):
+    assert not found.pop(name).any(), name  # NaN would count
+  scale = found.pop("scale")
+  assert jnp.isnan(scale) or abs(scale) < 1e-5
+  assert jnp.isfinite(expected)
+  for name, tangent in found.items():
+    np.testing.assert_allclose(tangent, expected, rtol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("row", EXACT.values(), ids=EXACT)
 @settings(max_examples=15, deadline=None)
 @given(
