@@ -117,7 +117,40 @@ class EpisodeSampler:
     return Episode(rows[:, :shot], rows[:, shot:], classes.astype(np.int32))
 
 
-def batch(sampler: EpisodeSampler, indices: Iterable[int]) -> Episode:
+@dataclasses.dataclass(frozen=True, eq=False)
+class AmongRows:
+  """The first episodes of a sampler, of an image set that has nothing but the
+  rows which they use.
+
+  Attributes:
+    sampler: the sampler.
+    rows: int32 [k], the rows of the whole image set, ascending. An episode has
+      places in this list.
+  """
+
+  sampler: EpisodeSampler
+  rows: np.ndarray
+
+  @classmethod
+  def of(cls, sampler: EpisodeSampler, count: int) -> "AmongRows":
+    """Of the episodes 0..count-1."""
+    used = [sampler(i) for i in range(count)]
+    parts = [part.ravel() for x in used for part in (x.support, x.query)]
+    return cls(sampler, np.unique(np.concatenate(parts)))
+
+  def __call__(self, index: int) -> Episode:
+    """Episode `index`, one of the first `count`."""
+    episode = self.sampler(index)
+    support, query = (
+      np.searchsorted(self.rows, part).astype(np.int32)
+      for part in (episode.support, episode.query)
+    )
+    return dataclasses.replace(episode, support=support, query=query)
+
+
+def batch(
+  sampler: EpisodeSampler | AmongRows, indices: Iterable[int]
+) -> Episode:
   """Several episodes, stacked: [e, way, shot] and so on."""
   sampled = [sampler(i) for i in indices]
   return Episode(

@@ -143,8 +143,8 @@ def distance(
   return _solved(solver, cost, a, b)[0]
 
 
-# Compiled, because JAX's tracers of a custom derivative refuse what `vmap` hands
-# on of a NumPy array.
+# Compiled, because JAX's tracers of a custom derivative refuse what `vmap`
+# hands on of a NumPy array.
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _solved(solver, cost, a, b):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepemd_jax.config.settings import Settings
-from deepemd_jax.data.episodes import EpisodeSampler, batch
+from deepemd_jax.data.episodes import AmongRows, EpisodeSampler, batch
 from deepemd_jax.data.image_set import ImageSet
 from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation.features import ImageSetEncoder, Nodes, on_nodes
@@ -68,7 +68,7 @@ class EpisodeScorer:
   def __call__(
     self,
     nodes: Nodes,
-    sampler: EpisodeSampler,
+    sampler: EpisodeSampler | AmongRows,
     count: int,
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
@@ -119,7 +119,10 @@ class Validator:
     self._images, self._count = images, count
     self._batch_size = settings.evaluate.batch_size
     self._encode = ImageSetEncoder.of(settings, stage)
-    self._sampler = episode_sampler(settings, images, "val")
+    # Few episodes use but some of the images.
+    self._sampler = AmongRows.of(
+      episode_sampler(settings, images, "val"), count
+    )
     self._scorers = {
       name: EpisodeScorer(heads.bind(head, settings.heads), settings.seed)
       # The structured FC layer would take longer than the training.
@@ -138,7 +141,7 @@ class Validator:
     Raises:
       StopRequested: a signal asked to stop.
     """
-    nodes = self._encode(variables, self._images)
+    nodes = self._encode(variables, self._images, self._sampler.rows)
     return {
       name: float(np.mean(self._accuracies(score, nodes)))
       for name, score in self._scorers.items()

@@ -210,22 +210,28 @@ class ImageSetEncoder:
       stage=stage,
     )
 
-  def __call__(self, variables, images: ImageSet) -> Nodes:
-    """The nodes of all images, in order.
+  def __call__(
+    self, variables, images: ImageSet, rows: np.ndarray | None = None
+  ) -> Nodes:
+    """The nodes of images, in order.
 
     Args:
       variables: of the backbone, on every device.
       images: the image set.
+      rows: int [k], which images of it; None is all. Place i of the nodes is
+        then row `rows[i]`.
 
     Raises:
       StopRequested: a signal asked to stop.
     """
+    if rows is None:
+      rows = np.arange(len(images.labels))
     view = self._features.view
     if view.redraw and view.kind == "sampling":
-      encode = functools.partial(self._encode_episodes, variables, images)
+      encode = functools.partial(self._encode_episodes, variables, images, rows)
       return RedrawnNodes(encode)
-    array = self._encode_all(variables, images)
-    self.encoded_images += len(images.labels)
+    array = self._encode_all(variables, images, rows)
+    self.encoded_images += len(rows)
     if isinstance(array, np.memmap):
       return HostNodes(array)
     return DeviceNodes(jax.block_until_ready(sharding.replicate(array)))
@@ -245,8 +251,8 @@ class ImageSetEncoder:
     boxes, flip = evaluation_boxes(view, images, rows)
     return (*images.extract_crops(rows, boxes, view.size), flip)
 
-  def _encode_all(self, variables, images: ImageSet) -> np.ndarray:
-    count = len(images.labels)
+  def _encode_all(self, variables, images: ImageSet, rows) -> np.ndarray:
+    count = len(rows)
     size = sharding.pad_to_devices(self._images_a_call())
     encoded = None
     with Progress() as progress:
@@ -255,7 +261,7 @@ class ImageSetEncoder:
         progress("images encoded", start, count)
         # The last batch repeats an image, so that one shape compiles once.
         local = np.minimum(start + sharding.local_indices(size), count - 1)
-        batch = sharding.shard_batch(self._inputs(images, local))
+        batch = sharding.shard_batch(self._inputs(images, rows[local]))
         runtime.mark_progress()
         part = np.asarray(self._to_all(variables, *batch))
         if encoded is None:
@@ -263,12 +269,15 @@ class ImageSetEncoder:
         encoded[start : start + size] = part[: count - start]
     return encoded
 
-  def _encode_episodes(self, variables, images, rows, episodes) -> np.ndarray:
-    """Rows [e, k] of episodes [e], from crops of their own -> [e * k, n, c].
+  def _encode_episodes(
+    self, variables, images, among, places, episodes
+  ) -> np.ndarray:
+    """Places [e, k] of episodes [e] among some rows, from crops of their own ->
+    [e * k, n, c].
 
     All of these are this process's own; every process has as many.
     """
-    view = self._features.view
+    view, rows = self._features.view, among[places]
     drawn = [
       evaluation_boxes(view, images, own, int(episode))
       for own, episode in zip(rows, episodes, strict=True)

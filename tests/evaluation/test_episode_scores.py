@@ -79,12 +79,22 @@ def test_test_episodes_and_those_of_training_have_their_own_shapes(
   assert val.support.shape == (2, 1) and val.query.shape == (2, 2)
 
 
-def test_validation_is_the_mean_over_its_episodes(small, images, variables):
-  settings = small(evaluate={"encode_batch_size": 24})
-  validate = episodes.Validator(settings, images, 5, "test")
+@pytest.mark.parametrize("redraw", [False, True])
+@pytest.mark.parametrize("count", [1, 5])
+def test_validation_is_the_mean_over_its_episodes(
+  count, redraw, small, images, variables
+):
+  """And encodes no image that they do not use."""
+  settings = small(
+    "sampling", nodes={"redraw": redraw}, evaluate={"encode_batch_size": 24}
+  )
+  validate = episodes.Validator(settings, images, count, "test")
   found = validate(variables)
+  uses = 3 * (1 + 2)  # images an episode
+  if not redraw:
+    assert validate._encode.encoded_images <= min(24, count * uses)
   nodes = ImageSetEncoder.of(settings, "test")(variables, images)
   sampler = episodes.episode_sampler(settings, images, "val")
   for name, head in (("accuracy", "deepemd_mean"), ("prototype", "prototype")):
-    values = scorer(settings, head)(nodes, sampler, 5, 4)
+    values = scorer(settings, head)(nodes, sampler, count, 4)
     assert found[name] == pytest.approx(values.mean())
