@@ -55,7 +55,7 @@ TABLES = {"get_config"}
 # Third-party packages that only these files, or files of these rooms, may
 # import.
 ONLY_IN = {
-  "flax": {"models/", "evaluation/results.py"},
+  "flax": {"models/", "evaluation/protocol.py"},
   "orbax": {"checkpoints/manager.py"},
   "tensorstore": {"checkpoints/integrity.py"},
   "tensorboardX": {"training/metric_log.py"},

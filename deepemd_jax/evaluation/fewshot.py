@@ -24,11 +24,11 @@ from deepemd_jax.evaluation.episodes import (
   episode_sampler,
 )
 from deepemd_jax.evaluation.features import ImageSetEncoder
+from deepemd_jax.evaluation.protocol import Protocol
 from deepemd_jax.evaluation.results import (
   EpisodeResults,
   Estimate,
   FewShotResults,
-  Protocol,
   Timing,
   encoder_name,
   nodes_fields,

@@ -8,23 +8,18 @@ import copy
 import dataclasses
 import json
 import pathlib
-import platform
 import zlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from deepemd_jax.checkpoints.pretrained import BestEncoder
-from deepemd_jax.config import resolve, stored
 from deepemd_jax.config.settings import Settings
 from deepemd_jax.data.episodes import EpisodeShape
-from deepemd_jax.data.sources import open_source
-from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation import statistics
+from deepemd_jax.evaluation.protocol import Protocol
 from deepemd_jax.models import heads
 from deepemd_jax.utils import files
-from deepemd_jax.utils.version import VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,87 +102,6 @@ class EpisodeResults:
       "episode": dataclasses.asdict(self.shape),
       "nodes": self.nodes,
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-  """What a reader needs to repeat the numbers, or to compare them.
-
-  Attributes:
-    data: name of the data set in the config.
-    trained_on: "name" and "title" of the data that the encoders have seen.
-    tested_on: the same of those that they were tested on.
-    image: "size" and "crop".
-    model: what the backbone was made from.
-    seed: of all draws.
-  """
-
-  data: str
-  trained_on: dict[str, str]
-  tested_on: dict[str, str]
-  image: dict[str, Any]
-  model: dict[str, Any]
-  seed: int
-
-  @classmethod
-  def of(cls, settings: Settings, workdir: pathlib.Path) -> "Protocol":
-    """Of a run in a workdir whose encoders may have seen other data."""
-    return cls(
-      data=settings.data.name,
-      trained_on=_trained_on(settings, workdir),
-      tested_on=_described(open_source(settings.data, split="test")),
-      image={"size": settings.view.size, "crop": settings.view.whole_crop},
-      model=settings.model,
-      seed=settings.seed,
-    )
-
-  def to_json(self) -> dict:
-    """As in results.json, with the versions and devices of this process."""
-    return {
-      "data": self.data,
-      "protocol": {
-        "trained on": self.trained_on,
-        "tested on": self.tested_on,
-      },
-      "image": self.image,
-      "model": self.model,
-      "seed": self.seed,
-      "versions": _versions(),
-      "device": sharding.describe_devices(),
-    }
-
-  def data_title(self) -> str:
-    """The data set, or "trained on to tested on"."""
-    trained, tested = self.trained_on["name"], self.tested_on["name"]
-    return tested if trained == tested else f"{trained} to {tested}"
-
-
-def _versions() -> dict[str, str]:
-  import flax
-  import jaxlib
-
-  return {
-    "deepemd_jax": VERSION,
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "jaxlib": jaxlib.__version__,
-    "flax": flax.__version__,
-    "numpy": np.__version__,
-  }
-
-
-def _described(source) -> dict[str, str]:
-  return {"name": source.protocol, "title": source.title}
-
-
-def _trained_on(settings: Settings, workdir: pathlib.Path) -> dict[str, str]:
-  """The data that the workdir's encoders were trained on."""
-  fields = stored.read_fields(workdir / "config.json")
-  if "data" not in fields:  # written by `convert`
-    title = "a file of other people's, which does not say what it has seen"
-    return {"name": "converted checkpoint", "title": title}
-  data = resolve.stored_data(settings.data, fields)
-  return _described(open_source(data))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,19 +203,29 @@ class FewShotResults:
     results/, where one test does not wipe out what another has found."""
     fields = self.to_json()
     write_json(workdir / "results.json", fields)
-    write_json(workdir / "results" / f"{self._test_name()}.json", fields)
+    write_json(workdir / "results" / f"{self.test_name()}.json", fields)
 
-  def _test_name(self) -> str:
-    """What was tested, as a file name: cub-160_5way_1shot_fcn."""
+  def test_name(self) -> str:
+    """What was tested, as a file name: cub-160_5way_1shot_fcn_seed0_1f2e3d4c.
+
+    The last part tells apart what the others do not say: solver, temperature,
+    number of episodes, and whatever else changes a number.
+    """
     shape, nodes = self.main.shape, self.main.nodes
-    kind = [nodes["kind"], *map(str, nodes.get("pyramid", ()))]
-    usual = tuple(self.main.accuracy) == heads.usual(shape.shot)
-    names = ",".join(self.main.accuracy)
-    number = zlib.crc32(names.encode())  # tells other heads, as many, apart
-    compared = [] if usual else [f"{len(self.main.accuracy)}heads-{number:08x}"]
-    data = self.protocol.tested_on["name"].replace(":", "-")
-    parts = [data, f"{shape.way}way", f"{shape.shot}shot", "-".join(kind)]
-    return "_".join([*parts, *compared])
+    settings = dataclasses.asdict(self.protocol) | {
+      "nodes": nodes,
+      "shape": dataclasses.asdict(shape),
+      "episodes": self.main.episodes,
+      "heads": list(self.main.accuracy),
+    }
+    number = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
+    return "_".join(
+      (
+        self.protocol.tested_on["name"].replace(":", "-"),
+        *(f"{shape.way}way", f"{shape.shot}shot", nodes["kind"]),
+        *(f"seed{self.protocol.seed}", f"{number:08x}"),
+      )
+    )
 
 
 def encoder_name(head: str) -> str:

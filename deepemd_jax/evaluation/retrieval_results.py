@@ -9,7 +9,8 @@ import numpy as np
 from deepemd_jax.checkpoints.pretrained import BestEncoder
 from deepemd_jax.config.settings import RetrieveSettings
 from deepemd_jax.evaluation import statistics
-from deepemd_jax.evaluation.results import Protocol, nodes_text, write_json
+from deepemd_jax.evaluation.protocol import Protocol
+from deepemd_jax.evaluation.results import nodes_text, write_json
 
 CHOSEN_BY = "MAP@R"
 GLOBAL, EMD = "global", "EMD"  # the two rankings

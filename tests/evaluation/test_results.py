@@ -10,6 +10,7 @@ import recipes
 from deepemd_jax.checkpoints.pretrained import BestEncoder
 from deepemd_jax.data.episodes import EpisodeShape
 from deepemd_jax.evaluation import results
+from deepemd_jax.evaluation.protocol import Protocol
 
 
 def measured(shot=1, nodes=None, **heads):
@@ -50,12 +51,14 @@ def found():
     validation={
       name: {"accuracy": 60.0, "prototype": 58.0} for name in encoders
     },
-    protocol=results.Protocol(
+    protocol=Protocol(
       data="miniimagenet",
       trained_on={"name": "miniimagenet:160", "title": "of one"},
       tested_on={"name": "cub:160", "title": "of another"},
       image={"size": 84, "crop": "center"},
       model={"backbone": "resnet12", "width": 1.0, "precision": "float32"},
+      emd={"solver": "auto", "temperature": 12.5},
+      sfc={"epochs": 100},
       seed=3,
     ),
     seconds=12.345,
@@ -68,7 +71,10 @@ TIMING = {
   "episodes_per_second_with_encoding",
 }
 MEASURED = {"heads", "paired", "episodes"}
-PROTOCOL = {"data", "protocol", "image", "model", "seed", "versions", "device"}
+PROTOCOL = {
+  *("data", "protocol", "image", "model", "emd", "sfc", "seed"),
+  *("versions", "device"),
+}
 
 
 def test_json_has_the_keys_that_others_read(found):
@@ -154,16 +160,32 @@ def test_one_data_set_is_named_once(found):
 
 
 def test_one_test_does_not_wipe_out_another(found, tmp_path):
-  found.save(tmp_path)
-  ablation = measured(deepemd=61.0, chamfer=50.0)
-  dataclasses.replace(found, main=ablation).save(tmp_path)
+  """Whatever differs that changes a number; the same test has the same name."""
+
+  def with_protocol(**fields):
+    protocol = dataclasses.replace(found.protocol, **fields)
+    return dataclasses.replace(found, protocol=protocol)
+
   grid = dataclasses.replace(found, main=found.more["grid"])
+  others = [
+    dataclasses.replace(found, main=measured(deepemd=61.0, chamfer=50.0)),
+    with_protocol(seed=4),
+    with_protocol(emd={"solver": "auto", "temperature": 10.0}),
+    with_protocol(emd={"solver": "interior_point", "temperature": 12.5}),
+    with_protocol(sfc={"epochs": 50}),
+    with_protocol(image={"size": 92, "crop": "center"}),
+    dataclasses.replace(
+      found, main=dataclasses.replace(found.main, episodes=5000)
+    ),
+    grid,
+  ]
+  for results_ in (found, *others, dataclasses.replace(found, seconds=1.0)):
+    results_.save(tmp_path)
   grid.save(tmp_path)
-  assert {p.name for p in (tmp_path / "results").iterdir()} == {
-    "cub-160_5way_1shot_fcn-2-1.json",
-    "cub-160_5way_1shot_fcn-2-1_2heads-5389aa9d.json",
-    "cub-160_5way_1shot_grid.json",
-  }
+  names = {path.stem for path in (tmp_path / "results").iterdir()}
+  assert names == {each.test_name() for each in (found, *others)}
+  assert len(names) == 1 + len(others)
+  assert found.test_name().startswith("cub-160_5way_1shot_fcn_seed3_")
   latest = json.loads((tmp_path / "results.json").read_text())
   assert latest["nodes"]["kind"] == "grid"
   assert set(tmp_path.iterdir()) == {
@@ -194,7 +216,7 @@ def test_what_was_trained_on_is_read_from_the_workdir(tmp_path):
   trained = recipes.config(data={"name": "miniimagenet"})
   (tmp_path / "config.json").write_text(trained.to_json_best_effort())
   tested = recipes.settings(data={"name": "cub", "test_name": "fc100"})
-  protocol = results.Protocol.of(tested, tmp_path)
+  protocol = Protocol.of(tested, tmp_path)
   assert protocol.data == "cub"
   assert protocol.trained_on["name"] == "miniimagenet:160"
   assert protocol.tested_on["name"] == "fc100:32"
@@ -204,7 +226,7 @@ def test_what_was_trained_on_is_read_from_the_workdir(tmp_path):
     "precision": "float32",
   }
   (tmp_path / "config.json").write_text('{"model": {"width": 1.0}}')
-  protocol = results.Protocol.of(tested, tmp_path)
+  protocol = Protocol.of(tested, tmp_path)
   assert protocol.trained_on["name"] == "converted checkpoint"
 
 
