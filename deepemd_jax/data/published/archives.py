@@ -108,6 +108,14 @@ def _locate(
   return found, False
 
 
+def _has_ilsvrc_names(folder: pathlib.Path) -> bool:
+  """Whether a class folder's images are called as in the archive; copies of
+  miniImageNet have names of their own."""
+  return folder.is_dir() and any(
+    name.startswith(f"{folder.name}_") for name in layouts.list_folder(folder)
+  )
+
+
 def _unpacked_folder(
   benchmark: Benchmark, folder: pathlib.Path
 ) -> pathlib.Path | None:
@@ -116,7 +124,7 @@ def _unpacked_folder(
     # One class of each split: else it is one split of a ready folder.
     some = {split: name for name, split in benchmark.split_of().items()}
     for below in (".", "train", "ILSVRC/Data/CLS-LOC/train"):
-      if all((folder / below / name).is_dir() for name in some.values()):
+      if all(_has_ilsvrc_names(folder / below / x) for x in some.values()):
         return folder / below
     return None
   kind = archive_formats.FORMATS[benchmark.kind]

@@ -152,6 +152,8 @@ _CARS = (
   ),
 )
 _FOLDERS = ("tables", "folders")
+# Of data sets whose images need no crop: their class folders are enough.
+_UNCROPPED = (*_FOLDERS, "classes")
 
 
 _ALL = (
@@ -178,7 +180,7 @@ _ALL = (
     side=32,
     kind="cifar",
     archives=(_CIFAR,),
-    layouts=_FOLDERS,
+    layouts=_UNCROPPED,
     native=32,
   ),
   Benchmark(
@@ -187,7 +189,7 @@ _ALL = (
     side=32,
     kind="cifar",
     archives=(_CIFAR,),
-    layouts=_FOLDERS,
+    layouts=_UNCROPPED,
     native=32,
   ),
   Benchmark(
@@ -196,7 +198,7 @@ _ALL = (
     "images each",
     kind="ilsvrc",
     archives=(_ILSVRC,),
-    layouts=(*_FOLDERS, "lists"),
+    layouts=(*_UNCROPPED, "lists"),
   ),
   Benchmark(
     "tieredimagenet",

@@ -6,6 +6,9 @@
     folders   {train,val,test}/<class>/<image>, or meta-train/ and so on (the
               official DeepEMD code)
     lists     {train,val,test}.json with class_names and class_roots (easyfsl)
+    classes   <class>/<image>, all classes, as classifiers have them; also in
+              images/, or with each class's images shared out among train/, val/
+              and test/
 
 Which split a class belongs to is not taken from there but from the published
 list: the folder gives the images of each class.
@@ -81,6 +84,8 @@ def read(
       if not present:
         continue
       missing = [str(p) for s, p in paths.items() if s not in present]
+      if missing and layout == "folders" and _class_folders(benchmark, root):
+        continue  # train/ and val/ may have halves of each class
       if missing:
         raise InputError(
           f"{str(root)!r} is not whole: there is no {', '.join(missing)}"
@@ -90,7 +95,21 @@ def read(
       for path in paths.values():
         links.refuse_outside(path, os.path.realpath(root))
       return reader(root, list(paths.values()), set(benchmark.split_of()))
+  if folders := _class_folders(benchmark, root):
+    return _read_classes(root, folders)
   raise InputError(_what_was_expected(benchmark, root))
+
+
+def _class_folders(benchmark, root) -> dict[str, list[pathlib.Path]]:
+  """Returns the folders of each class, or nothing if a class has none."""
+  if "classes" not in benchmark.layouts:
+    return {}
+  places = [root / place for place in _CLASS_PLACES]
+  folders = {
+    label: [place / label for place in places if (place / label).is_dir()]
+    for label in sorted(benchmark.split_of())
+  }
+  return folders if all(folders.values()) else {}
 
 
 def _why_layout_is_refused(benchmark, root, layout) -> str:
@@ -117,6 +136,8 @@ def _what_was_expected(benchmark, root) -> str:
     if layout in benchmark.layouts:
       below = "/<class>" * (layout == "folders")
       expected += [place.format(split="train") + below for place in places]
+  if "classes" in benchmark.layouts:
+    expected.append("a folder of images for each class")
   return (
     f"{str(root)!r} holds nothing that {benchmark.name} can be made from; "
     f"looked for {', '.join(expected)}"
@@ -197,6 +218,16 @@ def _class_images(folder: pathlib.Path, label: str) -> Iterator[SourceImage]:
       yield SourceImage(f"{label}/{name}", label, folder / name)
 
 
+def _read_classes(root, folders) -> Iterator[SourceImage]:
+  for label, places in folders.items():
+    for folder in places:
+      links.refuse_outside(folder, os.path.realpath(root))
+      for image in _class_images(folder, label):
+        # Two halves may both have a 0001.png.
+        key = folder.relative_to(root).as_posix()
+        yield image._replace(key=f"{key}/{image.content.name}")
+
+
 def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
   for path in paths:
     where = repr(str(path))
@@ -224,6 +255,8 @@ def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
       yield from _class_images(path, label)
 
 
+# Where the class folders of the layout "classes" may be.
+_CLASS_PLACES = ("", "images", "train", "val", "test")
 _LAYOUTS = {
   "tables": (_read_tables, ("split/{split}.csv", "{split}.csv")),
   "lists": (_read_lists, ("{split}.json",)),

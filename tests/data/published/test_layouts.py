@@ -46,6 +46,25 @@ def test_the_published_list_decides_on_the_split(tmp_path):
   assert labels(read(fc100, root)) == expected(fc100)
 
 
+@pytest.mark.parametrize("place", ["", "images", "halves"])
+@pytest.mark.parametrize("name", ["miniimagenet", "cifar_fs", "fc100"])
+def test_class_folders_as_classifiers_have_them(name, place, tmp_path):
+  """Whatever their split: all of miniImageNet's 100 classes in train/ and val/,
+  say, in files called n0153282900000005.jpg."""
+  benchmark = fake.small(name)
+  for classes in fake.ready_files(name).values():
+    for label, images in classes.items():
+      for number, content in enumerate(images.values()):
+        half = ("train", "val")[number] if place == "halves" else place
+        folder = tmp_path / half / label
+        folder.mkdir(parents=True, exist_ok=True)
+        # In halves both are called the same.
+        last = 5 if place == "halves" else number
+        (folder / f"{label}{last:08}.jpg").write_bytes(content)
+  found = read(benchmark, tmp_path)
+  assert labels(found) == expected(benchmark)
+
+
 @pytest.mark.parametrize(
   ("name", "make", "message"),
   [
@@ -85,6 +104,7 @@ def test_an_unknown_folder_is_told_what_was_looked_for(name, tmp_path):
     ("tables", "split/train.csv"),
     ("folders", "meta-train"),
     ("lists", "train.json"),
+    ("classes", "for each class"),
   ):
     assert (sign in message) == (layout in benchmark.layouts)
   with pytest.raises(InputError, match="there is no file or folder"):
