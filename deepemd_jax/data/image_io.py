@@ -21,6 +21,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _LARGEST_FILE = 2**30  # bytes; no honest image file is larger
 _PIXELS_AT_ONCE = 2**16
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of a TIFF
+_LARGEST_TILE = 2**20  # pixels; the usual ones have 2**16
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -58,6 +60,11 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     raise Image.DecompressionBombError(
       f"{image.width} x {image.height} pixels: taken for a decompression bomb"
     )
+  if image.format == "TIFF":
+    tags = image.tag_v2
+    tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+    if tile > 4 * image.width * image.height + _LARGEST_TILE:
+      raise ValueError(f"tiles of {tile} pixels, which is more than the image")
   return image
 
 
@@ -67,10 +74,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I") or image.mode == "F":
     return _eight_bit(image).convert("RGB")
   if "A" in image.getbands() or "transparency" in image.info:
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    return _on_white(image)
   return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+  """Makes what is clear white; some rows at a time, as `_eight_bit`."""
+  rgb = Image.new("RGB", image.size)
+  step = max(1, _PIXELS_AT_ONCE // image.width)
+  for top in range(0, image.height, step):
+    bottom = min(top + step, image.height)
+    rows = image.crop((0, top, image.width, bottom)).convert("RGBA")
+    white = Image.new("RGBA", rows.size, "white")
+    rgb.paste(Image.alpha_composite(white, rows).convert("RGB"), (0, top))
+  return rgb
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -106,7 +106,8 @@ class NetworkSimplex:
     flow, f, g = (jnp.moveaxis(x, 0, -1) for x in solution)
     steps = jnp.where(scaled.valid, 0, 0)
     plan = certificate.certify(scaled, flow, f, g, steps, dtype=dtype)
-    return _without_forbidden(problem.batch_first(plan, batch), forbidden)
+    plan = problem.batch_first(plan, batch)
+    return _without_forbidden(plan, forbidden, a, b)
 
 
 def _cost_of_forbidden(cost, forbidden):
@@ -118,12 +119,15 @@ def _cost_of_forbidden(cost, forbidden):
   return jnp.where(forbidden, high + (high - low) * sum(cost.shape[-2:]), cost)
 
 
-def _without_forbidden(plan: problem.Plan, forbidden) -> problem.Plan:
-  """NaN where a plan uses forbidden pairs, for more than rounding."""
-  moved = plan.flow.sum((-2, -1))
-  used = jnp.where(forbidden, plan.flow, 0).sum((-2, -1))
-  rounding = sum(forbidden.shape[-2:]) * jnp.finfo(moved.dtype).eps
-  possible = ~(used > rounding * moved)
+def _without_forbidden(plan: problem.Plan, forbidden, a, b) -> problem.Plan:
+  """NaN where a plan uses forbidden pairs, for more than the rounding of the
+  masses of their nodes."""
+  used = jnp.where(forbidden, plan.flow, 0)
+  inexact = sum(forbidden.shape[-2:]) * jnp.finfo(used.dtype).eps
+  inexact = jnp.minimum(inexact, 1e-3)
+  possible = ~(
+    (used > inexact * a[..., None]) | (used > inexact * b[..., None, :])
+  ).any((-2, -1))
   plan = plan._replace(
     flow=jnp.where(forbidden, 0 * plan.flow, plan.flow),
     converged=plan.converged & possible,

@@ -1,6 +1,7 @@
 """Every kind of picture becomes what a person sees, or is named as bad."""
 
 import io
+import struct
 import tracemalloc
 
 import numpy as np
@@ -94,6 +95,34 @@ def test_16_bits_become_8_a_piece_at_a_time():
   expected = np.rint(values / 257).astype(np.uint8)
   np.testing.assert_array_equal(np.asarray(found)[..., 0], expected)
   assert peak < 6 * values.size  # bytes; in float64 alone there are 8
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_large_clear_images_are_put_on_white_as_small_ones_are(mode):
+  rng = np.random.default_rng(0)
+  whole = Image.fromarray(rng.integers(0, 256, (700, 199, 4), np.uint8))
+  if mode != "RGBA":
+    whole = whole.convert(mode)
+  white = Image.new("RGBA", whole.size, "white")
+  at_once = Image.alpha_composite(white, whole.convert("RGBA")).convert("RGB")
+  np.testing.assert_array_equal(
+    np.asarray(image_io.to_rgb(whole)), np.asarray(at_once)
+  )
+
+
+def test_tiles_far_larger_than_the_image_are_refused():
+  """A decoder makes room for a whole tile."""
+
+  def tiff(tile):
+    """100 x 100 pixels in one tile of so many a side, packed by LZW."""
+    tags = {256: 100, 257: 100, 258: 8, 259: 5, 262: 1, 277: 1}
+    tags |= {322: tile, 323: tile, 324: 200, 325: 50}
+    entries = (struct.pack("<HHII", k, 4, 1, v) for k, v in tags.items())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return head + b"".join(entries) + bytes(54)
+
+  assert "tiles of 900000000 pixels" in problem(tiff(30_000))
+  assert "tiles of" not in problem(tiff(128))  # damaged, for another reason
 
 
 def encoded(image, kind, **options):

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,53 @@ def test_forbidden_pairs_are_not_used(solver, x64, share):
   np.testing.assert_allclose(paid[possible], value, rtol=1e-12)
   assert np.isnan(paid[~possible]).all()
   assert np.isfinite(plan.f[possible]).all()
+
+
+@needs_compiler
+@needs_compiler
+@pytest.mark.parametrize("x64", [True], indirect=True)
+@pytest.mark.parametrize("unit", [1e-290, 1.0, 1e300])
+def test_masses_of_any_size(x64, unit):
+  rng = np.random.default_rng(0)
+  cost = rng.random((10, 12, 12))
+  a, b = rng.random((10, 12)) + 0.1, rng.random((10, 12)) + 0.1
+  b *= (a.sum(1) / b.sum(1))[:, None]
+  expected = solve(cost, a, b, solver=NATIVE)
+  plan = solve(cost, a * unit, b * unit, solver=NATIVE)
+  np.testing.assert_allclose(plan.flow / unit, expected.flow, atol=1e-12)
+  np.testing.assert_allclose(plan.f, expected.f, rtol=1e-12, atol=1e-12)
+  assert plan.converged.all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("x64", [True], indirect=True)
+def test_a_tiny_mass_pays_its_huge_cost(x64):
+  cost = np.ones((3, 3))
+  cost[0], cost[1, 0] = 1e30, 0.5
+  a, b = np.array([1e-30, 1, 1]), np.full(3, 2 / 3)
+  np.testing.assert_allclose(distance(cost, a, b, solver=NATIVE), 8 / 3)
+
+
+@pytest.mark.parametrize("solver", [NATIVE, POT], ids=["native", "POT"])
+def test_a_small_node_without_a_partner_is_not_forgotten(solver):
+  cost = np.random.default_rng(0).random((4, 4), np.float32)
+  cost[0] = np.inf
+  mass = np.array([5e-7, 1, 1, 1], np.float32)
+  assert not solve(cost, mass, mass, solver=solver).converged
+  cost = np.ones((1, 3000), np.float32)
+  cost[0, 7] = np.inf
+  b = np.full(3000, 1 / 3000, np.float32)
+  assert not solve(cost, np.ones(1, np.float32), b, solver=solver).converged
+
+
+@needs_compiler
+def test_equal_columns_take_no_time():
+  """Once each closed column had all rows look again: n cubed, 12 s."""
+  mass = np.full(1500, 1 / 1500, np.float32)
+  cost = np.ones((1500, 1500), np.float32)
+  began = time.monotonic()
+  assert solve(cost, mass, mass, solver=NATIVE).converged
+  assert time.monotonic() - began < 5
 
 
 @needs_compiler

@@ -9,6 +9,8 @@ import dataclasses
 import io
 import os
 import pathlib
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -25,8 +27,11 @@ from deepemd_jax.data.published.archive_members import (
 from deepemd_jax.data.published.catalogue import Benchmark
 from deepemd_jax.data.published.layouts import SourceImage
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import files
 
 _CIFAR_RECORD = 2 + 3 * 32 * 32  # bytes: coarse label, fine label, pixels
+_LARGEST_MAT = 1 << 26  # bytes, inflated; Cars196's has 3 MB
+_COMPRESSED = 15  # the kind of such a part of a file of MATLAB's
 
 
 def read_cub(benchmark: Benchmark, path: pathlib.Path) -> Iterator[SourceImage]:
@@ -168,7 +173,8 @@ def read_cars(
       f"{str(path)!r}; put it there"
     )
   try:
-    rows = scipy.io.loadmat(io.BytesIO(table.read_bytes()))["annotations"]
+    content = _inflated_mat(files.read_regular(table, _LARGEST_MAT))
+    rows = scipy.io.loadmat(io.BytesIO(content))["annotations"]
     label_of = {
       str(row["relative_im_path"].item()): names[int(row["class"].item()) - 1]
       for row in rows.ravel()
@@ -179,6 +185,27 @@ def read_cars(
       "again"
     ) from error
   yield from _images_in_table(path, label_of)
+
+
+def _inflated_mat(content: bytes) -> bytes:
+  """A file of MATLAB's without compression, which SciPy would undo without a
+  limit: a header of 128 bytes, and parts with their kind and length.
+
+  Raises:
+    ValueError, struct.error, zlib.error: it is damaged, or too large.
+  """
+  parts, at, room = [content[:128]], 128, _LARGEST_MAT
+  while at < len(content):
+    kind, length = struct.unpack_from("<II", content, at)
+    part = content[at : at + 8 + length]
+    if kind == _COMPRESSED:
+      part = zlib.decompressobj().decompress(part[8:], room)
+      if len(part) >= room:
+        raise ValueError("too large")
+    room -= len(part)
+    parts.append(part)
+    at += 8 + length
+  return b"".join(parts)
 
 
 def _images_in_table(

@@ -79,6 +79,12 @@ def read_members(path: pathlib.Path) -> Iterator[Member]:
     elif zipfile.is_zipfile(path):
       with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
+          # Only of these two does zipfile unpack no more than is asked for.
+          if info.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+          ):
+            raise zipfile.BadZipFile("an unusual compression")
           if not info.is_dir() and _is_regular(info):
             start = functools.partial(archive.open, info)
             yield _archive_member(info.filename, info.file_size, start, path)

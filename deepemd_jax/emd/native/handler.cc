@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <functional>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 
@@ -22,13 +23,18 @@ class Batch {
   Batch(int64_t count, std::function<void(TransportProblem&, int64_t)> solve)
       : count_(count), solve_(std::move(solve)) {}
 
-  // Solves until no problem is left.
+  // Solves until no problem is left. Throws nothing: whoever waits must be able
+  // to count on every problem.
   void Work() {
     TransportProblem problem;
     for (;;) {
       const int64_t i = next_.fetch_add(1);
       if (i >= count_) return;
-      solve_(problem, i);
+      try {
+        solve_(problem, i);
+      } catch (const std::exception&) {
+        failed_ = true;  // there is no memory
+      }
       if (done_.fetch_add(1) + 1 == count_) {
         std::lock_guard<std::mutex> lock(mutex_);
         finished_.notify_all();
@@ -43,10 +49,13 @@ class Batch {
     finished_.wait(lock, [this] { return done_.load() == count_; });
   }
 
+  bool failed() const { return failed_; }
+
  private:
   const int64_t count_;
   const std::function<void(TransportProblem&, int64_t)> solve_;
   std::atomic<int64_t> next_{0}, done_{0};
+  std::atomic<bool> failed_{false};
   std::mutex mutex_;
   std::condition_variable finished_;
 };
@@ -90,11 +99,19 @@ ffi::Error SolveBatch(ffi::ThreadPool pool, int64_t threads, int64_t max_pivots,
       });
   const int64_t helpers = std::min<int64_t>(
       {threads > 0 ? threads : pool.num_threads(), pool.num_threads(), count}) - 1;
-  for (int64_t k = 0; k < helpers; ++k) {
-    pool.Schedule([batch] { batch->Work(); });
+  try {
+    for (int64_t k = 0; k < helpers; ++k) {
+      pool.Schedule([batch] { batch->Work(); });
+    }
+  } catch (const std::exception&) {
+    // Then there are fewer helpers.
   }
   batch->Work();
   batch->Wait();
+  if (batch->failed()) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "no memory for a transport problem");
+  }
   return ffi::Error::Success();
 }
 

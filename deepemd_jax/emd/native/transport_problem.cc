@@ -81,33 +81,37 @@ bool TransportProblem::Prepare(const T* cost, const T* a, const T* b) {
   range_ = static_cast<double>(high) - low_;
   if (bad || !std::isfinite(range_)) return false;
   largest_ = std::max(std::abs(low_), std::abs(static_cast<double>(high)));
-  constant_ = range_ == 0;
+  // Nor can a float32 cost or potential be larger than float32 has it.
+  if (!std::isfinite(static_cast<T>(range_))) return false;
+  // A subnormal range has no inverse.
+  constant_ = range_ < std::numeric_limits<double>::min();
   if (constant_) range_ = 1;
   // More than all arcs of a cycle cost: a forbidden pair is used only if there
   // is no other way.
   if (forbidden_) range_ *= n_ + m_;
+  if (!std::isfinite(range_)) return false;
   capped_ = forbidden_;
 
   const bool balanced =
       std::abs(total_a - total_b) <= kBalanced * std::max(total_a, total_b);
   const double to_b = balanced ? total_a / total_b : 1;
   moved_ = balanced ? total_a : std::min(total_a, total_b);
-  // A node that has more than all that moves may as well have twice that; else
-  // it would drown the others in its rounding errors.
+  // In units of what moves. A node that has more than all that moves may as
+  // well have twice that; else it would drown the others in its rounding errors.
   double surplus = 0;
   a_.resize(n_ + 1);
   b_.resize(m_ + 1);
   for (int i = 0; i < n_; ++i) {
-    a_[i] = std::min<double>(a[i], 2 * moved_);
+    a_[i] = std::min(a[i] / moved_, 2.0);
     surplus += a_[i];
   }
   for (int j = 0; j < m_; ++j) {
-    b_[j] = std::min(b[j] * to_b, 2 * moved_);
+    b_[j] = std::min(b[j] / moved_ * to_b, 2.0);
     surplus -= b_[j];
   }
   a_[n_] = balanced ? 0 : std::max(-surplus, 0.0);
   b_[m_] = balanced ? 0 : std::max(surplus, 0.0);
-  nothing_ = 4e-16 * (n_ + m_) * (moved_ + std::abs(surplus));
+  nothing_ = 4e-16 * (n_ + m_) * (1 + std::abs(surplus));
   rows_.clear();
   columns_.clear();
   for (int i = 0; i <= n_; ++i) {
@@ -148,9 +152,10 @@ int64_t TransportProblem::RunSimplex(const T* cost, int64_t max_pivots) {
     pivots += simplex_.Solve(max_pivots - pivots);
     if (pivots >= max_pivots) return max_pivots;
     double used = 0;
-    simplex_.VisitFlows([&](int i, int j, double flow) {
-      if (flow > nothing_ && rows_[i] < n_ && columns_[j] < m_) {
-        used = std::max(used, simplex_.cost_row(i)[j]);
+    simplex_.VisitFlows([&](int row, int column, double flow) {
+      const int i = rows_[row], j = columns_[column];
+      if (i < n_ && j < m_ && !IsRounding(i, j, flow)) {
+        used = std::max(used, simplex_.cost_row(row)[column]);
       }
     });
     // Once there is a plan, what costs more than all arcs of a cycle of it is
@@ -197,23 +202,26 @@ template <typename T>
 bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
   const double epsilon = std::numeric_limits<T>::epsilon();
   const bool dummy_a = a_[n_] > 0, dummy_b = b_[m_] > 0;
-  double gap = 0, forbidden = 0;
+  // The masses are as exact as T is.
+  const double inexact = std::min((n_ + m_) * epsilon, 1e-3);
+  double gap = 0;
+  bool possible = true;
   std::fill(plan.flow, plan.flow + static_cast<int64_t>(n_) * m_, T(0));
   simplex_.VisitFlows([&](int row, int column, double flow) {
     const int i = rows_[row], j = columns_[column];
     const double slack = Uncapped(cost, i, j) - f_[i] - g_[j];
     if (slack == kInfinity) {
-      forbidden += flow;
+      possible &= flow <= inexact * std::min(a_[i], b_[j]);
       return;
     }
-    if (capped_ && slack > 1e-9 && flow <= nothing_) return;
+    if (capped_ && slack > 1e-9 && IsRounding(i, j, flow)) return;
     gap += flow * std::max(slack, 0.0);
     if (i < n_ && j < m_) {
-      plan.flow[static_cast<int64_t>(i) * m_ + j] = static_cast<T>(flow);
+      plan.flow[static_cast<int64_t>(i) * m_ + j] =
+          static_cast<T>(flow * moved_);
     }
   });
-  // The masses are as exact as T is.
-  if (forbidden > (n_ + m_) * epsilon * moved_) return false;
+  if (!possible) return false;
 
   // Potentials are known up to a constant. A dummy's is 0; without a dummy,
   // both sides have the same part in the value.
@@ -237,6 +245,7 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
       sum += row[j];
       sums_[j] += row[j];
     }
+    sum /= moved_;
     const double wrong = dummy_b ? std::max(sum - a_[i], 0.0)  //
                                  : std::abs(sum - a_[i]);
     residual = std::max(residual, wrong);
@@ -244,25 +253,26 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
     even -= a_[i] * f_[i];
   }
   for (int j = 0; j < m_; ++j) {
-    const double wrong = dummy_a ? std::max(sums_[j] - b_[j], 0.0)
-                                 : std::abs(sums_[j] - b_[j]);
+    const double sum = sums_[j] / moved_;
+    const double wrong = dummy_a ? std::max(sum - b_[j], 0.0)  //
+                                 : std::abs(sum - b_[j]);
     residual = std::max(residual, wrong);
     gap += wrong * price(g_[j] - to_f);
     even += b_[j] * g_[j];
   }
   double constant_f = to_f * range_ + (dummy_a ? low_ : 0);
-  if (!dummy_a && !dummy_b) constant_f = (even / moved_ * range_ + low_) / 2;
+  if (!dummy_a && !dummy_b) constant_f = (even * range_ + low_) / 2;
   for (int i = 0; i < n_; ++i) {
     plan.f[i] = static_cast<T>(f_[i] * range_ + constant_f);
   }
   for (int j = 0; j < m_; ++j) {
     plan.g[j] = static_cast<T>(g_[j] * range_ + (low_ - constant_f));
   }
-  const double scale = moved_ * largest_;
-  gap = (constant_ ? 0 : gap * range_) + 4 * epsilon * scale;
-  *plan.gap = static_cast<T>(gap);
-  *plan.residual = static_cast<T>(residual);
-  *plan.converged = gap <= kClose<T> * scale;
+  gap = (constant_ ? 0 : gap * range_) + 4 * epsilon * largest_;
+  *plan.gap = static_cast<T>(gap * moved_);
+  *plan.residual = static_cast<T>(residual * moved_);
+  *plan.converged =
+      gap <= kClose<T> * largest_ && std::isfinite(*plan.gap);
   return true;
 }
 

@@ -53,6 +53,13 @@ class TransportProblem {
     return (cost[static_cast<int64_t>(i) * m_ + j] - low_) / range_;
   }
 
+  // Whether so small a flow is the rounding of larger ones, and not the mass of
+  // a small node.
+  bool IsRounding(int i, int j, double flow) const {
+    const double less = a_[i] < b_[j] ? a_[i] : b_[j];
+    return flow <= nothing_ && (flow < 0.01 * less || flow > 1.01 * less);
+  }
+
   // As the simplex has it: at most 1.
   template <typename T>
   double Scaled(const T* cost, int i, int j) const {
@@ -62,8 +69,9 @@ class TransportProblem {
 
   TransportSimplex simplex_;
   int n_ = 0, m_ = 0;
-  // The masses, and the potentials in units of range_. The last ones are those
-  // of the dummies: one of them takes what one side has above the other.
+  // The masses in units of moved_, and the potentials in units of range_. The
+  // last ones are those of the dummies: one of them takes what one side has
+  // above the other.
   std::vector<double> a_, b_, f_, g_;
   std::vector<double> sums_;             // of the columns
   std::vector<int32_t> rows_, columns_;  // the nodes with mass

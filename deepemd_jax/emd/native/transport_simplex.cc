@@ -159,19 +159,25 @@ void TransportSimplex::FirstBasis() {
     row_sink_[i] =
         WhereLeast(cost_row(i), offset_.data(), stride_, row_least_[i]);
   }
-  for (int arc = 0; arc < n + m - 1; ++arc) {
+  int arc = 0;
+  while (open_rows > 1) {
     int at = 0;
     for (int k = 1; k < open_rows; ++k) {
       if (row_least_[rows_[k]] < row_least_[rows_[at]]) at = k;
     }
     const int i = rows_[at], j = row_sink_[i];
-    bool close_row = open_rows > 1;
-    if (open_rows > 1 && open_sinks > 1) {
-      close_row = left_a_[i] < left_b_[j] || (left_a_[i] == left_b_[j] &&
-                                              extra_a_[i] < extra_b_[j]);
+    if (offset_[j] == -kNever) {  // closed: what is left costs as much or more
+      LeastOfRows(cost_row(i), offset_.data(), stride_, 1, &row_least_[i]);
+      row_sink_[i] =
+          WhereLeast(cost_row(i), offset_.data(), stride_, row_least_[i]);
+      continue;
     }
+    const bool close_row =
+        open_sinks == 1 || left_a_[i] < left_b_[j] ||
+        (left_a_[i] == left_b_[j] && extra_a_[i] < extra_b_[j]);
     arcs_[2 * arc] = i;
     arcs_[2 * arc + 1] = j;
+    ++arc;
     if (close_row) {
       left_b_[j] -= left_a_[i];
       extra_b_[j] -= extra_a_[i];
@@ -182,13 +188,12 @@ void TransportSimplex::FirstBasis() {
     extra_a_[i] -= extra_b_[j];
     --open_sinks;
     offset_[j] = -kNever;
-    for (int k = 0; k < open_rows && open_sinks > 0; ++k) {
-      const int row = rows_[k];
-      if (row_sink_[row] != j) continue;
-      LeastOfRows(cost_row(row), offset_.data(), stride_, 1, &row_least_[row]);
-      row_sink_[row] =
-          WhereLeast(cost_row(row), offset_.data(), stride_, row_least_[row]);
-    }
+  }
+  for (int j = 0; j < m; ++j) {  // the last row serves all that are open
+    if (offset_[j] == -kNever) continue;
+    arcs_[2 * arc] = rows_[0];
+    arcs_[2 * arc + 1] = j;
+    ++arc;
   }
   HangTree();
 }

@@ -102,11 +102,21 @@ def test_a_table_that_grows_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(archive_members, "_LARGEST_TABLE", 1000)
   path = tmp_path / "x.zip"
   for size in (1000, 1001):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
       archive.writestr("a/images.txt", "1" * size)
     if size == 1000:
       assert archive_members.read_texts(path, "images.txt") == ["1" * size]
   with pytest.raises(InputError, match="images.txt has more than 1000 bytes"):
+    archive_members.read_texts(path, "images.txt")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_cannot_be_unpacked_in_pieces_is_refused(method, tmp_path):
+  """A few kilobytes would become gigabytes, whatever is asked for."""
+  path = tmp_path / "x.zip"
+  with zipfile.ZipFile(path, "w", method) as archive:
+    archive.writestr("a/images.txt", "1")
+  with pytest.raises(InputError, match="unusual compression"):
     archive_members.read_texts(path, "images.txt")
 
 

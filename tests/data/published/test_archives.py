@@ -1,14 +1,17 @@
 """The images in official archives, packed and unpacked."""
 
 import os
+import struct
 import tarfile
+import zlib
 
 import fake
 import numpy as np
 import pytest
+import scipy.io
 from preparing import expected, labels, read
 
-from deepemd_jax.data.published import archives
+from deepemd_jax.data.published import archive_formats, archives
 from deepemd_jax.errors import InputError
 
 BOX = (4.0, 2.0, 20.0, 16.0)
@@ -118,6 +121,24 @@ def test_cars(tmp_path):
     (root / "cars_annos.mat").write_bytes(broken)
     with pytest.raises(InputError, match="cars_annos.mat.*is damaged"):
       read(benchmark, root)
+
+
+def test_a_compressed_table_of_cars(tmp_path, monkeypatch):
+  """As MATLAB writes it; inflated within a limit, which SciPy has not."""
+  benchmark = fake.small("cars196")
+  root = fake.cars_folder(tmp_path / "cars")
+  found = read(benchmark, root)
+  table = root / "cars_annos.mat"
+  rows = scipy.io.loadmat(table)["annotations"]
+  scipy.io.savemat(table, {"annotations": rows}, do_compression=True)
+  assert read(benchmark, root) == found
+  monkeypatch.setattr(archive_formats, "_LARGEST_MAT", 100_000)
+  assert read(benchmark, root) == found
+  bomb = zlib.compress(bytes(100_000))
+  head = table.read_bytes()[:128]
+  table.write_bytes(head + struct.pack("<II", 15, len(bomb)) + bomb)
+  with pytest.raises(InputError, match="cars_annos.mat.*is damaged"):
+    read(benchmark, root)
 
 
 def test_an_archive_is_a_stream(tmp_path, monkeypatch):
