@@ -30,7 +30,7 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
 _CIFAR_RECORD = 2 + 3 * 32 * 32  # bytes: coarse label, fine label, pixels
-_LARGEST_MAT = 1 << 26  # bytes, inflated; Cars196's has 3 MB
+_LARGEST_MAT = 1 << 26  # bytes, inflated: 4,000 for each image of Cars196
 _COMPRESSED = 15  # the kind of such a part of a file of MATLAB's
 
 

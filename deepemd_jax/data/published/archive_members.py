@@ -19,7 +19,7 @@ from deepemd_jax.data import links
 from deepemd_jax.errors import InputError
 
 _LARGEST_MEMBER = 1 << 28  # bytes of an image file; none is larger
-_LARGEST_TABLE = 1 << 25  # and of a table: the largest has 5 MB
+_LARGEST_TABLE = 1 << 25  # and of a table: the longest has 60,000 lines
 _MOST_NOTES = 100  # pax headers that hold for all files
 _LONGEST_EXTRA = 1 << 14  # bytes of a tar's extra header: a long name, say
 _LONGEST_PADDING = 1 << 24  # bytes of zeros at a tar's end; usual are 10,240

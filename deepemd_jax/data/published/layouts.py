@@ -220,12 +220,16 @@ def _class_images(folder: pathlib.Path, label: str) -> Iterator[SourceImage]:
 
 def _read_classes(root, folders) -> Iterator[SourceImage]:
   for label, places in folders.items():
+    keys = set()
     for folder in places:
       links.refuse_outside(folder, os.path.realpath(root))
       for image in _class_images(folder, label):
-        # Two halves may both have a 0001.png.
-        key = folder.relative_to(root).as_posix()
-        yield image._replace(key=f"{key}/{image.content.name}")
+        # The key as in other layouts, because episodes go by the order of keys.
+        # But two halves may both have a 0001.png.
+        if image.key in keys:
+          image = image._replace(key=f"{folder.parent.name}/{image.key}")
+        keys.add(image.key)
+        yield image
 
 
 def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
