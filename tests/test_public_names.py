@@ -55,6 +55,8 @@ def test_a_solver_solves(name):
 
 def test_the_distance_of_two_weighted_sets():
   assert jax.eval_shape(emd.distance, COST, WEIGHTS, WEIGHTS).shape == ()
+  both = jax.eval_shape(emd.distance_and_flow, COST, WEIGHTS, WEIGHTS)
+  assert [x.shape for x in both] == [(), (2, 2)]
 
 
 def test_the_weights_of_nodes():

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from deepemd_jax.emd.api import distance, solve
+  from deepemd_jax.emd.api import distance, distance_and_flow, solve
   from deepemd_jax.emd.interior_point import InteriorPoint
   from deepemd_jax.emd.network_simplex import NetworkSimplex
   from deepemd_jax.emd.problem import Plan
@@ -22,6 +22,7 @@ _MODULES = {
   "RegularizedQP": "regularized_qp",
   "Sinkhorn": "sinkhorn",
   "distance": "api",
+  "distance_and_flow": "api",
   "solve": "api",
 }
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
   "RegularizedQP",
   "Sinkhorn",
   "distance",
+  "distance_and_flow",
   "solve",
 ]
 

@@ -18,10 +18,12 @@ from deepemd_jax.emd.solvers import GRADIENTS
 class Solver(Protocol):
   """A solver that `solve` and `distance` can use; hashable.
 
-  A solver may have three more attributes. If `differentiable` is true, its flow
+  A solver may have four more attributes. If `differentiable` is true, its flow
   has a gradient. If `on_host` is true, it needs code of this process, so that
-  it cannot be exported. A method `value(cost, a, b, plan)` returns the
-  objective whose derivatives its potentials are, if that is not <cost, flow>.
+  it cannot be exported. If `takes_start` is true, it has a fourth argument:
+  the flow of a similar problem, from which it starts. A method
+  `value(cost, a, b, plan)` returns the objective whose derivatives its
+  potentials are, if that is not <cost, flow>.
   """
 
   def __call__(
@@ -44,6 +46,7 @@ def solve(
   a: Shaped[Array | np.ndarray, "*#batch n"],
   b: Shaped[Array | np.ndarray, "*#batch m"],
   solver: Solver | None = None,
+  start: Float[Array | np.ndarray, "*#batch n m"] | None = None,
 ) -> problem.Plan:
   """Solves transport problems, and certifies how exact the solutions are.
 
@@ -66,6 +69,10 @@ def solve(
     solver: `InteriorPoint()` or `NetworkSimplex()`, which are exact, or
       `RegularizedQP()` or `Sinkhorn()`. None is the fastest exact one on this
       platform.
+    start: [..., n, m], the flow of a similar problem that this solver has
+      solved. `NetworkSimplex` starts from it, which saves time; the optimum is
+      the same (where several plans tie, perhaps another one of them). Other
+      solvers make no use of it.
 
   Batch dimensions are broadcast.
 
@@ -79,7 +86,15 @@ def solve(
   arguments = problem.prepare(cost, a, b)
   if getattr(solver, "differentiable", False):
     return solver(*arguments)
+  arguments += _usable_start(solver, start, arguments[0])
   return solver(*jax.lax.stop_gradient(arguments))
+
+
+def _usable_start(solver, start, cost) -> tuple[jax.Array, ...]:
+  """The start as a further argument of a solver; () if it takes none."""
+  if start is None or not getattr(solver, "takes_start", False):
+    return ()
+  return (problem.prepare_start(start, cost),)
 
 
 def distance(
@@ -130,26 +145,59 @@ def distance(
     section 5.2 (the value's sensitivity is the dual solution).
     Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, https://arxiv.org/abs/2003.06777.
   """
+  return distance_and_flow(cost, a, b, solver, gradient)[0]
+
+
+def distance_and_flow(
+  cost: Shaped[Array | np.ndarray, "*#batch n m"],
+  a: Shaped[Array | np.ndarray, "*#batch n"],
+  b: Shaped[Array | np.ndarray, "*#batch m"],
+  solver: Solver | None = None,
+  gradient: str = "exact",
+  start: Float[Array | np.ndarray, "*#batch n m"] | None = None,
+) -> tuple[Float[Array, "..."], Float[Array, "... n m"]]:
+  """`distance`, and the optimal flow, by solving once.
+
+  The flow is a constant to derivatives, except that of `RegularizedQP`. Given
+  back as `start`, it saves time when the costs have changed a little, as they
+  do from one step of gradient descent to the next.
+
+  Args:
+    cost: [..., n, m]; see `solve`.
+    a: [..., n].
+    b: [..., m].
+    solver: see `solve`.
+    gradient: see `distance`.
+    start: see `solve`.
+
+  Returns:
+    [...], the value, and [..., n, m], the flow.
+
+  Raises:
+    ValueError: as `distance`; or start has not the shape of cost.
+  """
   if gradient not in GRADIENTS:
     raise ValueError(f"gradient is {gradient!r}; use one of {GRADIENTS}")
   solver = default_solver() if solver is None else solver
   cost, a, b = problem.prepare(cost, a, b)
   if gradient == "exact" and getattr(solver, "differentiable", False):
-    return jnp.sum(cost * solver(cost, a, b).flow, (-2, -1))
+    flow = solver(cost, a, b).flow
+    return jnp.sum(cost * flow, (-2, -1)), flow
   if gradient == "flow":  # nothing behind the masses is differentiated
     a, b = jax.lax.stop_gradient((a, b))
   if hasattr(solver, "value"):
     return _smoothed(solver, cost, a, b)
-  return _solved(solver, cost, a, b)[0]
+  start = _usable_start(solver, start, cost)
+  return _solved(solver, cost, a, b, *jax.lax.stop_gradient(start))[:2]
 
 
 # Compiled, because JAX's tracers of a custom derivative refuse what `vmap`
 # hands on of a NumPy array.
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solved(solver, cost, a, b):
+def _solved(solver, cost, a, b, *start):
   """The value, the flow, and the potentials of an exact solver."""
-  plan = solver(cost, a, b)
+  plan = solver(cost, a, b, *start)
   # A forbidden pair costs infinity, and is not used.
   paid = jnp.where(plan.flow == 0, 0, cost * plan.flow)
   return jnp.sum(paid, (-2, -1)), plan.flow, plan.f, plan.g
@@ -160,7 +208,7 @@ def _tangents(solver, primals, tangents):
   """The value's tangent is <flow, d_cost> + <f, d_a> + <g, d_b>. Flow and
   potentials do not change where they are unique."""
   solution = _solved(solver, *primals)
-  d_cost, d_a, d_b = tangents
+  d_cost, d_a, d_b = tangents[:3]
   flow, f, g = map(_or_zero, solution[1:])
   d_value = jnp.sum(flow * d_cost, (-2, -1))
   d_value += jnp.sum(f * d_a, -1) + jnp.sum(g * d_b, -1)
@@ -175,18 +223,20 @@ def _or_zero(derivative):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _smoothed(solver, cost, a, b):
-  """The objective of a solver whose flow and potentials change with it, so that
-  only the first derivative is known."""
+  """The objective and the flow of a solver whose flow and potentials change
+  with it, so that only the objective's first derivative is known."""
   return _forward(solver, cost, a, b)[0]
 
 
 def _forward(solver, cost, a, b):
   plan = solver(cost, a, b)
-  return solver.value(cost, a, b, plan), (plan.flow, plan.f, plan.g)
+  value = solver.value(cost, a, b, plan)
+  return (value, plan.flow), (plan.flow, plan.f, plan.g)
 
 
-def _backward(solver, residuals, cotangent):
+def _backward(solver, residuals, cotangents):
   del solver
+  cotangent, _ = cotangents  # the flow is a constant
   flow, f, g = map(_or_zero, residuals)
   to_cost = cotangent[..., None, None] * flow
   return to_cost, cotangent[..., None] * f, cotangent[..., None] * g

@@ -50,6 +50,7 @@ class NetworkSimplex:
   threads: int | None = None
   native: bool | None = None
   on_host: ClassVar[bool] = True
+  takes_start: ClassVar[bool] = True
 
   def __post_init__(self):
     if self.threads is not None and self.threads < 1:
@@ -65,15 +66,18 @@ class NetworkSimplex:
     cost: Float[Array, "*batch n m"],
     a: Float[Array, "*batch n"],
     b: Float[Array, "*batch m"],
+    start: Float[Array, "*batch n m"] | None = None,
   ) -> problem.Plan:
     """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
     native = library.load() if self.native is None else self.native
     if native and jax.default_backend() == "cpu":
-      return self._call_native(cost, a, b)
+      return self._call_native(cost, a, b, start)
     return self._call_pot(cost, a, b)
 
-  def _call_native(self, cost, a, b) -> problem.Plan:
+  def _call_native(self, cost, a, b, start) -> problem.Plan:
     batch, dtype = cost.shape[:-2], cost.dtype
+    if start is None:
+      start = jnp.zeros(0, dtype)
     like = jax.ShapeDtypeStruct
     call = jax.ffi.ffi_call(
       library.target(dtype),
@@ -90,7 +94,7 @@ class NetworkSimplex:
     )
     limits = {"threads": self.threads or 0, "max_pivots": _MAX_PIVOTS}
     limits = {name: np.int64(limit) for name, limit in limits.items()}
-    return problem.Plan(*call(cost, a, b, **limits))
+    return problem.Plan(*call(cost, a, b, start, **limits))
 
   def _call_pot(self, cost, a, b) -> problem.Plan:
     batch, dtype = cost.shape[:-2], cost.dtype

@@ -123,6 +123,22 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
   )
 
 
+def prepare_start(start, cost) -> jax.Array:
+  """A flow to start from, in the shape and dtype of the prepared cost.
+
+  Raises:
+    ValueError: it does not fit the shape of cost.
+  """
+  start = jnp.asarray(start)
+  try:
+    return jnp.broadcast_to(start, cost.shape).astype(cost.dtype)
+  except ValueError as error:
+    raise ValueError(
+      f"start has shape {start.shape}, but cost has shape {cost.shape}; start "
+      "must be the flow of a problem of that shape"
+    ) from error
+
+
 def scale_problem(cost, a, b) -> ScaledProblem:
   """Balances and scales cost [n, m, B], a [n, B], b [m, B].
 

@@ -159,16 +159,50 @@ def logits(
   References:
     DeepEMD, CVPR 2020, equations 6 and 9.
   """
+  return logits_and_flows(
+    query_nodes,
+    class_nodes,
+    solver,
+    temperature,
+    weights=weights,
+    gradient=gradient,
+    metric=metric,
+  )[0]
+
+
+def logits_and_flows(
+  query_nodes: Float[Array, "q n c"],
+  class_nodes: Float[Array, "way m c"],
+  solver=None,
+  temperature: float = TEMPERATURE,
+  *,
+  weights: str = "cross_reference",
+  gradient: str = "exact",
+  metric: str = "cosine",
+  start: Float[Array, "q way n m"] | None = None,
+) -> tuple[Float[Array, "q way"], Float[Array, "q way n m"]]:
+  """`logits`, and the optimal flows.
+
+  Args:
+    query_nodes: see `logits`; so are the others.
+    start: flows of the same images with slightly different nodes, which save
+      time; see `emd.solve`.
+
+  Returns:
+    [q, way], the logits, and [q, way, n, m], the flows, which are constants to
+    derivatives.
+  """
   problem = match(query_nodes, class_nodes, weights=weights, metric=metric)
   n, m = problem.similarity.shape[-2:]
-  value = emd.distance(
+  value, flows = emd.distance_and_flow(
     1.0 - problem.similarity,
     problem.query_weights,
     problem.class_weights,
     solver=solver,
     gradient=gradient,
+    start=start,
   )
-  return (temperature / n) * (min(n, m) - value)
+  return (temperature / n) * (min(n, m) - value), flows
 
 
 def pooled(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b c"]:

@@ -19,6 +19,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from deepemd_jax.emd.api import default_solver
 from deepemd_jax.models import matching
 
 EPOCHS = 100
@@ -78,42 +79,60 @@ def fit(
       f"images: its rows must be permutations of {count}"
     )
   images = support_nodes.swapaxes(0, 1).reshape(count, n, c)
+  solver = default_solver() if solver is None else solver
   score = functools.partial(
-    matching.logits,
+    matching.logits_and_flows,
     solver=solver,
     temperature=temperature,
     weights=weights,
     gradient=gradient,
     metric=metric,
   )
-  slope = jax.grad(functools.partial(_loss, score, images))
+  slope = jax.grad(functools.partial(_loss, score, images), has_aux=True)
+  flows = None
+  if getattr(solver, "takes_start", False):
+    flows = jnp.zeros((count, way, n, n), support_nodes.dtype)
   return _descend(
-    slope, support_nodes.mean(1), _batches(order, batch_size), learning_rate
+    slope,
+    support_nodes.mean(1),
+    flows,
+    _batches(order, batch_size),
+    learning_rate,
   )
 
 
-def _loss(score: Callable, images, class_nodes, chosen, there):
-  """Mean cross-entropy of the images `chosen`, of those that are there."""
+def _loss(score: Callable, images, class_nodes, flows, chosen, there):
+  """Mean cross-entropy of the images `chosen`, of those that are there; and
+  their flows."""
+  logits, flows = score(images[chosen], class_nodes, start=flows)
   errors = optax.softmax_cross_entropy_with_integer_labels(
-    score(images[chosen], class_nodes), chosen % len(class_nodes)
+    logits, chosen % len(class_nodes)
   )
-  return jnp.where(there, errors, 0).sum() / there.sum()
+  return jnp.where(there, errors, 0).sum() / there.sum(), flows
 
 
-def _descend(slope: Callable, start, batches, learning_rate: float):
-  """Gradient descent with dampened momentum, over all batches in turn."""
+def _descend(slope: Callable, start, flows, batches, learning_rate: float):
+  """Gradient descent with dampened momentum, over all batches in turn.
+
+  `flows` [images, way, n, n], if there are any, are those of the last time that
+  an image was seen. The solver starts from them: costs change little from one
+  epoch to the next.
+  """
 
   def step(state, batch):
-    class_nodes, velocity = state
+    class_nodes, velocity, flows = state
     chosen, there, first = batch
-    gradient = slope(class_nodes, chosen, there)
+    before = None if flows is None else flows[chosen]
+    gradient, after = slope(class_nodes, before, chosen, there)
+    if flows is not None:
+      flows = flows.at[chosen].set(after)
     average = _MOMENTUM * velocity + (1 - _MOMENTUM) * gradient
     velocity = jnp.where(first, gradient, average)
-    return (class_nodes - learning_rate * velocity, velocity), None
+    return (class_nodes - learning_rate * velocity, velocity, flows), None
 
   first = jnp.arange(len(batches[0])) == 0
-  state = start, jnp.zeros_like(start)
-  (class_nodes, _), _ = lax.scan(step, state, (*batches, first))
+  state = start, jnp.zeros_like(start), flows
+  (class_nodes, *_), _ = lax.scan(step, state, (*batches, first))
   return class_nodes
 
 

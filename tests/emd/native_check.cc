@@ -77,17 +77,43 @@ Case<T> Draw(std::mt19937_64& rng) {
   return made;
 }
 
+// A flow to start from: of the case with its masses in another order, any
+// numbers, or none.
+template <typename T>
+std::vector<T> DrawStart(std::mt19937_64& rng,
+                         deepemd::TransportProblem& problem, Case<T> given) {
+  const int n = given.n, m = given.m, kind = rng() % 3;
+  std::vector<T> flow(n * m), f(n), g(m);
+  if (kind == 0) return {};
+  if (kind == 1) {
+    const int some = 1 + rng() % 20;
+    for (T& x : flow) x = rng() % some ? T(0) : T(rng() % 3) - T(1);
+    flow[rng() % flow.size()] = static_cast<T>(std::nan(""));
+    return flow;
+  }
+  T gap, residual;
+  int32_t steps;
+  bool converged;
+  std::reverse(given.a.begin(), given.a.end());
+  problem.Solve<T>(given.cost.data(), given.a.data(), given.b.data(), nullptr,
+                   n, m, 1000000,
+                   {flow.data(), f.data(), g.data(), &gap, &residual, &steps,
+                    &converged});
+  return flow;
+}
+
 // Returns whether the solution of a case is what it says.
 template <typename T>
-bool Check(deepemd::TransportProblem& problem, const Case<T>& given,
-           int64_t max_pivots) {
+bool Check(std::mt19937_64& rng, deepemd::TransportProblem& problem,
+           const Case<T>& given, int64_t max_pivots) {
   const int n = given.n, m = given.m;
+  const std::vector<T> start = DrawStart(rng, problem, given);
   std::vector<T> flow(n * m), f(n), g(m);
   T gap, residual;
   int32_t steps;
   bool converged;
-  problem.Solve<T>(given.cost.data(), given.a.data(), given.b.data(), n, m,
-                   max_pivots,
+  problem.Solve<T>(given.cost.data(), given.a.data(), given.b.data(),
+                   start.empty() ? nullptr : start.data(), n, m, max_pivots,
                    {flow.data(), f.data(), g.data(), &gap, &residual, &steps,
                     &converged});
   if (std::isnan(gap)) return !converged && std::isnan(flow[0]);
@@ -150,8 +176,8 @@ int main(int count, char** arguments) {
   const long cases = std::strtol(arguments[1], nullptr, 10);
   for (long k = 0; k < cases; ++k) {
     const int64_t limit = rng() % 10 ? 1000000 : rng() % 5;
-    const bool good = rng() % 2 ? Check(problem, Draw<float>(rng), limit)
-                                : Check(problem, Draw<double>(rng), limit);
+    const bool good = rng() % 2 ? Check(rng, problem, Draw<float>(rng), limit)
+                                : Check(rng, problem, Draw<double>(rng), limit);
     if (!good) {
       std::printf("problem %ld is wrong\n", k);
       return 1;

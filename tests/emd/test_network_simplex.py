@@ -182,6 +182,34 @@ def test_a_limit_of_pivots_leaves_an_honest_gap(monkeypatch):
   assert error.max() > 1e-3
 
 
+@needs_compiler
+@pytest.mark.parametrize("x64", [False, True], indirect=True)
+def test_a_start_saves_pivots_and_changes_no_value(x64):
+  """Whatever it is: the flow of a similar problem, numbers without meaning, or
+  the flow of a problem where other totals and nodes without mass were."""
+  rng = np.random.default_rng(7)
+  dtype = np.float64 if x64 else np.float32
+  cost = rng.random((40, 12, 15)).astype(dtype)
+  a, b = rng.random((40, 12)).astype(dtype), rng.random((40, 15)).astype(dtype)
+  a[::3, :4], b[1::3, 2:5] = 0, 0
+  b[::2] *= (a.sum(1) / b.sum(1))[::2, None]
+  before = solve(cost, a, b, solver=NATIVE)
+  again = solve(cost, a, b, solver=NATIVE, start=before.flow)
+  assert not again.steps[::2].any()
+  cost += 1e-2 * rng.random(cost.shape).astype(dtype)
+  a *= 1 + 1e-2 * rng.random(a.shape).astype(dtype)
+  cold = solve(cost, a, b, solver=NATIVE)
+  warm = solve(cost, a, b, solver=NATIVE, start=before.flow)
+  assert warm.steps.sum() < 0.5 * cold.steps.sum()
+  odd = rng.choice([np.nan, -1, 0, np.inf], cost.shape).astype(dtype)
+  mixed = np.roll(before.flow, 1, 0)
+  for start in (before.flow, odd, mixed, np.zeros_like(cost)):
+    plan = solve(cost, a, b, solver=NATIVE, start=start)
+    assert plan.converged.all()
+    values = [(cost * x.flow).sum((1, 2)) for x in (plan, cold)]
+    np.testing.assert_allclose(*values, rtol=1e-12 if x64 else 2e-6)
+
+
 @pytest.mark.parametrize("solver", [NATIVE, POT], ids=["native", "POT"])
 def test_threads_change_nothing(solver):
   rng = np.random.default_rng(0)

@@ -89,8 +89,10 @@ def test_gradients(golden, mode):
   np.testing.assert_allclose(norms, golden[f"{name}_gradnorm_all"], rtol=2e-3)
   for key in names:
     if (full := f"{name}_grad_{key}") in golden.files:
-      scale = np.abs(golden[full]).max()
-      np.testing.assert_allclose(ours[key], golden[full], atol=2e-3 * scale)
+      # A norm: rounding, which is another on each kind of CPU, decides which of
+      # two nearly equal values a max pool takes. Single numbers show that.
+      error = np.linalg.norm(ours[key] - golden[full])
+      assert error < 2e-3 * np.linalg.norm(golden[full]), key
 
 
 def _leaf(tree, official):

@@ -63,7 +63,8 @@ class Batch {
 template <ffi::DataType kType>
 ffi::Error SolveBatch(ffi::ThreadPool pool, int64_t threads, int64_t max_pivots,
                       ffi::Buffer<kType> cost, ffi::Buffer<kType> a,
-                      ffi::Buffer<kType> b, ffi::ResultBuffer<kType> flow,
+                      ffi::Buffer<kType> b, ffi::Buffer<kType> start,
+                      ffi::ResultBuffer<kType> flow,
                       ffi::ResultBuffer<kType> f, ffi::ResultBuffer<kType> g,
                       ffi::ResultBuffer<kType> gap,
                       ffi::ResultBuffer<kType> residual,
@@ -78,11 +79,15 @@ ffi::Error SolveBatch(ffi::ThreadPool pool, int64_t threads, int64_t max_pivots,
   if (n < 1 || m < 1 || n + m > (1 << 24) ||
       static_cast<int64_t>(cost.element_count()) != count * n * m ||
       static_cast<int64_t>(a.element_count()) != count * n ||
-      static_cast<int64_t>(b.element_count()) != count * m) {
+      static_cast<int64_t>(b.element_count()) != count * m ||
+      (start.element_count() != 0 &&
+       start.element_count() != cost.element_count())) {
     return ffi::Error::InvalidArgument("shapes do not fit each other");
   }
   const auto* costs = cost.typed_data();
   const auto *as = a.typed_data(), *bs = b.typed_data();
+  // Empty where there is none.
+  const auto* starts = start.element_count() ? start.typed_data() : nullptr;
   auto *flows = flow->typed_data(), *fs = f->typed_data();
   auto *gs = g->typed_data(), *gaps = gap->typed_data();
   auto* residuals = residual->typed_data();
@@ -92,7 +97,8 @@ ffi::Error SolveBatch(ffi::ThreadPool pool, int64_t threads, int64_t max_pivots,
   auto batch = std::make_shared<Batch>(
       count, [=](TransportProblem& problem, int64_t i) {
         problem.Solve<T>(
-            costs + i * n * m, as + i * n, bs + i * m, static_cast<int>(n),
+            costs + i * n * m, as + i * n, bs + i * m,
+            starts ? starts + i * n * m : nullptr, static_cast<int>(n),
             static_cast<int>(m), max_pivots,
             Plan<T>{flows + i * n * m, fs + i * n, gs + i * m, gaps + i,
                     residuals + i, all_steps + i, all_converged + i});
@@ -122,6 +128,7 @@ auto Binding() {
       .Attr<int64_t>("threads")
       .Attr<int64_t>("max_pivots")
       .Arg<ffi::Buffer<kType>>()
+      .template Arg<ffi::Buffer<kType>>()
       .template Arg<ffi::Buffer<kType>>()
       .template Arg<ffi::Buffer<kType>>()
       .template Ret<ffi::Buffer<kType>>()

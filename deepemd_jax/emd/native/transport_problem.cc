@@ -40,8 +40,9 @@ double Total(const T* masses, int count) {
 }  // namespace
 
 template <typename T>
-void TransportProblem::Solve(const T* cost, const T* a, const T* b, int n,
-                             int m, int64_t max_pivots, Plan<T> plan) {
+void TransportProblem::Solve(const T* cost, const T* a, const T* b,
+                             const T* start, int n, int m, int64_t max_pivots,
+                             Plan<T> plan) {
   n_ = n;
   m_ = m;
   *plan.steps = 0;
@@ -49,7 +50,7 @@ void TransportProblem::Solve(const T* cost, const T* a, const T* b, int n,
     WriteNan(n, m, plan);
     return;
   }
-  const int64_t pivots = RunSimplex(cost, max_pivots);
+  const int64_t pivots = RunSimplex(cost, start, max_pivots);
   *plan.steps = static_cast<int32_t>(
       std::min<int64_t>(pivots, std::numeric_limits<int32_t>::max()));
   CompletePotentials(cost, pivots < max_pivots);
@@ -143,12 +144,31 @@ void TransportProblem::FillSimplex(const T* cost) {
   for (int j = 0; j < m; ++j) simplex_.b()[j] = b_[columns_[j]];
 }
 
+// Hands on the pairs that a flow uses. The plan of a simplex uses one pair fewer
+// than there are nodes; any other flow is of no help.
+template <typename T>
+void TransportProblem::AddStart(const T* start) {
+  const int n = static_cast<int>(rows_.size());
+  const int m = static_cast<int>(columns_.size());
+  int room = n + m - 1;
+  for (int i = 0; i < n && rows_[i] < n_; ++i) {
+    const T* row = start + static_cast<int64_t>(rows_[i]) * m_;
+    for (int j = 0; j < m && columns_[j] < m_; ++j) {
+      if (!(row[columns_[j]] > 0)) continue;
+      if (--room < 0) return;
+      simplex_.AddStartArc(i, j);
+    }
+  }
+}
+
 // Returns the number of pivots; max_pivots if that was not enough.
 template <typename T>
-int64_t TransportProblem::RunSimplex(const T* cost, int64_t max_pivots) {
+int64_t TransportProblem::RunSimplex(const T* cost, const T* start,
+                                     int64_t max_pivots) {
   int64_t pivots = 0;
   for (;;) {
     FillSimplex(cost);
+    if (start) AddStart(start);
     pivots += simplex_.Solve(max_pivots - pivots);
     if (pivots >= max_pivots) return max_pivots;
     double used = 0;
@@ -277,9 +297,10 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
 }
 
 template void TransportProblem::Solve(const float*, const float*, const float*,
-                                      int, int, int64_t, Plan<float>);
+                                      const float*, int, int, int64_t,
+                                      Plan<float>);
 template void TransportProblem::Solve(const double*, const double*,
-                                      const double*, int, int, int64_t,
-                                      Plan<double>);
+                                      const double*, const double*, int, int,
+                                      int64_t, Plan<double>);
 
 }  // namespace deepemd

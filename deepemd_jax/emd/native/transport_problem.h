@@ -28,18 +28,21 @@ class TransportProblem {
  public:
   // Solves the problem of cost [n, m], a [n] and b [m]. A cost of +infinity
   // forbids a pair. A problem without meaning gives NaN, and so does one that
-  // has no plan without forbidden pairs.
+  // has no plan without forbidden pairs. start [n, m] is the optimal flow of a
+  // similar problem, or null.
   template <typename T>
-  void Solve(const T* cost, const T* a, const T* b, int n, int m,
-             int64_t max_pivots, Plan<T> plan);
+  void Solve(const T* cost, const T* a, const T* b, const T* start, int n,
+             int m, int64_t max_pivots, Plan<T> plan);
 
  private:
   template <typename T>
   bool Prepare(const T* cost, const T* a, const T* b);
   template <typename T>
-  int64_t RunSimplex(const T* cost, int64_t max_pivots);
+  int64_t RunSimplex(const T* cost, const T* start, int64_t max_pivots);
   template <typename T>
   void FillSimplex(const T* cost);
+  template <typename T>
+  void AddStart(const T* start);
   template <typename T>
   void CompletePotentials(const T* cost, bool optimal);
   template <typename T>

@@ -112,6 +112,13 @@ void TransportSimplex::Resize(int n, int m) {
   arcs_.resize(2 * static_cast<size_t>(nodes));
   chain_.resize(2 * static_cast<size_t>(nodes));
   order_.resize(nodes);
+  open_.resize(nodes);
+  start_arcs_.clear();
+}
+
+void TransportSimplex::AddStartArc(int i, int j) {
+  start_arcs_.push_back(i);
+  start_arcs_.push_back(j);
 }
 
 int64_t TransportSimplex::Solve(int64_t max_pivots) {
@@ -126,13 +133,11 @@ int64_t TransportSimplex::Solve(int64_t max_pivots) {
   }
 }
 
-// Sends as much as possible over what is cheapest, again and again. Cheap is
-// what costs little above the least cost of its column.
-//
-// A source or sink is closed when nothing is left of it. Of two that end
-// together only one may close, so that the arcs form a tree. Ties are broken as
-// if each source had a trifle more, each sink a trifle less, and the root all
-// of these trifles: such a tree is strongly feasible.
+// Sends as much as possible over one arc after another. A source or sink is
+// closed when nothing is left of it. Of two that end together only one may close,
+// so that the arcs form a tree. Ties are broken as if each source had a trifle
+// more, each sink a trifle less, and the root all of these trifles: such a tree
+// is strongly feasible.
 void TransportSimplex::FirstBasis() {
   const int n = n_, m = m_;
   std::copy(a_.begin(), a_.begin() + n, left_a_.begin());
@@ -143,76 +148,126 @@ void TransportSimplex::FirstBasis() {
       std::max_element(b_.begin(), b_.begin() + m) - b_.begin());
   extra_b_[root] += n + m;
   root_ = n + root;
+  std::fill(open_.begin(), open_.begin() + n + m, 1);
+  basis_arcs_ = 0;
+  open_rows_ = n;
+  open_sinks_ = m;
+  if (!start_arcs_.empty()) SendOverStartArcs();
+  SendOverCheapArcs();
+  HangTree();
+}
 
+// Returns the node that is closed by it.
+inline int TransportSimplex::Send(int i, int j) {
+  arcs_[2 * basis_arcs_] = i;
+  arcs_[2 * basis_arcs_ + 1] = j;
+  ++basis_arcs_;
+  const bool close_row =
+      open_sinks_ == 1 || left_a_[i] < left_b_[j] ||
+      (left_a_[i] == left_b_[j] && extra_a_[i] < extra_b_[j]);
+  if (close_row) {
+    left_b_[j] -= left_a_[i];
+    extra_b_[j] -= extra_a_[i];
+    --open_rows_;
+  } else {
+    left_a_[i] -= left_b_[j];
+    extra_a_[i] -= extra_b_[j];
+    --open_sinks_;
+  }
+  const int closed = close_row ? i : n_ + j;
+  open_[closed] = 0;
+  return closed;
+}
+
+// A node that has one arc left sends over it whatever it has. So a plan that
+// fits the masses is found again. Where it does not fit, some is left over.
+void TransportSimplex::SendOverStartArcs() {
+  const int nodes = n_ + m_, arcs = static_cast<int>(start_arcs_.size()) / 2;
+  ListArcs(start_arcs_, arcs);
+  const std::vector<int32_t>& head = depth_;
+  std::vector<int32_t>& degree = first_;  // the arcs to open nodes
+  const auto other_end = [&](int place) {
+    return place % 2 ? start_arcs_[place - 1] : n_ + start_arcs_[place + 1];
+  };
+  int end = 0;
+  for (int x = 0; x < nodes; ++x) {
+    degree[x] = 0;
+    for (int k = head[x]; k >= 0; k = chain_[k]) ++degree[x];
+    if (degree[x] == 1) order_[end++] = x;
+  }
+  while (end > 0 && open_rows_ > 1) {
+    const int x = order_[--end];
+    if (!open_[x] || degree[x] != 1) continue;
+    int place = head[x];
+    while (!open_[other_end(place)]) place = chain_[place];
+    const int arc = place & ~1;
+    const int closed = Send(start_arcs_[arc], start_arcs_[arc + 1]);
+    for (int k = head[closed]; k >= 0; k = chain_[k]) {
+      const int y = other_end(k);
+      if (--degree[y] == 1 && open_[y]) order_[end++] = y;
+    }
+  }
+}
+
+// Cheap is what costs little above the least cost of its column.
+void TransportSimplex::SendOverCheapArcs() {
+  const int n = n_, m = m_;
+  int rows = 0;
   std::fill(offset_.begin(), offset_.end(), kNever);
   for (int i = 0; i < n; ++i) {
+    if (!open_[i]) continue;
+    rows_[rows++] = i;
     const double* row = cost_row(i);
     for (int j = 0; j < stride_; ++j) {
       offset_[j] = row[j] < offset_[j] ? row[j] : offset_[j];
     }
   }
-  for (int j = m; j < stride_; ++j) offset_[j] = -kNever;
-  LeastOfRows(costs_.data(), offset_.data(), stride_, n, row_least_.data());
-  int open_rows = n, open_sinks = m;
-  for (int i = 0; i < n; ++i) {
-    rows_[i] = i;
+  for (int j = 0; j < stride_; ++j) {
+    if (j >= m || !open_[n + j]) offset_[j] = -kNever;
+  }
+  const auto find_least = [&](int i) {
+    LeastOfRows(cost_row(i), offset_.data(), stride_, 1, &row_least_[i]);
     row_sink_[i] =
         WhereLeast(cost_row(i), offset_.data(), stride_, row_least_[i]);
-  }
-  int arc = 0;
-  while (open_rows > 1) {
+  };
+  for (int k = 0; k < rows; ++k) find_least(rows_[k]);
+  while (open_rows_ > 1) {
     int at = 0;
-    for (int k = 1; k < open_rows; ++k) {
+    for (int k = 1; k < open_rows_; ++k) {
       if (row_least_[rows_[k]] < row_least_[rows_[at]]) at = k;
     }
     const int i = rows_[at], j = row_sink_[i];
-    if (offset_[j] == -kNever) {  // closed: what is left costs as much or more
-      LeastOfRows(cost_row(i), offset_.data(), stride_, 1, &row_least_[i]);
-      row_sink_[i] =
-          WhereLeast(cost_row(i), offset_.data(), stride_, row_least_[i]);
-      continue;
+    if (!open_[n + j]) {  // what is left costs as much or more
+      find_least(i);
+    } else if (Send(i, j) == i) {
+      rows_[at] = rows_[open_rows_];
+    } else {
+      offset_[j] = -kNever;
     }
-    const bool close_row =
-        open_sinks == 1 || left_a_[i] < left_b_[j] ||
-        (left_a_[i] == left_b_[j] && extra_a_[i] < extra_b_[j]);
-    arcs_[2 * arc] = i;
-    arcs_[2 * arc + 1] = j;
-    ++arc;
-    if (close_row) {
-      left_b_[j] -= left_a_[i];
-      extra_b_[j] -= extra_a_[i];
-      rows_[at] = rows_[--open_rows];
-      continue;
-    }
-    left_a_[i] -= left_b_[j];
-    extra_a_[i] -= extra_b_[j];
-    --open_sinks;
-    offset_[j] = -kNever;
   }
   for (int j = 0; j < m; ++j) {  // the last row serves all that are open
-    if (offset_[j] == -kNever) continue;
-    arcs_[2 * arc] = rows_[0];
-    arcs_[2 * arc + 1] = j;
-    ++arc;
+    if (open_[n + j]) Send(rows_[0], j);
   }
-  HangTree();
+}
+
+// Makes lists of the arcs of each node. An arc has two places: 2 * arc in the
+// list of its source, and 2 * arc + 1 in that of its sink. depth_ has the first
+// place of each node, and chain_ the one after each place; -1 ends a list.
+void TransportSimplex::ListArcs(const std::vector<int32_t>& arcs, int count) {
+  std::fill(depth_.begin(), depth_.begin() + n_ + m_, -1);
+  for (int place = 0; place < 2 * count; ++place) {
+    const int end = place % 2 ? n_ + arcs[place] : arcs[place];
+    chain_[place] = depth_[end];
+    depth_[end] = place;
+  }
 }
 
 // Makes the tree of the list of arcs, with its depths, potentials and flows.
 void TransportSimplex::HangTree() {
-  const int nodes = n_ + m_, arcs = nodes - 1, root = root_;
-  // The arcs of each node, as a list of places. An arc has two places: 2 * arc
-  // in the list of its source, and 2 * arc + 1 in that of its sink. A node's
-  // depth is not known before its list is done with.
-  std::vector<int32_t>& head = depth_;
-  std::fill(head.begin(), head.begin() + nodes, -1);
-  for (int arc = 0; arc < arcs; ++arc) {
-    const int ends[2] = {arcs_[2 * arc], n_ + arcs_[2 * arc + 1]};
-    for (int side = 0; side < 2; ++side) {
-      chain_[2 * arc + side] = head[ends[side]];
-      head[ends[side]] = 2 * arc + side;
-    }
-  }
+  const int nodes = n_ + m_, root = root_;
+  ListArcs(arcs_, nodes - 1);
+  // A node's depth is not known before its list is done with.
+  const std::vector<int32_t>& head = depth_;
   std::fill(first_.begin(), first_.begin() + nodes, -1);
   parent_[root] = -1;
   next_[root] = previous_[root] = -1;
