@@ -11,6 +11,7 @@ least this. All parts take turns in one run; medians count.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,7 @@ from ot.lp.emd_wrap import emd_c
 
 from benchmarks import measuring
 from deepemd_jax import emd
+from deepemd_jax.emd.problem import Plan
 from deepemd_jax.models import backbone, matching, sfc
 
 WAY, QUERIES, SHOT = 5, 75, 5
@@ -81,12 +83,39 @@ def head_parts(query, classes, cost, a, b) -> dict[str, Callable]:
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class NoSolver:
+  """Moves mass without looking at costs. What the SFC takes with it, it takes
+  for all but the EMD."""
+
+  def __call__(self, cost, a, b) -> Plan:
+    flow = a[..., :, None] * b[..., None, :] / a.sum(-1)[..., None, None]
+    zero = jnp.zeros(cost.shape[:-2], cost.dtype)
+    steps, no = zero.astype(jnp.int32), zero > 0
+    return Plan(flow, 0 * a, 0 * b, zero, zero, steps, no)
+
+
+def sfc_products(support, epochs: int):
+  """The matrix products of an SFC fit, and nothing else: of every image with
+  all class nodes, forward and backward. Four images a step."""
+  way, shot, n, c = support.shape
+  images = support.reshape(way * shot, n, c)
+  steps = jnp.arange(epochs * len(images) // 4) * 4 % len(images)
+
+  def step(classes, start):
+    some = jax.lax.dynamic_slice_in_dim(images, start, 4)
+    similarity = jnp.einsum("qnc,wmc->qwnm", some, classes)
+    return 1e-3 * jnp.einsum("qwnm,qnc->wmc", similarity, some), None
+
+  return jax.lax.scan(step, support[:, 0], steps)[0]
+
+
 def slow_parts(n: int, channels: int, options) -> dict[str, Callable]:
   """Returns the structured FC layer (SFC) and the encoder."""
 
-  def fit(support, key):
+  def fit(support, key, solver=None):
     order = sfc.random_order(key, WAY * SHOT, options.epochs)
-    return sfc.fit(support, order=order)
+    return sfc.fit(support, order=order, solver=solver)
 
   support = [
     measuring.synthetic_nodes(WAY, SHOT, n, channels, seed=2 + i)
@@ -94,7 +123,8 @@ def slow_parts(n: int, channels: int, options) -> dict[str, Callable]:
   ]
   several = jnp.stack(support[1:])
   keys = jax.random.split(jax.random.key(0), options.episodes)
-  one, many = jax.jit(fit), jax.jit(jax.vmap(fit))
+  one, many = jax.jit(fit, static_argnums=2), jax.jit(jax.vmap(fit))
+  products = jax.jit(sfc_products, static_argnums=1)
   encoder = backbone.create("resnet12", width=options.width)
   if options.smoke:
     encoder = measuring.tiny_backbone()
@@ -102,9 +132,19 @@ def slow_parts(n: int, channels: int, options) -> dict[str, Callable]:
   images = jnp.zeros((QUERIES + WAY, options.size, options.size, 3))
   return {
     "SFC fit": lambda: one(support[0], keys[0]),
+    "SFC fit without the EMD": lambda: one(support[0], keys[0], NoSolver()),
+    "its products alone": lambda: products(support[0], options.epochs),
     f"encoder, {len(images)} images": lambda: encoder.encode(variables, images),
     f"SFC, each of {options.episodes}": lambda: many(several, keys),
   }
+
+
+def peak_gflops(size: int) -> float:
+  """GFLOP/s of square float32 products."""
+  x = jnp.ones((size, size), jnp.float32)
+  product = jax.jit(jnp.matmul)
+  seconds = measuring.median_seconds({"product": lambda: product(x, x)}, 5)
+  return 2e-9 * size**3 / seconds["product"]
 
 
 def measure(options: argparse.Namespace) -> list[dict]:
@@ -167,6 +207,13 @@ def main() -> None:
   print(f"{'part':<28}{'ms':>10}{'units':>10}")
   for row in rows:
     print(f"{row['part']:<28}{row['ms']:>10.1f}{row['units']:>10.2f}")
+  (ms,) = (row["ms"] for row in rows if row["part"] == "its products alone")
+  images = options.epochs * WAY * SHOT
+  gflop = 4e-9 * images * WAY * options.nodes**2 * options.channels
+  print(
+    f"\nthe products: {gflop:.1f} GFLOP, {1e3 * gflop / ms:.0f} GFLOP/s; large "
+    f"ones reach {peak_gflops(256 if options.smoke else 2048):.0f}"
+  )
   measuring.write_json(options.json, rows)
 
 

@@ -101,47 +101,52 @@ def fit(
   )
 
 
-def _loss(score: Callable, images, class_nodes, flows, chosen, there):
-  """Mean cross-entropy of the images `chosen`, of those that are there; and
-  their flows."""
+def _loss(score: Callable, images, class_nodes, flows, chosen):
+  """Mean cross-entropy of the images `chosen`, and their flows."""
   logits, flows = score(images[chosen], class_nodes, start=flows)
   errors = optax.softmax_cross_entropy_with_integer_labels(
     logits, chosen % len(class_nodes)
   )
-  return jnp.where(there, errors, 0).sum() / there.sum(), flows
+  return errors.mean(), flows
 
 
 def _descend(slope: Callable, start, flows, batches, learning_rate: float):
-  """Gradient descent with dampened momentum, over all batches in turn.
+  """Gradient descent with dampened momentum.
 
-  `flows` [images, way, n, n], if there are any, are those of the last time that
-  an image was seen. The solver starts from them: costs change little from one
-  epoch to the next.
+  Args:
+    slope: (class_nodes, flows, chosen) -> the gradient, and new flows.
+    start: class nodes [way, n, c].
+    flows: [images, way, n, n], or None. The solver starts from an image's flows
+      of the last time: costs change little from one epoch to the next.
+    batches: arrays [epochs, steps, images], one after another in each epoch.
+    learning_rate: of a step.
   """
 
-  def step(state, batch):
-    class_nodes, velocity, flows = state
-    chosen, there, first = batch
+  def step(state, chosen):
+    class_nodes, velocity, keep, flows = state
     before = None if flows is None else flows[chosen]
-    gradient, after = slope(class_nodes, before, chosen, there)
+    gradient, after = slope(class_nodes, before, chosen)
     if flows is not None:
       flows = flows.at[chosen].set(after)
-    average = _MOMENTUM * velocity + (1 - _MOMENTUM) * gradient
-    velocity = jnp.where(first, gradient, average)
-    return (class_nodes - learning_rate * velocity, velocity, flows), None
+    velocity = keep * velocity + (1 - keep) * gradient
+    class_nodes -= learning_rate * velocity
+    return (class_nodes, velocity, jnp.full_like(keep, _MOMENTUM), flows), None
 
-  first = jnp.arange(len(batches[0])) == 0
-  state = start, jnp.zeros_like(start), flows
-  (class_nodes, *_), _ = lax.scan(step, state, (*batches, first))
+  def epoch(state, batches):
+    for several in batches:
+      state, _ = lax.scan(step, state, several)
+    return state, None
+
+  keep = jnp.zeros((), start.dtype)  # the first step has nothing to average
+  state = start, jnp.zeros_like(start), keep, flows
+  (class_nodes, *_), _ = lax.scan(epoch, state, batches)
   return class_nodes
 
 
-def _batches(order, size: int):
-  """Indices [steps, size], and which of them are there [steps, size]."""
+def _batches(order, size: int) -> list[jax.Array]:
+  """[epochs, steps, size], and what is left over, [epochs, 1, rest]."""
   epochs, count = order.shape
-  steps = -(-count // size)
-  spare = steps * size - count
-  # An epoch's last batch is filled up with copies that do not count.
-  indices = jnp.pad(order, ((0, 0), (0, spare)), mode="edge")
-  there = jnp.broadcast_to(jnp.arange(steps * size) < count, indices.shape)
-  return indices.reshape(-1, size), there.reshape(-1, size)
+  steps = count // size
+  full = order[:, : steps * size].reshape(epochs, steps, size)
+  parts = [full, order[:, None, steps * size :]]
+  return [part for part in parts if 0 not in part.shape[1:]]
