@@ -62,8 +62,7 @@ def fit(
     weights: of the nodes, "cross_reference" or "equal".
     gradient: through the EMD, "exact" or "flow"; the official evaluation does
       the latter.
-    metric: of the costs, "cosine" or "l2"; for all of these see
-      `matching.logits`.
+    metric: "cosine" or "l2"; for all of these see `matching.logits`.
 
   Returns:
     [way, n, c].
@@ -80,25 +79,15 @@ def fit(
     )
   images = support_nodes.swapaxes(0, 1).reshape(count, n, c)
   solver = default_solver() if solver is None else solver
-  score = functools.partial(
-    matching.logits_and_flows,
-    solver=solver,
-    temperature=temperature,
-    weights=weights,
-    gradient=gradient,
-    metric=metric,
-  )
+  options = {"temperature": temperature, "weights": weights}
+  options |= {"gradient": gradient, "metric": metric}
+  score = functools.partial(matching.logits_and_flows, solver=solver, **options)
   slope = jax.grad(functools.partial(_loss, score, images), has_aux=True)
   flows = None
   if getattr(solver, "takes_start", False):
-    flows = jnp.zeros((count, way, n, n), support_nodes.dtype)
-  return _descend(
-    slope,
-    support_nodes.mean(1),
-    flows,
-    _batches(order, batch_size),
-    learning_rate,
-  )
+    flows = jnp.zeros((count, way, n, n), images.dtype)
+  batches = _batches(order, batch_size)
+  return _descend(slope, support_nodes.mean(1), flows, batches, learning_rate)
 
 
 def _loss(score: Callable, images, class_nodes, flows, chosen):
