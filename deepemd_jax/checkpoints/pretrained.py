@@ -14,16 +14,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from deepemd_jax.checkpoints import published
 from deepemd_jax.checkpoints.manager import Checkpoints
-from deepemd_jax.config import stored
+from deepemd_jax.config import defaults, stored
 from deepemd_jax.config.resolve import resolve
 from deepemd_jax.config.settings import Settings
 from deepemd_jax.config.stages import TRAINING_STAGES
 from deepemd_jax.errors import InputError
+from deepemd_jax.models import backbone as backbones
 from deepemd_jax.models.backbone import Backbone
 
-DEFAULT = "runs/quickstart"
+DEFAULT = "efficientnet_lite0"
+_PUBLISHED = "published"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +35,8 @@ class BestEncoder:
   """The encoder that a stage keeps.
 
   Attributes:
-    stage: "pretrain" or "metatrain".
+    stage: "pretrain" or "metatrain"; "published" if the backbone came with its
+      weights.
     step: of its training.
     score: its validation accuracy, percent.
     variables: of the backbone, NumPy arrays.
@@ -44,7 +49,9 @@ class BestEncoder:
 
   @property
   def place(self) -> str:
-    """Such as "metatrain, step 90"."""
+    """Such as "metatrain, step 90", or "published weights"."""
+    if self.stage == _PUBLISHED:
+      return "published weights"
     return f"{self.stage}, step {self.step}"
 
 
@@ -64,41 +71,55 @@ class Pretrained:
 
 
 def load(checkpoint=None) -> Pretrained:
-  """The best encoder of a run's last trained stage.
+  """The best encoder of a run's last trained stage, or a published one.
 
   Args:
-    checkpoint: the workdir of a run, or what `convert` or `export` wrote; None
-      is runs/quickstart.
+    checkpoint: the workdir of a run, or what `convert` or `export` wrote; or
+      the name of a backbone that comes with its weights, if there is no such
+      folder. None is efficientnet_lite0.
 
   Raises:
     InputError: there is none, or it is damaged.
   """
-  workdir = find(checkpoint)
-  settings = resolve(stored.read(workdir / "config.json"))
+  settings = resolve(config_of(checkpoint))
+  if settings.backbone.weights is not None:
+    best = _published(settings.backbone)
+    return Pretrained(settings, best, _fingerprint(best.variables))
   for stage in reversed(TRAINING_STAGES):
-    best = best_encoder(workdir, stage, settings.backbone)
+    best = best_encoder(pathlib.Path(checkpoint), stage, settings.backbone)
     if best is not None:
       return Pretrained(settings, best, _fingerprint(best.variables))
   raise InputError(
-    f"checkpoint {str(workdir)!r} holds no trained encoder yet; let its run go "
-    "on"
+    f"checkpoint {str(checkpoint)!r} holds no trained encoder yet; let its run "
+    "go on"
   )
 
 
-def find(checkpoint=None) -> pathlib.Path:
-  """The workdir that `load` reads; raises as that if it is none."""
-  workdir = pathlib.Path(DEFAULT if checkpoint is None else checkpoint)
-  if not (workdir / "config.json").is_file():
-    if checkpoint is None:
-      raise InputError(
-        f"no trained encoder in {DEFAULT}; `make quickstart` trains one in "
-        "minutes, or name the workdir of another run as checkpoint"
-      )
+def config_of(checkpoint=None) -> ConfigDict:
+  """The config of what `load` reads; raises as that if there is none."""
+  checkpoint = DEFAULT if checkpoint is None else checkpoint
+  path = pathlib.Path(checkpoint) / "config.json"
+  if path.is_file():
+    return stored.read(path)
+  names = [
+    name
+    for name in backbones.BACKBONES
+    if backbones.create(name).weights is not None
+  ]
+  if str(checkpoint) not in names:
     raise InputError(
-      f"checkpoint {str(workdir)!r} is not the workdir of a run: it has no "
-      "config.json"
+      f"checkpoint {str(checkpoint)!r} is not the workdir of a run: it has no "
+      f"config.json; nor is it one of {', '.join(names)}"
     )
-  return workdir
+  config = defaults.get_config("photographs")
+  config.model.backbone = str(checkpoint)
+  return config
+
+
+def _published(backbone: Backbone) -> BestEncoder:
+  """The weights that a backbone comes with."""
+  assert backbone.weights is not None
+  return BestEncoder(_PUBLISHED, 0, 0.0, published.read(backbone.weights))
 
 
 def best_encoder(
@@ -122,11 +143,14 @@ def best_encoder(
 def best_encoders(
   workdir: pathlib.Path, backbone: Backbone
 ) -> dict[str, BestEncoder]:
-  """The best encoder of each trained stage, by stage, in their order.
+  """The best encoder of each trained stage, by stage, in their order; or the
+  weights that the backbone comes with.
 
   Raises:
     InputError: there is none, or one does not fit or is damaged.
   """
+  if backbone.weights is not None:
+    return {_PUBLISHED: _published(backbone)}
   stages = [stage for stage in TRAINING_STAGES if (workdir / stage).exists()]
   if not stages:
     raise nothing_trained(workdir)

@@ -8,6 +8,8 @@ the run without them (`runs/cub`).
 
 from ml_collections import ConfigDict
 
+_TRAINS = ("pretrain", "metatrain")
+
 
 def _fcn(config):
   config.nodes.kind = "fcn"
@@ -24,6 +26,17 @@ def _grid(config):
 
 def _sampling(config):
   config.nodes.kind = "sampling"
+
+
+def _photographs(config):
+  # A frozen encoder that has seen photographs: nothing is left to train.
+  config.model.backbone = "efficientnet_lite0"
+  config.image.size = 0
+  config.image.mean = config.image.std = ()
+  config.image.crop = "whole"
+  config.nodes.kind = "grid"
+  config.nodes.ratio = 1.2
+  config.stages = tuple(x for x in config.stages if x not in _TRAINS)
 
 
 def _shots(count):
@@ -71,6 +84,7 @@ _KNOWN = {
   "pyramid": (_pyramid, "nodes", True),
   "grid": (_grid, "nodes", True),
   "sampling": (_sampling, "nodes", True),
+  "photographs": (_photographs, "nodes", True),
   "5shot": (_shots(5), "shots", False),
   "10shot": (_shots(10), "shots", False),
   "10way": (_ten_way, "way", False),
@@ -80,7 +94,7 @@ _KNOWN = {
 }
 COMMON = tuple(name for name in _KNOWN if name != "cross_cub")
 # Those that have nothing to do with few-shot tests.
-TRAINING = ("fcn", "pyramid", "grid", "sampling", "runlocal")
+TRAINING = ("fcn", "pyramid", "grid", "sampling", "photographs", "runlocal")
 
 
 def apply(config: ConfigDict, arg: str, names=COMMON) -> ConfigDict:

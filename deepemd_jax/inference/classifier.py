@@ -53,8 +53,9 @@ class FewShotClassifier:
     """Keeps the settings; `fit` looks at them.
 
     Args:
-      checkpoint: workdir of a run of `deepemd_jax.main`, or a folder that
-        `deepemd_jax.checkpoints.convert` wrote; None is runs/quickstart.
+      checkpoint: workdir of a run of `deepemd_jax.main`, a folder that
+        `deepemd_jax.checkpoints.convert` wrote, or a backbone that comes with
+        its weights; None is "efficientnet_lite0", which has seen photographs.
       variant: "fcn", "grid" or "sampling"; None is the run's own.
       solver: a name ("auto", "interior_point", ...), an EMD solver, or None:
         the run's own.

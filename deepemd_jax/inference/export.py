@@ -98,15 +98,8 @@ def save(checkpoint, directory) -> dict:
   from deepemd_jax.config import stored
 
   with pretrained.new_workdir(directory) as workdir:
-    source = pretrained.find(checkpoint)
     trained = pretrained.load(checkpoint)
-    config = (source / "config.json").read_bytes()
-    (workdir / "config.json").write_bytes(config)
-    meta = {"exported_from": source.resolve().name}
-    # Of all stages: the prototype head is tested with the one that suits it.
-    encoders = pretrained.best_encoders(source, trained.settings.backbone)
-    for best in encoders.values():
-      pretrained.save_encoder(workdir, best, meta)
+    _copy_run(checkpoint, trained, workdir)
     manifest = _described(trained) | {"programs": {}}
     for name, program in _programs(trained).items():
       content = bytes(program.serialize())
@@ -119,6 +112,24 @@ def save(checkpoint, directory) -> dict:
     text = json.dumps(stored.sealed(manifest), indent=2) + "\n"
     (workdir / "manifest.json").write_text(text)
   return json.loads(text)
+
+
+def _copy_run(checkpoint, trained, workdir: pathlib.Path) -> None:
+  """Copies what `pretrained.load` needs: the config, and trained encoders."""
+  from deepemd_jax.checkpoints import pretrained
+  from deepemd_jax.config import stored
+
+  fields = stored.sealed(pretrained.config_of(checkpoint).to_dict())
+  text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+  (workdir / "config.json").write_text(text)
+  if trained.settings.backbone.weights is not None:
+    return  # they come with their package
+  source = pathlib.Path(checkpoint)
+  meta = {"exported_from": source.resolve().name}
+  # Of all stages: the prototype head is tested with the one that suits it.
+  encoders = pretrained.best_encoders(source, trained.settings.backbone)
+  for best in encoders.values():
+    pretrained.save_encoder(workdir, best, meta)
 
 
 def _shown(aval) -> str:

@@ -14,8 +14,9 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     metavar="RUN",
-    help="workdir of a training run, or what convert or export wrote (default "
-    "runs/quickstart)",
+    help="workdir of a training run, what convert or export wrote, or a "
+    "backbone that comes with its weights (default efficientnet_lite0, which "
+    "has seen photographs)",
   )
 
 

@@ -28,13 +28,21 @@ def test_the_last_stage_is_taken(run, tmp_path):
   assert pretrained.load(str(run)).fingerprint == found.fingerprint
 
 
-def test_runs_quickstart_is_the_default(tmp_path, monkeypatch):
+def test_by_default_the_encoder_has_seen_photographs():
+  found = pretrained.load()
+  assert found.settings.model["backbone"] == "efficientnet_lite0"
+  assert found.settings.view.size == 224 and found.settings.view.kind == "grid"
+  assert found.settings.view.mean == (127, 127, 127)
+  assert found.encoder.place == "published weights"
+  other = pretrained.load("efficientnet_lite1")
+  assert other.settings.view.size == 240
+  assert other.fingerprint != found.fingerprint
+
+
+def test_a_folder_comes_before_a_backbone_of_its_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(InputError, match="make quickstart"):
-    pretrained.load()
-  (tmp_path / "runs").mkdir()
-  tiny_run(tmp_path / "runs" / "quickstart")
-  assert pretrained.load().settings.view.size == 32
+  tiny_run(tmp_path / "efficientnet_lite0")
+  assert pretrained.load("efficientnet_lite0").settings.view.size == 32
 
 
 def test_a_converted_checkpoint(tmp_path, monkeypatch):

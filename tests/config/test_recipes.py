@@ -48,7 +48,8 @@ def test_a_config_of_retrieval(name):
   for variant in ("", *variants.TRAINING):
     config = load(name).get_config(variant)
     assert config.data.name == name
-    assert config.stages == ("pretrain", "metatrain", "retrieve")
+    trained = () if variant == "photographs" else ("pretrain", "metatrain")
+    assert config.stages == (*trained, "retrieve")
     validate.validate(config)
   with pytest.raises(ValueError, match="5shot"):
     load(name).get_config("5shot")
@@ -60,6 +61,10 @@ EXPECTED = {
   "pyramid": {"nodes.pyramid", "variant"},
   "grid": {"nodes.kind", "variant"},
   "sampling": {"nodes.kind", "variant"},
+  "photographs": {
+    *("model.backbone", "nodes.kind", "nodes.ratio", "variant", "stages"),
+    *("image.size", "image.mean", "image.std", "image.crop"),
+  },
   "5shot": {"episode.shot", "evaluate.episodes"},
   "10shot": {"episode.shot", "evaluate.episodes"},
   "10way": {"episode.way", "metatrain.way"},

@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 
-import commands
 import pytest
 from commands import assert_refused, paint, rows
 
@@ -96,15 +95,11 @@ def test_a_link_is_written_through(call, folder):
   assert (folder / "out.csv").is_symlink() and len(rows("real.csv")) == 6
 
 
-def test_no_checkpoint(call, capsys):
+def test_no_checkpoint(call):
   assert_refused(
     call("classify", *USUAL, checkpoint="absent"), "'absent' is not"
   )
   assert_refused(call("classify"), "required: --support, --query, --out")
-  result = commands.call(capsys, "classify", *USUAL)
-  assert_refused(
-    result, "no trained encoder in runs/quickstart; `make quickstart`"
-  )
 
 
 def test_a_config_with_a_wrong_value(call, run, folder):

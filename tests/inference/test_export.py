@@ -223,7 +223,6 @@ def test_mistakes(run, tmp_path, refused, no_programs, capsys, monkeypatch):
   refused("file is in use", checkpoint, "--out=file")
   refused("cannot write /proc/x", checkpoint, "--out=/proc/x")
   refused("'absent' is not", "--checkpoint=absent", "--out=new")
-  refused("make quickstart", "--out=new")
   refused("unrecognized arguments: --solver", "--out=new", "--solver")
   assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
   (tmp_path / "empty").mkdir()
