@@ -11,15 +11,17 @@ Fitting trains no network: a class is the nodes of its images.
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.data import image_input
+from deepemd_jax.data import folder, image_input
 from deepemd_jax.emd.api import default_solver
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import (
+  centering,
   choices,
   class_nodes,
   explanation,
@@ -48,7 +50,13 @@ class FewShotClassifier:
   """
 
   def __init__(
-    self, checkpoint=None, variant=None, solver=None, *, cache=None
+    self,
+    checkpoint=None,
+    variant=None,
+    solver=None,
+    *,
+    center=None,
+    cache=None,
   ) -> None:
     """Keeps the settings; `fit` looks at them.
 
@@ -59,11 +67,15 @@ class FewShotClassifier:
       variant: "fcn", "grid" or "sampling"; None is the run's own.
       solver: a name ("auto", "interior_point", ...), an EMD solver, or None:
         the run's own.
+      center: photographs of the place where the images come from, without
+        labels: a folder, or a list as `fit` takes it. What they have in common
+        is taken out of all nodes. None takes nothing out.
       cache: folder in which encodings are kept; None keeps none.
     """
     self.checkpoint = checkpoint
     self.variant = variant
     self.solver = solver
+    self.center = center
     self.cache = cache
 
   def get_params(self, deep: bool = True) -> dict:
@@ -131,7 +143,7 @@ class FewShotClassifier:
     self._heads = dataclasses.replace(
       settings.heads, solver=choices.choose_solver(settings, self.solver)
     )
-    self._encoder = None
+    self._find_center()
     encoded = self.encoder().all(images)
     self._support = [
       explanation.Side(
@@ -149,12 +161,29 @@ class FewShotClassifier:
     self.classes_ = classes
     return self
 
+  def _find_center(self) -> None:
+    """Encodes the photographs that the nodes are centered by."""
+    self._center = self._encoder = None
+    if self.center is None:
+      return
+    given = self.center
+    if isinstance(given, (str, os.PathLike)):
+      given = folder.below(given)
+    images = image_input.several(given)
+    if not len(images):
+      raise InputError("center has no images; give at least one, or None")
+    self._center = centering.Center.of(self.encoder(), images)
+    self._encoder = None  # one that centers is made when it is needed
+    rate = centering.SFC_LEARNING_RATE
+    sfc = dataclasses.replace(self._heads.sfc, learning_rate=rate)
+    self._heads = dataclasses.replace(self._heads, sfc=sfc)
+
   def describe(self) -> dict[str, str]:
     """What was fitted, in words, by name."""
     self._check_fitted()
     shots = np.bincount(self._support_index)
     solver = self._heads.solver or default_solver()
-    return {
+    facts = {
       "checkpoint": f"{self.checkpoint or pretrained.DEFAULT} "
       f"({self._trained.encoder.place})",
       "variant": f"{self._view.kind}, {self.class_nodes_.shape[1]} nodes",
@@ -164,6 +193,9 @@ class FewShotClassifier:
       if shots.max() == 1
       else "fitted to the examples (SFC)",
     }
+    if self._center is not None:
+      facts["centered by"] = f"{self._center.photographs} photographs"
+    return facts
 
   def encoder(self) -> image_encoder.ImageEncoder:
     """What encodes images for this classifier; `fit` comes first."""
@@ -173,7 +205,7 @@ class FewShotClassifier:
       if self.cache is not None:
         cache = feature_cache.Cache(self.cache)
       self._encoder = image_encoder.ImageEncoder(
-        self._trained, self._view, cache
+        self._trained, self._view, cache, self._center
       )
     return self._encoder
 

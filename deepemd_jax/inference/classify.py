@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="matched regions shown in the report (default %(default)s), those of "
     "the worst predictions first",
   )
+  parser.add_argument(
+    "--center",
+    metavar="DIR",
+    help="photographs of the place where the images come from, without labels; "
+    "what they have in common is taken out, which makes classes clearer",
+  )
   shared.add_encoding(parser, "query")
 
 
@@ -96,7 +102,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
   from deepemd_jax.utils.progress import Progress
 
   classifier = FewShotClassifier(
-    options.checkpoint, options.variant, options.solver, cache=options.cache
+    options.checkpoint,
+    options.variant,
+    options.solver,
+    center=options.center,
+    cache=options.cache,
   )
   classifier.fit(
     examples, [name for name, images in support.items() for _ in images]

@@ -67,7 +67,11 @@ class ImageEncoder:
   """Encodes images in batches of one shape; not to be pickled."""
 
   def __init__(
-    self, pretrained: Pretrained, view: View, cache: Cache | None = None
+    self,
+    pretrained: Pretrained,
+    view: View,
+    cache: Cache | None = None,
+    center: Callable[[np.ndarray], np.ndarray] | None = None,
   ) -> None:
     """Makes an encoder.
 
@@ -75,12 +79,14 @@ class ImageEncoder:
       pretrained: the network.
       view: how images are looked at.
       cache: of encodings; None remembers nothing.
+      center: is applied to all nodes; see `centering`.
     """
     settings = pretrained.settings
     self._features = Features(settings.backbone, view, settings.pyramid)
     self._variables = jax.device_put(pretrained.encoder.variables)
     self._view = view
     self._cache = cache
+    self._center = center
     meaning = (
       *(_CACHE_VERSION, pretrained.fingerprint, view, settings.pyramid),
       *(sorted(settings.model.items()), PIL.__version__),
@@ -195,7 +201,11 @@ class ImageEncoder:
           self._cache.put(self._model, image.content, **row)
       rows.append(row)
     arrays = (np.stack([row[name] for row in rows]) for name in _ARRAYS)
-    return EncodedImages(*arrays, tuple(image.content for image in images))
+    contents = tuple(image.content for image in images)
+    encoded = EncodedImages(*arrays, contents)
+    if self._center:  # the cache keeps what every center can use
+      encoded = encoded._replace(nodes=self._center(encoded.nodes))
+    return encoded
 
   def _encode_new(self, images: list[tuple]) -> list[dict]:
     """The arrays of each image, by their names, from its crops."""

@@ -105,7 +105,8 @@ def test_paths_pictures_and_arrays_are_the_same(fitted, tmp_path):
 def test_scikit_learn_protocol(run):
   estimator = FewShotClassifier(run, "grid", emd.Sinkhorn(0.1), cache=None)
   params = estimator.get_params()
-  assert list(params) == ["checkpoint", "variant", "solver", "cache"]
+  names = ["checkpoint", "variant", "solver", "center", "cache"]
+  assert list(params) == names
   assert params["checkpoint"] is run
   twin = base.clone(estimator)
   assert twin is not estimator and twin.get_params() == params
