@@ -8,9 +8,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from deepemd_jax.emd.all_pairs import pairwise
   from deepemd_jax.emd.api import distance, solve
   from deepemd_jax.emd.interior_point import InteriorPoint
   from deepemd_jax.emd.network_simplex import NetworkSimplex
+  from deepemd_jax.emd.point_clouds import wasserstein
   from deepemd_jax.emd.problem import Plan
   from deepemd_jax.emd.regularized_qp import RegularizedQP
   from deepemd_jax.emd.sinkhorn import Sinkhorn
@@ -22,7 +24,9 @@ _MODULES = {
   "RegularizedQP": "regularized_qp",
   "Sinkhorn": "sinkhorn",
   "distance": "api",
+  "pairwise": "all_pairs",
   "solve": "api",
+  "wasserstein": "point_clouds",
 }
 __all__ = [
   "InteriorPoint",
@@ -31,7 +35,9 @@ __all__ = [
   "RegularizedQP",
   "Sinkhorn",
   "distance",
+  "pairwise",
   "solve",
+  "wasserstein",
 ]
 
 
