@@ -158,18 +158,15 @@ def _is_smoothed(solver) -> bool:
 def _costs(x, y, p, in_given_unit: bool):
   """Costs [..., n, m] and what to multiply the p-th root of a value with.
 
-  The unit of length is the largest distance, so that no power is too large or
-  too small for the dtype. With `in_given_unit` it stays the points' own.
+  The unit of cost is that of the largest distance, so that no power is too
+  large or too small for the dtype. With `in_given_unit` it stays the points'
+  own.
   """
-  high = jnp.maximum(x.max(-2), y.max(-2))
-  low = jnp.minimum(x.min(-2), y.min(-2))
-  span = jax.lax.stop_gradient(high - low).max(-1)
-  tiny = jnp.finfo(span.dtype).tiny
-  scale = jnp.clip(span, 4 * tiny, 0.25 / tiny)  # so that it has an inverse
+  scale = _power_of_two(x, y)
+  x, y = x / scale, y / scale
   # Differences, not |x|^2 + |y|^2 - 2 xy, which has no digits left for points
   # that are close.
   difference = x[..., :, None, :] - y[..., None, :, :]
-  difference = difference * (1 / scale)[..., None, None, None]
   square = jnp.sum(difference * difference, -1)
   largest = jax.lax.stop_gradient(square).max((-2, -1))
   largest = jnp.where(largest > 0, largest, 1)
@@ -181,6 +178,17 @@ def _costs(x, y, p, in_given_unit: bool):
   if in_given_unit:
     return cost * unit[..., None, None] ** p, jnp.ones_like(unit)
   return cost, unit
+
+
+def _power_of_two(x, y):
+  """About the largest difference of coordinates in the whole batch: a division
+  by it is exact, and keeps squares within the dtype's range."""
+  high = jnp.maximum(x.max(-2), y.max(-2))
+  low = jnp.minimum(x.min(-2), y.min(-2))
+  span = jax.lax.stop_gradient(high - low).max()
+  limits = jnp.finfo(span.dtype)
+  exponent = jnp.clip(jnp.frexp(span)[1], limits.minexp + 3, limits.maxexp - 3)
+  return jnp.ldexp(jnp.ones_like(span), exponent)
 
 
 def _root(value, p):
