@@ -141,7 +141,8 @@ def _check_symmetric(cost) -> None:
   rounding = 8 * np.finfo(cost.dtype).eps * size
   is_near = functools.partial(np.isclose, rtol=0, atol=rounding)
   square = cost.shape[0] == cost.shape[1]
-  if not (square and is_near(cost, cost.T).all()):
+  # The first comparison takes a tenth of the time of the second.
+  if not (square and ((cost == cost.T).all() or is_near(cost, cost.T).all())):
     problem = "is not symmetric"
   elif not is_near(cost.diagonal(), 0).all():
     problem = "has a diagonal that is not 0"

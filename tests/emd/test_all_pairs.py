@@ -62,6 +62,16 @@ def test_all_pairs_are_those_of_pot(x64, monkeypatch):
   np.testing.assert_array_equal(found, found.T)
 
 
+def test_padding_is_where_the_points_are():
+  """At the origin it would be far away, and the costs of what is moved too
+  small a part of all costs."""
+  xs, a = ragged_clouds(0, [4, 7, 9], np.float32)
+  xs = [x + np.float32(1000) for x in xs]
+  found = emd.pairwise(xs, xs, a, a, solver=emd.InteriorPoint())
+  expected = by_pot(xs, xs, a, a, 2)
+  np.testing.assert_allclose(found, expected, atol=3e-3)
+
+
 def test_histograms_are_partial_and_may_forbid():
   rng = np.random.default_rng(0)
   cost = rng.random((6, 8))
