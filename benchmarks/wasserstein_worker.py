@@ -4,7 +4,6 @@
 once, writes the values to a file, and prints the seconds.
 """
 
-import os
 import pathlib
 import sys
 import time
@@ -30,10 +29,9 @@ def pairs(given):
   ends = np.cumsum(given["sizes"])[:-1]
   events = np.column_stack([given["weights"], given["points"]])
   events = np.split(events.astype(np.float64), ends)
-  cores = len(os.sched_getaffinity(0))
 
   def solve():
-    solver = wasserstein.PairwiseEMD(norm=True, num_threads=cores, verbose=0)
+    solver = wasserstein.PairwiseEMD(norm=True, verbose=0)
     solver(events)
     return np.array(solver.emds())
 

@@ -13,6 +13,7 @@ import ot
 import pytest
 from hypothesis import strategies as st
 from paths import ROOT
+from solver_table import each
 from transport_problems import linear_program
 
 from deepemd_jax import emd
@@ -24,8 +25,8 @@ def ragged_clouds(seed, sizes, dtype=np.float64):
   rng = np.random.default_rng(seed)
   points = [rng.standard_normal((n, 3)).astype(dtype) for n in sizes]
   weights = [rng.random(n).astype(dtype) for n in sizes]
-  for each in weights:
-    each[1:3] = 0
+  for mass in weights:
+    mass[1:3] = 0
   return points, weights
 
 
@@ -60,6 +61,20 @@ def test_all_pairs_are_those_of_pot(x64, monkeypatch):
   np.fill_diagonal(expected, 0)
   np.testing.assert_allclose(found, expected, rtol=tolerance)
   np.testing.assert_array_equal(found, found.T)
+
+
+@pytest.mark.soak
+@each()
+def test_every_solver_solves_all_pairs(row, x64):
+  """By blocks, as `wasserstein` does by itself."""
+  xs, a = ragged_clouds(0, [4, 7, 5])
+  found = emd.pairwise(xs, a=a, p=1, solver=row.solver)
+  for i, j in [(0, 1), (0, 2), (1, 2)]:
+    alone = emd.wasserstein(xs[i], xs[j], a[i], a[j], 1, row.solver)
+    np.testing.assert_allclose(found[j, i], alone, rtol=1e-3)
+  if row.exact:
+    expected = by_pot(xs, xs, a, a, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_padding_is_where_the_points_are():
