@@ -9,15 +9,16 @@ Problems are DeepEMD's: 1 - cosine between correlated features, masses by
 cross-reference, many at the floor. All are given to every solver, in turns; the
 median of the turns counts. In a turn a solver gets some calls, one after
 another, and the last is waited for, as in a training loop: what an accelerator
-takes to wake up and to report is not its arithmetic. Loops in Python over
-OpenCV (`pip install opencv-python-headless`; a column is left out if it is
-missing) and POT are what one would write without this library. Errors are
-against POT in float64, relative to the moved mass (costs are about 1).
+takes to wake up and to report is not its arithmetic. Loops in Python over POT,
+OpenCV (`pip install opencv-python-headless`; left out if it is missing) and the
+package `wasserstein` (see `emd_peers`) are what one would write without this
+library. Errors are against POT in float64, relative to the moved mass (costs
+are about 1). What would take longer than `--limit` seconds is left out, as
+smaller problems tell: `--nodes 1024 --batches 8` ends, too.
 """
 
 import argparse
 import functools
-import importlib.util
 import json
 import math
 import pathlib
@@ -27,17 +28,18 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ot.lp.emd_wrap import emd_c
 
-from benchmarks import estimate
+from benchmarks import emd_peers, emd_plot, estimate
 from deepemd_jax import emd
 from deepemd_jax.emd import interior_point_gpu
+from deepemd_jax.emd.native import library
 
 SOLVERS = {
   "InteriorPoint": emd.InteriorPoint(),
   "InteriorPoint, no kernel": emd.InteriorPoint(kernel=False),
   "NetworkSimplex": emd.NetworkSimplex(),
   "NetworkSimplex, 1 thread": emd.NetworkSimplex(threads=1),
+  "NetworkSimplex, POT's code": emd.NetworkSimplex(native=False),
   "RegularizedQP L2 1e-6": emd.RegularizedQP(),
   "Sinkhorn (ott) 0.1": emd.Sinkhorn(0.1),
   "Sinkhorn (ott) 0.01": emd.Sinkhorn(0.01),
@@ -45,8 +47,12 @@ SOLVERS = {
 }
 if not interior_point_gpu.is_available():
   del SOLVERS["InteriorPoint, no kernel"]  # is the same there
+if not library.load():
+  del SOLVERS["NetworkSimplex, POT's code"]  # so is this
 JUDGE, PEER = "POT, Python loop", "cv2.EMD, Python loop"
+WASSERSTEIN = "wasserstein, Python loop"
 SLOW = 2.0  # seconds; what takes longer runs once
+FEW = 32  # nodes whose problems take no time
 TURN, CALLS = 0.03, 50  # seconds of calls in a turn, if not more than so many
 
 
@@ -92,39 +98,14 @@ def jitted(solver):
   return jax.jit(plan), jax.jit(jax.value_and_grad(value, (0, 1, 2)))
 
 
-def loop_over_pot(cost, a, b):
-  """Values [count], in float64."""
-  values = []
-  for c, p, q in zip(
-    *(x.astype(np.float64) for x in (cost, a, b)), strict=True
-  ):
-    flow = emd_c(p, q * (p.sum() / q.sum()), c, 1_000_000, 1)[0]
-    values.append((flow * c).sum())
-  return np.array(values)
-
-
-def loop_over_opencv(cost, a, b):
-  """Values [count]; the official code's way."""
-  import cv2
-
-  values = []
-  for c, p, q in zip(cost, a, b, strict=True):
-    flow = cv2.EMD(p[:, None], q[:, None], cv2.DIST_USER, c)[2]
-    values.append((flow.astype(np.float64) * c).sum())
-  return np.array(values)
-
-
-def has_opencv() -> bool:
-  """Whether its column can be there."""
-  return importlib.util.find_spec("cv2") is not None
-
-
 def timed(function, *arguments, calls: int = 1) -> float:
   """Seconds a call, the last of which is waited for."""
   began = time.perf_counter()
   for _ in range(calls):
     output = function(*arguments)
   jax.block_until_ready(output)
+  if isinstance(function, emd_peers.Wasserstein):
+    return function.seconds  # without the way to its process and back
   return (time.perf_counter() - began) / calls
 
 
@@ -153,20 +134,35 @@ def cosine(ours, exact) -> np.ndarray:
   )
 
 
+def takes_too_long(name: str, function, arguments, limit: float) -> bool:
+  """Whether a function of the problems would take more than `limit` seconds.
+
+  Smaller problems tell: 8 of them, at first with few nodes, then with 4 times
+  as many. Their time grows at least as the square of the nodes.
+  """
+  count, n = arguments[1].shape
+  nodes = [n]
+  while nodes[0] > 4 * FEW:
+    nodes.insert(0, nodes[0] // 4)
+  for k in nodes:
+    few = [x[:8, :k] for x in arguments]
+    few[0] = few[0][:, :, :k]
+    timed(function, *few)
+    if timed(function, *few) * max(1, count / 8) * (n / k) ** 2 > limit:
+      print(f"  {name}: left out, would take more than {limit:.0f} s")
+      return True
+  return False
+
+
 def run_solver(name: str, on_device, limit: float):
   """Columns of a solver's row, its plan, and what `jitted` returns, compiled;
   None if it would take too long."""
   plan, gradient = jitted(SOLVERS[name])
+  if takes_too_long(name, jitted(SOLVERS[name])[0], on_device, limit):
+    return None
   began = time.perf_counter()
   plan = plan.lower(*on_device).compile()
   compiling = time.perf_counter() - began
-  # How long would all take? Eight problems tell, if roughly.
-  few = [x[:8] for x in on_device]
-  quick = jitted(SOLVERS[name])[0].lower(*few).compile()
-  timed(quick, *few)
-  if timed(quick, *few) * len(on_device[0]) / 8 > limit:
-    print(f"  {name}: left out, would take more than {limit:.0f} s", flush=True)
-    return None
   scratch = plan.memory_analysis()
   plans = jax.tree.map(np.asarray, plan(*on_device))
   columns = {
@@ -178,10 +174,27 @@ def run_solver(name: str, on_device, limit: float):
   return columns, plans, plan, gradient.lower(*on_device).compile()
 
 
+def loops(arguments, python: str | None, limit: float) -> dict:
+  """The loops in Python that are there and do not take too long."""
+  found = {JUDGE: emd_peers.loop_over_pot}
+  if emd_peers.has_opencv():
+    found[PEER] = emd_peers.loop_over_opencv
+  found = {
+    name: loop
+    for name, loop in found.items()
+    if name == JUDGE or not takes_too_long(name, loop, arguments, limit)
+  }
+  if python:
+    names = ("cost", "a", "b")
+    given = dict(zip(names, arguments, strict=True))
+    found[WASSERSTEIN] = emd_peers.Wasserstein(python, "each", **given)
+  return found
+
+
 def measure(
-  count: int, n: int, repeats: int, names, limit: float
+  count: int, n: int, repeats: int, names, limit: float, python=None
 ) -> list[dict]:
-  """One row for each column of the benchmark."""
+  """One row for each solver and peer."""
   cost, w1, w2 = problems(count, n)
   a, b = np.asarray(masses(w1)), np.asarray(masses(w2))
   on_device = [jnp.asarray(x) for x in (cost, w1, w2)]
@@ -197,9 +210,7 @@ def measure(
     wrong = np.abs(plan.flow.sum(2) - a), np.abs(plan.flow.sum(1) - b)
     marginal = float(max(x.max() for x in wrong) / n)
     rows[name] = {**columns, "marginal": marginal}
-  loops = {JUDGE: loop_over_pot}
-  loops |= {PEER: loop_over_opencv} if has_opencv() else {}
-  for name, loop in loops.items():
+  for name, loop in loops((cost, a, b), python, limit).items():
     rows[name] = {}
     forward[name], arguments[name] = loop, (cost, a, b)
     values[name] = loop(cost, a, b)
@@ -207,13 +218,16 @@ def measure(
   exact_gradient = jitted(emd.NetworkSimplex())[1](*on_device)[1]
   seconds = take_turns(forward, arguments, repeats)
   seconds_both = take_turns(both, arguments, repeats)
-  peer = seconds.get(PEER, seconds[JUDGE])
+  if WASSERSTEIN in forward:
+    forward[WASSERSTEIN].close()
+  peer = PEER if PEER in seconds else JUDGE
   for name, row in rows.items():
     row |= {"solver": name, "nodes": n, "batch": count}
     error = np.abs(values[name] - values[JUDGE]) / n
     row |= {"error_max": float(error.max()), "error_mean": float(error.mean())}
     row["microseconds"] = 1e6 * seconds[name] / count
-    row["ratio"] = seconds[name] / peer
+    row["ratio"] = seconds[name] / seconds[peer]
+    row["peer"] = peer
     if name in both:
       row["microseconds_gradient"] = 1e6 * seconds_both[name] / count
       angles = cosine(both[name](*on_device)[1], exact_gradient)
@@ -261,41 +275,6 @@ def line(row: dict) -> str:
   )
 
 
-def plot(rows: list[dict], path: pathlib.Path) -> None:
-  """Error against time at one size."""
-  import matplotlib
-
-  matplotlib.use("agg")
-  from matplotlib import pyplot as plt
-
-  figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-  # The judge's own error is nothing: only its time is drawn.
-  judge = next(row for row in rows if row["solver"] == JUDGE)
-  axes.axvline(
-    judge["microseconds"], color="0.6", ls="--", label=judge["solver"]
-  )
-  rest = [row for row in rows if row is not judge]
-  for row, marker in zip(rest, "osD^v<>pP", strict=False):
-    axes.loglog(
-      row["microseconds"],
-      max(row["error_max"], 1e-9),
-      marker,
-      ms=7,
-      alpha=0.85,
-      label=row["solver"],
-    )
-  figure.legend(loc="outside right center", fontsize=8, frameon=False)
-  axes.set_xlabel("microseconds per problem")
-  axes.set_ylabel("worst error of the value / mass")
-  axes.set_title(
-    f"{rows[0]['nodes']} x {rows[0]['nodes']} nodes, batch {rows[0]['batch']}, "
-    f"{jax.devices()[0].device_kind}",
-    fontsize=10,
-  )
-  axes.grid(alpha=0.3)
-  figure.savefig(path, dpi=150)
-
-
 def main() -> None:
   """Prints the table; writes JSON and a plot."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -309,6 +288,9 @@ def main() -> None:
   parser.add_argument(
     "--limit", type=float, default=60.0, help="leave out what takes longer, s"
   )
+  parser.add_argument(
+    "--wasserstein", help="an interpreter that has this package"
+  )
   parser.add_argument("--out", type=pathlib.Path, help="folder: JSON and plot")
   parser.add_argument("--smoke", action="store_true")
   options = parser.parse_args()
@@ -316,23 +298,23 @@ def main() -> None:
   if options.smoke:
     options.nodes, options.batches, options.repeats = [5], [8], 2
     names = ["InteriorPoint", "NetworkSimplex"]
-  if not has_opencv():
-    print("OpenCV is not installed: ratios are against the loop over POT")
   rows = []
   for n in options.nodes:
     for count in options.batches:
       print(f"\n{n} x {n} nodes, batch {count}\n{HEAD}", flush=True)
-      measured = measure(count, n, options.repeats, names, options.limit)
+      measured = measure(
+        count, n, options.repeats, names, options.limit, options.wasserstein
+      )
       rows += measured
       for row in measured:
         print(line(row), flush=True)
+      print(f"ratio: against {measured[0]['peer']}")
       for row in measured:
         if "gflop_per_s" in row:
           print(
             f"{row['solver']}: {figures(1 / row['ratio'])} times as fast as "
-            f"{PEER if has_opencv() else JUDGE}; {row['steps']:.1f} steps a "
-            "problem, by the formula of estimate.py "
-            f"{row['gflop_per_s']:.0f} GFLOP/s"
+            f"{row['peer']}; {row['steps']:.1f} steps a problem, by the "
+            f"formula of estimate.py {row['gflop_per_s']:.0f} GFLOP/s"
           )
   if options.out:
     options.out.mkdir(parents=True, exist_ok=True)
@@ -343,7 +325,7 @@ def main() -> None:
     chosen = [
       r for r in rows if r["nodes"] == size and r["batch"] == options.batches[0]
     ]
-    plot(chosen, options.out / "emd_solvers.png")
+    emd_plot.error_against_time(chosen, JUDGE, options.out / "emd_solvers.png")
 
 
 if __name__ == "__main__":

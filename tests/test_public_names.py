@@ -59,6 +59,20 @@ def test_the_distance_of_two_weighted_sets():
   assert [x.shape for x in both] == [(), (2, 2)]
 
 
+def test_the_wasserstein_distance_of_two_clouds():
+  assert jax.eval_shape(emd.wasserstein, NODES[0], NODES[1]).shape == ()
+  parameters = inspect.signature(emd.wasserstein).parameters
+  assert list(parameters) == ["x", "y", "a", "b", "p", "solver"]
+  assert parameters["p"].default == 2
+
+
+def test_the_distances_of_all_pairs():
+  assert emd.pairwise(list(NODES)).shape == (3, 3)
+  parameters = list(inspect.signature(emd.pairwise).parameters)
+  assert parameters[:4] == ["xs", "ys", "a", "b"]
+  assert parameters[4:] == ["p", "cost", "solver", "progress"]
+
+
 def test_the_weights_of_nodes():
   weights = matching.cross_reference_weights(NODES[0], NODES[1])
   assert weights.shape == (2,)

@@ -8,9 +8,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from deepemd_jax.emd.all_pairs import pairwise
   from deepemd_jax.emd.api import distance, distance_and_flow, solve
   from deepemd_jax.emd.interior_point import InteriorPoint
   from deepemd_jax.emd.network_simplex import NetworkSimplex
+  from deepemd_jax.emd.point_clouds import wasserstein
   from deepemd_jax.emd.problem import Plan
   from deepemd_jax.emd.regularized_qp import RegularizedQP
   from deepemd_jax.emd.sinkhorn import Sinkhorn
@@ -23,7 +25,9 @@ _MODULES = {
   "Sinkhorn": "sinkhorn",
   "distance": "api",
   "distance_and_flow": "api",
+  "pairwise": "all_pairs",
   "solve": "api",
+  "wasserstein": "point_clouds",
 }
 __all__ = [
   "InteriorPoint",
@@ -33,7 +37,9 @@ __all__ = [
   "Sinkhorn",
   "distance",
   "distance_and_flow",
+  "pairwise",
   "solve",
+  "wasserstein",
 ]
 
 

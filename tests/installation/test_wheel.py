@@ -13,6 +13,7 @@ import zipfile
 import environments
 import numpy as np
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from paths import ROOT
@@ -180,6 +181,24 @@ def test_the_emd_needs_few_packages(core, tmp_path):
   assert len(there) <= MOST_PACKAGES, sorted(there)
   answer = check_emd(core, tmp_path)
   assert set(answer["refusals"]) == {"FewShotClassifier", "DeepEMD"}
+
+
+def test_a_wheel_solves_by_its_native_code(core, tmp_path):
+  """As cibuildwheel tests each wheel that is published."""
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  command = settings["tool"]["cibuildwheel"]["test-command"]
+  done = core.call(*command.format(project=ROOT).split(), cwd=tmp_path)
+  place = core.packages / "deepemd_jax"
+  assert done.stdout == f"solved natively in {place}\n", done.stderr[-3000:]
+
+
+def test_the_workflow_of_the_wheels_can_be_read():
+  text = (ROOT / ".github" / "workflows" / "wheels.yml").read_text()
+  workflow = yaml.safe_load(text)
+  for path in workflow[True]["pull_request"]["paths"]:  # YAML 1.1: on is True
+    assert list(ROOT.glob(path)), path
+  for job in workflow["jobs"].values():
+    assert all("uses" in step or "run" in step for step in job["steps"])
 
 
 @pytest.mark.parametrize(
