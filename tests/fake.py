@@ -30,11 +30,11 @@ def small(name, per_class=2, classes=3):
       for split in benchmark.splits
     }
   }
-  return dataclasses.replace(benchmark, lists=_Lists(json.dumps(lists)))
+  return dataclasses.replace(benchmark, lists=Lists(json.dumps(lists)))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Lists:
+class Lists:
   """Hashable and equal by content, as the published ones are."""
 
   text: str
@@ -240,7 +240,9 @@ def ready_files(name, per_class=2, classes=3):
   return {
     split: {
       label: {
-        f"{label}_{i}.jpg": picture(f"{i}{label[::-1]}", **size)
+        f"{pathlib.Path(label).name}_{i}.jpg": picture(
+          f"{i}{label[::-1]}", **size
+        )
         for i in range(per_class)
       }
       for label in names(name, split, classes)

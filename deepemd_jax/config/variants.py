@@ -93,6 +93,8 @@ _KNOWN = {
   "runlocal": (_runlocal, "size", True),
 }
 COMMON = tuple(name for name in _KNOWN if name != "cross_cub")
+# Those that train nothing.
+FROZEN = ("5shot", "10shot", "10way", "ablation")
 # Those that have nothing to do with few-shot tests.
 TRAINING = ("fcn", "pyramid", "grid", "sampling", "photographs", "runlocal")
 

@@ -55,6 +55,18 @@ def test_a_config_of_retrieval(name):
     load(name).get_config("5shot")
 
 
+def test_the_config_of_a_frozen_encoder():
+  text = load("grocery").__doc__
+  assert "python -m deepemd_jax.main --config=configs/grocery.py" in text
+  assert "deepemd_jax data prepare grocery" in text
+  for variant in ("", *variants.FROZEN):
+    config = load("grocery").get_config(variant)
+    assert config.data.name == "grocery" and config.stages == ("evaluate",)
+    validate.validate(config)
+  with pytest.raises(ValueError, match="grid"):
+    load("grocery").get_config("grid")
+
+
 EXPECTED = {
   "": set(),
   "fcn": set(),

@@ -109,6 +109,14 @@ class Benchmark:
       )
     return self.lists()["splits"][split]
 
+  def folders_of(self) -> dict[str, list[str]]:
+    """Returns {class name: the names that its folders may have}."""
+    return {
+      name: [name, *row.get("also", ())]
+      for split in self.splits
+      for name, row in self._rows(split).items()
+    }
+
   def split_of(self) -> dict[str, str]:
     """Returns {class name: split}, in the order of the classes' labels."""
     return {name: split for split in self.splits for name in self.counts(split)}
@@ -208,6 +216,13 @@ _ALL = (
     kind="ilsvrc",
     archives=(_ILSVRC,),
     layouts=(*_FOLDERS, "lists"),
+  ),
+  Benchmark(
+    "grocery",
+    "GroceryStoreDataset (Klasson et al. 2019): photographs in shops, 30/10/41 "
+    "classes",
+    side=ORIGINAL,
+    layouts=("classes",),
   ),
   Benchmark(
     "cub_retrieval",

@@ -8,7 +8,7 @@
     lists     {train,val,test}.json with class_names and class_roots (easyfsl)
     classes   <class>/<image>, all classes, as classifiers have them; also in
               images/, or with each class's images shared out among train/, val/
-              and test/
+              and test/, which may be in dataset/
 
 Which split a class belongs to is not taken from there but from the published
 list: the folder gives the images of each class.
@@ -84,13 +84,15 @@ def read(
       if not present:
         continue
       missing = [str(p) for s, p in paths.items() if s not in present]
-      if missing and layout == "folders" and _class_folders(benchmark, root):
-        continue  # train/ and val/ may have halves of each class
+      refused = layout not in benchmark.layouts
+      if layout == "folders" and (missing or refused):
+        if _class_folders(benchmark, root):
+          continue  # train/ and val/ may have halves of each class
       if missing:
         raise InputError(
           f"{str(root)!r} is not whole: there is no {', '.join(missing)}"
         )
-      if layout not in benchmark.layouts:
+      if refused:
         raise InputError(_why_layout_is_refused(benchmark, root, layout))
       for path in paths.values():
         links.refuse_outside(path, os.path.realpath(root))
@@ -106,8 +108,13 @@ def _class_folders(benchmark, root) -> dict[str, list[pathlib.Path]]:
     return {}
   places = [root / place for place in _CLASS_PLACES]
   folders = {
-    label: [place / label for place in places if (place / label).is_dir()]
-    for label in sorted(benchmark.split_of())
+    label: [
+      place / name
+      for place in places
+      for name in names
+      if (place / name).is_dir()
+    ]
+    for label, names in sorted(benchmark.folders_of().items())
   }
   return folders if all(folders.values()) else {}
 
@@ -227,7 +234,8 @@ def _read_classes(root, folders) -> Iterator[SourceImage]:
         # The key as in other layouts, because episodes go by the order of keys.
         # But two halves may both have a 0001.png.
         if image.key in keys:
-          image = image._replace(key=f"{folder.parent.name}/{image.key}")
+          place = folder.relative_to(root).as_posix()
+          image = image._replace(key=f"{place}/{image.content.name}")
         keys.add(image.key)
         yield image
 
@@ -260,7 +268,8 @@ def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
 
 
 # Where the class folders of the layout "classes" may be.
-_CLASS_PLACES = ("", "images", "train", "val", "test")
+_HALVES = ("train", "val", "test")
+_CLASS_PLACES = ("", "images", *_HALVES, *(f"dataset/{x}" for x in _HALVES))
 _LAYOUTS = {
   "tables": (_read_tables, ("split/{split}.csv", "{split}.csv")),
   "lists": (_read_lists, ("{split}.json",)),

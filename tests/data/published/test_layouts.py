@@ -1,5 +1,7 @@
 """Ready folders: their images, or why they are refused."""
 
+import dataclasses
+import json
 import os
 
 import fake
@@ -46,23 +48,42 @@ def test_the_published_list_decides_on_the_split(tmp_path):
   assert labels(read(fc100, root)) == expected(fc100)
 
 
-@pytest.mark.parametrize("place", ["", "images", "halves"])
-@pytest.mark.parametrize("name", ["miniimagenet", "cifar_fs", "fc100"])
-def test_class_folders_as_classifiers_have_them(name, place, tmp_path):
+@pytest.mark.parametrize(
+  "places",
+  [("", ""), ("images", "images"), ("train", "val"), ("dataset/val", "test")],
+)
+@pytest.mark.parametrize(
+  "name", ["miniimagenet", "cifar_fs", "fc100", "grocery"]
+)
+def test_class_folders_as_classifiers_have_them(name, places, tmp_path):
   """Whatever their split: all of miniImageNet's 100 classes in train/ and val/,
   say, in files called n0153282900000005.jpg."""
   benchmark = fake.small(name)
+  same_names = places[0] != places[1]
   for classes in fake.ready_files(name).values():
     for label, images in classes.items():
       for number, content in enumerate(images.values()):
-        half = ("train", "val")[number] if place == "halves" else place
-        folder = tmp_path / half / label
+        folder = tmp_path / places[number] / label
         folder.mkdir(parents=True, exist_ok=True)
-        # In halves both are called the same.
-        last = 5 if place == "halves" else number
-        (folder / f"{label}{last:08}.jpg").write_bytes(content)
+        last = 5 if same_names else number
+        (folder / f"{folder.name}{last:08}.jpg").write_bytes(content)
   found = read(benchmark, tmp_path)
   assert labels(found) == expected(benchmark)
+
+
+def test_a_class_may_lie_in_folders_of_several_names(tmp_path):
+  brown = {"Mushroom/Brown": {"images": 2, "also": ["Brown"]}}
+  lists = {"splits": {"a": brown, "b": {"Plain": {"images": 1}}}}
+  benchmark = dataclasses.replace(
+    catalogue.BENCHMARKS["grocery"],
+    splits=("a", "b"),
+    lists=fake.Lists(json.dumps(lists)),
+  )
+  for name in ("train/Mushroom/Brown", "val/Brown", "val/Plain"):
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "1.jpg").write_bytes(fake.picture(name))
+  found = read(benchmark, tmp_path)
+  assert labels(found) == {"Mushroom/Brown": 2, "Plain": 1}
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,11 @@ def test_every_data_set_is_prepared_from_its_archive(name, tmp_path, capfd):
     s: benchmark.counts(s) for s in benchmark.splits
   }
   made = metadata["source"].removeprefix(f"{benchmark.title}; made from ")
+  ready = "source, a ready folder, its images as they were"
   assert made.startswith(
     {
-      "tieredimagenet": "source, a ready folder, its images as they were",
+      "tieredimagenet": ready,
+      "grocery": ready,
       "cars196": "car_ims.tgz (its official SHA-256 is not known)",
     }.get(name, "source (not the official file)")
   )
