@@ -149,5 +149,8 @@ def assert_same_training(one, other, stage, *, parts=("model", "train")):
   for name, expected in first.items():
     if not name.startswith(parts):
       continue
+    # Of a gradient a single number may differ by more: rounding decides which
+    # of two nearly equal values a max pool takes.
     scale = max(1.0, np.abs(expected).max())
+    scale *= 10 if name.startswith("train") else 1
     assert np.abs(second[name] - expected).max() <= 1e-5 * scale, name

@@ -2,19 +2,27 @@
 
 Photographs of one shop share its light, its shelves and its colors, and so do
 their nodes. Without that share, what is left tells the classes apart. No labels
-are needed: any photographs of the place will do.
+are needed: any photographs of the place will do. The examples themselves do as
+well, if there are enough classes: of two or three, too little is left.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from deepemd_jax.data import folder, image_input
+from deepemd_jax.errors import InputError
 from deepemd_jax.inference import image_encoder
+from deepemd_jax.models.heads import HeadSettings
 
-# A step of gradient descent on class nodes of length 1.
-SFC_LEARNING_RATE = 1.0
-_FLOOR = 1e-3  # of a channel's spread, as a share of the mean spread
+_SFC_LEARNING_RATE = 1.0  # for class nodes of length 1
+# A share of the mean spread that is added to each channel's, in squares.
+_FLOOR = 0.3
+# By the examples of fewer classes it does harm.
+_FEWEST_CLASSES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,21 +57,70 @@ class Center:
       InputError: some cannot be read; it names them.
     """
     bad: dict[int, str] = {}
-    count, total, squares = 0, 0.0, 0.0
-    for _, encoded in encoder.batches(images, bad, progress):
-      nodes = encoded.nodes.reshape(-1, encoded.nodes.shape[-1])
-      nodes = nodes.astype(np.float64)
+    nodes = (x.nodes for _, x in encoder.batches(images, bad, progress))
+    if (first := next(nodes, None)) is not None:
+      center = cls.of_nodes(itertools.chain([first], nodes))
+    image_encoder.refuse(images, bad)
+    return center
+
+  @classmethod
+  def of_nodes(cls, batches: Iterable[np.ndarray]) -> "Center":
+    """The center of nodes [N, n, c], a batch at a time; at least one."""
+    photographs, count, total, squares = 0, 0, 0.0, 0.0
+    for nodes in batches:
+      photographs += len(nodes)
+      nodes = nodes.reshape(-1, nodes.shape[-1]).astype(np.float64)
       count += len(nodes)
       total, squares = total + nodes.sum(0), squares + (nodes**2).sum(0)
-    image_encoder.refuse(images, bad)
     mean = total / count
     spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    floor = max(_FLOOR * spread.mean(), np.finfo(np.float32).tiny)
-    spread = np.maximum(spread, floor)
-    return cls(*(x.astype(np.float32) for x in (mean, spread)), len(images))
+    spread = np.hypot(spread, _FLOOR * spread.mean())
+    spread = np.maximum(spread, np.finfo(np.float32).tiny)
+    return cls(*(x.astype(np.float32) for x in (mean, spread)), photographs)
 
   def __call__(self, nodes: np.ndarray) -> np.ndarray:
     """Nodes [..., c] less the mean, over the spread, of length 1."""
     nodes = (nodes - self.mean) / self.spread
     length = np.linalg.norm(nodes, axis=-1, keepdims=True)
     return nodes / np.maximum(length, np.finfo(np.float32).tiny)
+
+
+def find(
+  given,
+  encoder: image_encoder.ImageEncoder,
+  support: np.ndarray,
+  classes: int,
+  published: bool,
+) -> Center | None:
+  """What nodes are centered by, if by anything.
+
+  Args:
+    given: as `FewShotClassifier` takes it: a folder, a list of images,
+      "support", "none", or None.
+    encoder: of images; it must not center them.
+    support: nodes [N, n, c] of the examples.
+    classes: how many there are.
+    published: whether the encoder is a published one, and not a run's.
+
+  Raises:
+    InputError: there are no images, or some cannot be read.
+  """
+  if given is None:
+    enough = published and classes >= _FEWEST_CLASSES
+    given = "support" if enough else "none"
+  if isinstance(given, str) and given == "none":
+    return None
+  if isinstance(given, str) and given == "support":
+    return Center.of_nodes([support])
+  if isinstance(given, (str, os.PathLike)):
+    given = folder.below(given)
+  images = image_input.several(given)
+  if not images:
+    raise InputError("center has no images; give at least one")
+  return Center.of(encoder, images)
+
+
+def adapt(settings: HeadSettings) -> HeadSettings:
+  """The settings of the heads, for nodes of length 1."""
+  sfc = dataclasses.replace(settings.sfc, learning_rate=_SFC_LEARNING_RATE)
+  return dataclasses.replace(settings, sfc=sfc)

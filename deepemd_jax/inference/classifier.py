@@ -11,13 +11,12 @@ Fitting trains no network: a class is the nodes of its images.
 import dataclasses
 import functools
 import inspect
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.data import folder, image_input
+from deepemd_jax.data import image_input
 from deepemd_jax.emd.api import default_solver
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import (
@@ -67,9 +66,10 @@ class FewShotClassifier:
       variant: "fcn", "grid" or "sampling"; None is the run's own.
       solver: a name ("auto", "interior_point", ...), an EMD solver, or None:
         the run's own.
-      center: photographs of the place where the images come from, without
-        labels: a folder, or a list as `fit` takes it. What they have in common
-        is taken out of all nodes. None takes nothing out.
+      center: what images have in common is taken out of all nodes: of
+        photographs of their place, without labels (a folder, or a list as `fit`
+        takes it), of the examples ("support"), or nothing ("none"). None is the
+        examples if the encoder is a published one and there are five classes.
       cache: folder in which encodings are kept; None keeps none.
     """
     self.checkpoint = checkpoint
@@ -143,8 +143,16 @@ class FewShotClassifier:
     self._heads = dataclasses.replace(
       settings.heads, solver=choices.choose_solver(settings, self.solver)
     )
-    self._find_center()
+    self._center = self._encoder = None
     encoded = self.encoder().all(images)
+    published = settings.backbone.weights is not None
+    self._center = centering.find(
+      self.center, self.encoder(), encoded.nodes, len(classes), published
+    )
+    if self._center:
+      self._encoder = None  # one that centers is made when it is needed
+      encoded = encoded._replace(nodes=self._center(encoded.nodes))
+      self._heads = centering.adapt(self._heads)
     self._support = [
       explanation.Side(
         _picture(image), tuple(size.tolist()), boxes, mirrored, None
@@ -160,23 +168,6 @@ class FewShotClassifier:
     )
     self.classes_ = classes
     return self
-
-  def _find_center(self) -> None:
-    """Encodes the photographs that the nodes are centered by."""
-    self._center = self._encoder = None
-    if self.center is None:
-      return
-    given = self.center
-    if isinstance(given, (str, os.PathLike)):
-      given = folder.below(given)
-    images = image_input.several(given)
-    if not len(images):
-      raise InputError("center has no images; give at least one, or None")
-    self._center = centering.Center.of(self.encoder(), images)
-    self._encoder = None  # one that centers is made when it is needed
-    rate = centering.SFC_LEARNING_RATE
-    sfc = dataclasses.replace(self._heads.sfc, learning_rate=rate)
-    self._heads = dataclasses.replace(self._heads, sfc=sfc)
 
   def describe(self) -> dict[str, str]:
     """What was fitted, in words, by name."""

@@ -70,8 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--center",
     metavar="DIR",
-    help="photographs of the place where the images come from, without labels; "
-    "what they have in common is taken out, which makes classes clearer",
+    help="photographs of the place where the images come from, without labels: "
+    "what they have in common is taken out, which makes classes clearer; or "
+    "'support', the examples, or 'none' (default: the examples, if the encoder "
+    "is a published one and there are five classes)",
   )
   shared.add_encoding(parser, "query")
 

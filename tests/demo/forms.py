@@ -111,7 +111,7 @@ def start(port, headers, length, some=b""):
 
 def rest(client) -> bytes:
   """What the server sends until the connection ends."""
-  client.settimeout(20)
+  client.settimeout(60)
   answer = b""
   with contextlib.suppress(ConnectionError):
     while part := client.recv(9999):

@@ -30,14 +30,34 @@ def test_a_center_is_the_mean_and_spread_of_all_nodes():
   nodes = rng.normal(3, [0.1, 2, 5, 0], (10, 7, 4)).astype(np.float32)
   nodes[..., 3] = 8  # a channel that is the same everywhere
   center = centering.Center.of(Batches(nodes), range(10))
-  flat = nodes.reshape(-1, 4)
+  flat = nodes.reshape(-1, 4).astype(np.float64)
+  spread = np.sqrt(flat.std(0) ** 2 + (0.3 * flat.std(0).mean()) ** 2)
   np.testing.assert_allclose(center.mean, flat.mean(0), rtol=1e-5)
-  np.testing.assert_allclose(center.spread[:3], flat.std(0)[:3], rtol=1e-4)
-  found = center(nodes)
-  expected = (flat - flat.mean(0))[:, :3] / flat.std(0)[:3]
+  np.testing.assert_allclose(center.spread, spread, rtol=1e-5)
+  expected = (flat - flat.mean(0)) / spread
   expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-  np.testing.assert_allclose(found.reshape(-1, 4)[:, :3], expected, atol=1e-3)
+  found = center(nodes).reshape(-1, 4)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
   assert np.isfinite(center(flat.mean(0))).all()
+
+
+@pytest.mark.parametrize(
+  ("given", "classes", "published", "expected"),
+  [
+    (None, 5, True, 6),
+    (None, 4, True, None),  # too little would be left
+    (None, 5, False, None),  # a run's encoder has its own way
+    ("support", 2, False, 6),
+    ("none", 20, True, None),
+    ([0] * 10, 2, True, 10),
+  ],
+)
+def test_what_nodes_are_centered_by(given, classes, published, expected):
+  rng = np.random.default_rng(0)
+  photographs, support = rng.random((10, 7, 4)), rng.random((6, 7, 4))
+  encoder = Batches(photographs.astype(np.float32))
+  center = centering.find(given, encoder, support, classes, published)
+  assert (center and center.photographs) == expected
 
 
 def test_photographs_of_a_place(run, folder):
