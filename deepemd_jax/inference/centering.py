@@ -21,6 +21,7 @@ from deepemd_jax.models.heads import HeadSettings
 _SFC_LEARNING_RATE = 1.0  # for class nodes of length 1
 # A share of the mean spread that is added to each channel's, in squares.
 _FLOOR = 0.3
+_TINY = float(np.finfo(np.float32).tiny)
 # By the examples of fewer classes it does harm.
 _FEWEST_CLASSES = 5
 
@@ -74,15 +75,25 @@ class Center:
       total, squares = total + nodes.sum(0), squares + (nodes**2).sum(0)
     mean = total / count
     spread = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    spread = np.hypot(spread, _FLOOR * spread.mean())
-    spread = np.maximum(spread, np.finfo(np.float32).tiny)
-    return cls(*(x.astype(np.float32) for x in (mean, spread)), photographs)
+    mean, spread = mean.astype(np.float32), spread.astype(np.float32)
+    return cls(mean, _with_floor(spread), photographs)
 
-  def __call__(self, nodes: np.ndarray) -> np.ndarray:
+  @classmethod
+  def of_support(cls, nodes) -> "Center":
+    """The center of nodes [..., n, c], NumPy's, JAX's, or traced."""
+    flat = nodes.reshape(-1, nodes.shape[-1])
+    photographs = len(flat) // nodes.shape[-2]
+    return cls(flat.mean(0), _with_floor(flat.std(0)), photographs)
+
+  def __call__(self, nodes):
     """Nodes [..., c] less the mean, over the spread, of length 1."""
     nodes = (nodes - self.mean) / self.spread
-    length = np.linalg.norm(nodes, axis=-1, keepdims=True)
-    return nodes / np.maximum(length, np.finfo(np.float32).tiny)
+    return nodes / ((nodes**2).sum(-1, keepdims=True) ** 0.5 + _TINY)
+
+
+def _with_floor(spread):
+  """A channel that hardly changes must not count more than all others."""
+  return (spread**2 + (_FLOOR * spread.mean()) ** 2) ** 0.5 + _TINY
 
 
 def find(
@@ -111,7 +122,7 @@ def find(
   if isinstance(given, str) and given == "none":
     return None
   if isinstance(given, str) and given == "support":
-    return Center.of_nodes([support])
+    return Center.of_support(support)
   if isinstance(given, (str, os.PathLike)):
     given = folder.below(given)
   images = image_input.several(given)
