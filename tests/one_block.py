@@ -65,7 +65,14 @@ def create():
   )
 
 
+ENTRY = backbone.Entry("one block, for tests", f"{MODULE}:create")
+
+
+def register(monkeypatch):
+  """Makes it one that a config can name, until the test ends."""
+  monkeypatch.setitem(backbone.BACKBONES, NAME, ENTRY)
+
+
 if __name__ == "__main__":
-  entry = backbone.Entry("one block, for tests", f"{MODULE}:create")
-  backbone.BACKBONES[NAME] = entry
+  backbone.BACKBONES[NAME] = ENTRY
   main.entry()
