@@ -20,8 +20,8 @@ MODULE = "tests.one_block"
 SIDE, CHANNELS = 8, 16  # of the patches that the block gets; of its maps
 
 
-def make(rngs):
-  return resnet12.Block(3 * SIDE**2, CHANNELS, rngs=rngs)
+def make(rngs, precision="float32"):
+  return resnet12.Block(3 * SIDE**2, CHANNELS, precision=precision, rngs=rngs)
 
 
 @jax.jit
@@ -30,15 +30,14 @@ def init(key):
 
 
 @functools.cache
-def _abstract():
-  return nnx.split(
-    nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, nnx.BatchStat
-  )
+def _abstract(precision):
+  block = nnx.eval_shape(lambda: make(nnx.Rngs(0), precision))
+  return nnx.split(block, nnx.Param, nnx.BatchStat)
 
 
-def apply(variables, images, *, train):
+def apply(variables, images, *, train, precision="float32"):
   """Images [..., N, H, W, 3] to maps [..., N, H // 16, W // 16, 16]."""
-  graph, *states = _abstract()
+  graph, *states = _abstract(precision)
   states = [jax.tree.map(lambda x: x, state) for state in states]
   for state, name in zip(states, ("params", "batch_stats"), strict=True):
     values = jax.tree.map(jnp.asarray, variables[name])
@@ -48,15 +47,15 @@ def apply(variables, images, *, train):
   h, w = height // SIDE, width // SIDE
   patches = images.reshape(*batch, h, SIDE, w, SIDE, colors)
   patches = jnp.moveaxis(patches, -4, -3).reshape(*batch, h, w, -1)
-  maps = block(patches, train=train)
+  maps = block(patches, train=train).astype(jnp.float32)
   return maps, resnet12.to_variables(block)["batch_stats"]
 
 
 @functools.cache
-def create():
+def create(*, precision="float32"):
   return backbone.Backbone(
     init=init,
-    apply=apply,
+    apply=functools.partial(apply, precision=precision),
     stride=2 * SIDE,
     channels=CHANNELS,
     image_size=32,

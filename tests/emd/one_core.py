@@ -3,7 +3,8 @@
     python one_core.py COUNT
 
 JAX and POT are imported once, and nothing of them used: each process is a fork
-of that, with threads of its own. Prints how many of them did not end within a minute.
+of that, with threads of its own. Prints how many of them did not end within a
+minute.
 """
 
 import os
