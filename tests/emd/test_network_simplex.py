@@ -255,7 +255,8 @@ for native in (None, False):
     np.testing.assert_array_equal(np.asarray(found), expected)
 print(len(jax.devices()))
 """
-  flags = "--xla_force_host_platform_device_count=4"
+  flags = os.environ.get("XLA_FLAGS", "")
+  flags += " --xla_force_host_platform_device_count=4"
   assert run("-c", code, XLA_FLAGS=flags) == "4\n"
 
 
