@@ -47,7 +47,7 @@ def by_pot(xs, ys, a, b, p):
 @pytest.mark.parametrize("x64", [True, False], indirect=True)
 def test_all_pairs_are_those_of_pot(x64, monkeypatch):
   """In several blocks of several sizes."""
-  monkeypatch.setattr(all_pairs, "_CPU_ENTRIES", 300)
+  monkeypatch.setattr(all_pairs, "_CPU_ENTRIES", 100)
   monkeypatch.setattr(all_pairs, "_CPU_PROGRAM", 100)
   dtype = np.float64 if x64 else np.float32
   xs, a = ragged_clouds(0, [4, 1, 12, 6, 5], dtype)
