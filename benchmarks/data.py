@@ -224,8 +224,10 @@ def main() -> None:
   parser.add_argument("--json", help="also write the rows to this file")
   parser.add_argument("--smoke", action="store_true")
   options = parser.parse_args()
+  sides = (84, 128, 160, 256)
   if options.smoke:
     options.images, options.crops, options.turns = 100, 20, 1
+    sides = (options.side,)
 
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
@@ -238,7 +240,7 @@ def main() -> None:
     register(options.images)
     rows, memory = reading(root, options)
   images = photographs(options.photos)
-  levels = differences(images, (84, 128, 160, 256), options.crops)
+  levels = differences(images, sides, options.crops)
   report(options, images, levels, rows, memory)
   if options.json:
     result = {"reading": rows, "gray levels": levels, "peak GB": memory}

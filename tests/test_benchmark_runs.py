@@ -1,10 +1,14 @@
-"""Each published data set through its recipe: from an archive to results."""
+"""Each published data set through its recipe: from an archive to results.
+
+The network is one block of ResNet-12; `test_end_to_end` has all of it.
+"""
 
 import importlib
 import json
 
 import fake
 import numpy as np
+import one_block
 import pytest
 
 from deepemd_jax import main
@@ -30,6 +34,11 @@ RETRIEVAL = {
   "cars196": (1, 2, 4, 8),
   "stanford_online_products": (1, 10, 100, 1000),
 }
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+  one_block.register(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def tiny(config, place):
   pictures, which `test_end_to_end` looks at."""
   config.data.directory = str(place / "data")
   config.image.size = 32
-  config.model.width = 1 / 16
+  config.model.backbone = one_block.NAME
   config.episode.way, config.episode.query = 2, 2
   config.pretrain.batch_size = 6
   config.pretrain.epochs = 1

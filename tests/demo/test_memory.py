@@ -59,7 +59,7 @@ def test_images_of_20_megapixels(run):
     for values in (fields(), large):  # programs are compiled
       assert classify(port, values)[0] == 200
     before = resident(pid)
-    for _ in range(3):  # glibc starts to keep memory at the second
+    for _ in range(2):  # glibc starts to keep memory at the second
       status, found = classify(port, values)
       assert status == 200, found
       assert resident(pid) - before < ALLOWED

@@ -1,5 +1,7 @@
 """What the tests of devices and processes share."""
 
+import functools
+
 import pytest
 from fixtures_runs import draw
 from process_pairs import run
@@ -14,8 +16,19 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def one_device(images, tmp_path_factory):
-  """The workdir of a run by one process on one device."""
-  workdir = tmp_path_factory.mktemp("one") / "run"
-  run(workdir, images)
-  return workdir
+def on_one_device(images, tmp_path_factory):
+  """Network -> the workdir of a run by one process on one device."""
+
+  @functools.cache
+  def trained(network):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    run(workdir, images, network=network)
+    return workdir
+
+  return trained
+
+
+@pytest.fixture
+def one_device(on_one_device):
+  """The workdir of such a run with the whole ResNet-12."""
+  return on_one_device("resnet12")

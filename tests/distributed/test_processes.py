@@ -1,7 +1,8 @@
 """Several devices and several processes: the same numbers as one finds, and
 ends that all processes share.
 
-Long versions of the ends, with each of them in a real run, are in test_ends.py.
+The network is one block of ResNet-12; for soak, all of it. Long versions of the
+ends, with each of them in a real run, are in test_ends.py.
 """
 
 import shutil
@@ -14,9 +15,9 @@ import pytest
 from fixtures_runs import command
 from paths import ROOT
 from process_pairs import (
-  LONG,
   Pair,
   assert_same_training,
+  command_of,
   free_port,
   rows,
   run,
@@ -25,16 +26,23 @@ from process_pairs import (
 
 from deepemd_jax.errors import LOST
 
+networks = pytest.mark.parametrize(
+  "network", ["one block", pytest.param("resnet12", marks=pytest.mark.soak)]
+)
 
-def test_eight_devices_go_on_as_one_does(one_device, images, tmp_path):
+
+@networks
+def test_eight_devices_go_on_as_one_does(
+  network, on_one_device, images, tmp_path
+):
   """From the checkpoint before the last of pre-training, which one device has
   written: two steps, a step of meta-training, and an evaluation."""
-  workdir = tmp_path / "run"
+  one_device, workdir = on_one_device(network), tmp_path / "run"
   shutil.copytree(one_device, workdir)
   shutil.rmtree(workdir / "pretrain" / "checkpoints" / "12")
   shutil.rmtree(workdir / "metatrain")
   (workdir / "results.json").unlink()
-  run(workdir, images, devices=8)
+  run(workdir, images, devices=8, network=network)
   for stage in ("pretrain", "metatrain"):
     assert_same_training(one_device, workdir, stage)
     for row, expected in zip(
@@ -44,13 +52,14 @@ def test_eight_devices_go_on_as_one_does(one_device, images, tmp_path):
   assert scores(workdir) == scores(one_device)
 
 
+@networks
 def test_two_processes_stopped_and_started_again_find_what_one_finds(
-  one_device, images, tmp_path
+  network, on_one_device, images, tmp_path
 ):
   """TERM to one of them in the middle of training; the same command again."""
-  workdir = tmp_path / "run"
-  fields = LONG | {"stages": ("pretrain", "evaluate")}
-  arguments = command(workdir, images, fields)
+  one_device, workdir = on_one_device(network), tmp_path / "run"
+  stages = {"stages": ("pretrain", "evaluate")}
+  arguments = command_of(network, workdir, images, stages)
   with Pair(arguments, tmp_path) as pair:
     pair.wait_for_progress(workdir, 1, 8)
     pair.processes[1].send_signal(signal.SIGTERM)

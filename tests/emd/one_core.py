@@ -2,8 +2,9 @@
 
     python one_core.py COUNT
 
-JAX is imported once, and nothing of it used: each process is a fork of that,
-with threads of its own. Prints how many of them did not end within a minute.
+JAX and POT are imported once, and nothing of them used: each process is a fork
+of that, with threads of its own. Prints how many of them did not end within a
+minute.
 """
 
 import os
@@ -13,6 +14,7 @@ import time
 
 import jax
 import numpy as np
+import ot  # noqa: F401
 
 from deepemd_jax import emd
 

@@ -47,11 +47,11 @@ def by_pot(xs, ys, a, b, p):
 @pytest.mark.parametrize("x64", [True, False], indirect=True)
 def test_all_pairs_are_those_of_pot(x64, monkeypatch):
   """In several blocks of several sizes."""
-  monkeypatch.setattr(all_pairs, "_CPU_ENTRIES", 300)
+  monkeypatch.setattr(all_pairs, "_CPU_ENTRIES", 100)
   monkeypatch.setattr(all_pairs, "_CPU_PROGRAM", 100)
   dtype = np.float64 if x64 else np.float32
-  xs, a = ragged_clouds(0, [4, 7, 1, 12, 6, 5, 9, 8], dtype)
-  ys, b = ragged_clouds(1, [9, 3, 10, 5, 5], dtype)
+  xs, a = ragged_clouds(0, [4, 1, 12, 6, 5], dtype)
+  ys, b = ragged_clouds(1, [9, 3, 5, 5], dtype)
   tolerance = 1e-13 if x64 else 1e-6
   found = emd.pairwise(xs, ys, a, b, p=1)
   assert found.dtype == dtype
@@ -207,7 +207,8 @@ def test_devices_share_the_pairs():
 import jax, numpy as np
 from deepemd_jax import emd
 xs = np.random.default_rng(0).random((7, 4, 2), np.float32)
-alone = [[emd.wasserstein(x, y) for y in xs] for x in xs]
+distance = jax.jit(emd.wasserstein)
+alone = [[distance(x, y) for y in xs] for x in xs]
 found = emd.pairwise(xs)
 np.testing.assert_allclose(found, alone, atol=1e-6)
 print(len(jax.devices()))

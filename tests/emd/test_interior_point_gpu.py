@@ -47,7 +47,11 @@ def a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("n", "m"), [(1, 1), (9, 13), (25, 25), (38, 25), (63, 63)]
+  ("n", "m"),
+  [
+    *((1, 1), (9, 13), (63, 63)),
+    *(pytest.param(n, 25, marks=pytest.mark.soak) for n in (25, 38)),
+  ],
 )
 def test_a_gpu_gets_the_kernel(n, m, a_gpu):
   """All that it is made of can be lowered."""

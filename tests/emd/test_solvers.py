@@ -203,7 +203,8 @@ def test_gradients_are_those_of_finite_differences(name, x64):
   assert jnp.isfinite(to_cost[good]).all() and (to_cost[0, 2] == 0).all()
 
 
-@each(EXACT)
+# Of the interior point method the kernel: the rules are those of all solvers.
+@each(EXACT, soak=("interior_point",))
 def test_all_derivatives_are_there(row, x64):
   """Forward, reverse, linearized and twice, of a batch and one by one; and what
   is left out contributes nothing."""

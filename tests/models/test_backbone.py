@@ -27,7 +27,9 @@ MADE = {
   "efficientnet_lite1": efficientnet_lite.lite1,
   "efficientnet_lite2": efficientnet_lite.lite2,
 }
-SLOW = ("efficientnet_lite1", "efficientnet_lite2")
+SLOW = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+# Those have the same code, of which few blocks are enough.
+FEW_BLOCKS = "efficientnet_lite, few blocks"
 
 
 def test_every_backbone_has_a_row():
@@ -37,11 +39,21 @@ def test_every_backbone_has_a_row():
 @pytest.fixture(
   scope="module",
   params=[
-    pytest.param(x, marks=[pytest.mark.soak] * (x in SLOW)) for x in MADE
+    *(pytest.param(x, marks=[pytest.mark.soak] * (x in SLOW)) for x in MADE),
+    FEW_BLOCKS,
   ],
 )
 def made(request):
-  return MADE[request.param]()
+  with pytest.MonkeyPatch.context() as patch:
+    if request.param == FEW_BLOCKS:
+      # Each halving of the maps, both kernels, and a sum with the input.
+      few = tuple(
+        (*stage, 1 + (stage[3] == 24))
+        for *stage, _ in efficientnet_lite._STAGES
+        if stage[1] == 2 or stage[2] == 1
+      )
+      patch.setattr(efficientnet_lite, "_STAGES", few)
+    yield MADE.get(request.param, efficientnet_lite.lite0)()
 
 
 @pytest.fixture(scope="module")

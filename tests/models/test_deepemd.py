@@ -72,9 +72,9 @@ def test_cells_are_the_nodes_of_whole_images(pyramid, parts):
   scores = nnx.jit(model)(
     images[:2, None], images[2:].reshape(2, 2, SIDE, SIDE, 3)
   )
-  encoded = nodes.pyramid(encoder(images), pyramid)
+  encoded = nodes.pyramid(encode(encoder, images), pyramid)
   assert encoded.shape == (6, 4 + len(pyramid), 6)
-  expected = matching.logits(encoded[2:], encoded[:2])
+  expected = logits(encoded[2:], encoded[:2])
   np.testing.assert_allclose(scores.reshape(4, 2), expected, atol=1e-4)
 
 

@@ -163,7 +163,7 @@ CASES += [(name, 2) for name in heads.HEADS if name not in SMOOTHED]
 @pytest.mark.parametrize(("name", "shot"), CASES)
 def test_a_head_is_what_it_says(name, shot):
   query, support = (jnp.asarray(x) for x in episode(shot))
-  score = heads.bind(name, SETTINGS)
+  score = jax.jit(heads.bind(name, SETTINGS))
   logits = score(query, support, jax.random.key(SEED))
   assert logits.shape == (QUERIES, WAY)
   expected = OBVIOUS[name](*episode(shot))
@@ -174,7 +174,7 @@ def test_a_head_is_what_it_says(name, shot):
 def test_smoothed_solvers_are_near_the_exact_one(name):
   query, support = (jnp.asarray(x) for x in episode(1))
   exact, other = (
-    np.asarray(heads.bind(head, SETTINGS)(query, support, None))
+    np.asarray(jax.jit(heads.bind(head, SETTINGS))(query, support, None))
     for head in ("deepemd", name)
   )
   assert 0 < np.abs(other - exact).max() < 0.5

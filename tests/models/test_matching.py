@@ -75,13 +75,21 @@ def gradients(episode, solver, **options):
   return {"gquery": as_recorded[0], "gproto": as_recorded[1]}
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+SIMPLEX, INTERIOR_POINT = SOLVERS
+EXACT = "qpth1e-06", {"gradient": "exact"}, 5e-3
+FLOW = "opencv", {"gradient": "flow"}, 2e-3
+
+
 @pytest.mark.parametrize(
-  "recorded, options, tolerance",
+  "solver, recorded, options, tolerance",
   [
-    ("qpth1e-06", {"gradient": "exact"}, 5e-3),
-    ("opencv", {"gradient": "flow"}, 2e-3),
+    (SIMPLEX, *EXACT),
+    (SIMPLEX, *FLOW),
+    (INTERIOR_POINT, *EXACT),
+    # Which does not depend on the solver.
+    pytest.param(INTERIOR_POINT, *FLOW, marks=pytest.mark.soak),
   ],
+  ids=lambda x: type(x).__name__ if x in SOLVERS else None,
 )
 def test_loss_gradients(golden, episode, solver, recorded, options, tolerance):
   for name, ours in gradients(episode, solver, **options).items():

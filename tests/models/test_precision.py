@@ -1,8 +1,11 @@
 """bfloat16 in the encoder, float32 everywhere else: how far apart they are."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import one_block
 import optax
 import pytest
 import recipes
@@ -19,14 +22,18 @@ SIDE = 32
 WIDTH = 1 / 16
 
 
-def small(precision):
+def small(precision, network=resnet12):
   optimizer = {"lr": 0.02, "weight_decay": 0.0}
-  return recipes.settings(
+  settings = recipes.settings(
     {"image.size": SIDE},
     model={"precision": precision, "width": WIDTH},
     pretrain=optimizer,
     metatrain=optimizer,
   )
+  if network is resnet12:
+    return settings
+  backbone = network.create(precision=precision)
+  return dataclasses.replace(settings, backbone=backbone)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +128,8 @@ def test_the_weight_gradient_is_summed_in_float32():
   assert gradient.item() == 2**14
 
 
-def stages(precision):
+def stages(settings):
   """name -> loss function, what is trained besides the encoder, a batch."""
-  settings = small(precision)
   rng = np.random.default_rng(1)
   channels = settings.backbone.channels
   classifier = pretrain.init_classifier(settings.seed, channels, 4)
@@ -143,10 +149,10 @@ def stages(precision):
   }
 
 
-def start(stage, precision, variables):
+def start(stage, settings, variables):
   """A stage's step, the state before it, and a batch."""
-  loss, extra, batch = stages(precision)[stage]
-  spec = getattr(small(precision), stage).optimizer
+  loss, extra, batch = stages(settings)[stage]
+  spec = getattr(settings, stage).optimizer
   optimizer = make_optimizer(spec, 1000)
   state = new_state(variables, optimizer, extra)
   state = jax.tree.map(jnp.array, state)  # `step` donates it
@@ -154,14 +160,21 @@ def start(stage, precision, variables):
 
 
 @pytest.mark.parametrize(
-  "stage", ["pretrain", pytest.param("metatrain", marks=pytest.mark.soak)]
+  ("stage", "network"),
+  [
+    ("pretrain", one_block),
+    pytest.param("pretrain", resnet12, marks=pytest.mark.soak),
+    pytest.param("metatrain", resnet12, marks=pytest.mark.soak),
+  ],
 )
-def test_training(stage, variables):
+def test_training(stage, network):
   """Gradients point the same way, the loss falls alike, nothing but float32 is
   kept."""
   gradients, curves, states = [], [], []
   for precision in resnet12.PRECISIONS:
-    step, state, batch = start(stage, precision, variables)
+    settings = small(precision, network)
+    variables = settings.backbone.init(jax.random.key(0))
+    step, state, batch = start(stage, settings, variables)
     curve = []
     for _ in range(6):
       state, measured = step(state, batch)
@@ -182,7 +195,7 @@ def test_training(stage, variables):
 @pytest.mark.parametrize("stage", ["pretrain", "metatrain"])
 def test_a_step_computes_in_bfloat16_and_keeps_float32(stage, variables):
   """Of both stages, without compiling them."""
-  step, state, batch = start(stage, "bfloat16", variables)
+  step, state, batch = start(stage, small("bfloat16"), variables)
   program = step.trace(state, batch)
   assert "bf16" in str(program.jaxpr)
   assert dtypes(program.out_info) == {"float32"}
@@ -191,13 +204,13 @@ def test_a_step_computes_in_bfloat16_and_keeps_float32(stage, variables):
 def test_the_head_gets_float32(variables, monkeypatch):
   """Logits are near; weights, costs and EMD see no bfloat16."""
   seen = []
-  distance = matching.emd.distance
+  solve = matching.emd.distance_and_flow
 
-  def spy(cost, a, b, **options):
+  def spy(cost, a, b, *others, **options):
     seen.extend([cost, a, b])
-    return distance(cost, a, b, **options)
+    return solve(cost, a, b, *others, **options)
 
-  monkeypatch.setattr(matching.emd, "distance", spy)
+  monkeypatch.setattr(matching.emd, "distance_and_flow", spy)
   support, query = (normalized(pictures(3, n, seed=n)) for n in (1, 2))
   scores = []
   for precision in resnet12.PRECISIONS:
