@@ -52,7 +52,7 @@ def solve(
 
   Nodes of mass 0 are allowed, for padding say, and move nothing. If the totals
   differ by more than 1e-5 of the larger one, transport is partial: the smaller
-  total is moved. A problem without meaning (NaN, infinity, negative mass, zero
+  total is moved. A problem without meaning (NaN, -inf, negative mass, zero
   total) returns NaN and does not affect its neighbors in the batch.
 
   A plan is a constant: no gradient flows through it. `distance` has the
@@ -62,7 +62,7 @@ def solve(
 
   Args:
     cost: [..., n, m], cost of moving a unit of mass from i to j; any sign. For
-      `NetworkSimplex`, +inf forbids a pair; if no plan does without forbidden
+      the exact solvers, +inf forbids a pair; if no plan does without forbidden
       pairs, the problem returns NaN. To other solvers it has no meaning.
     a: [..., n], masses of the rows, >= 0.
     b: [..., m], masses of the columns, >= 0.

@@ -4,6 +4,9 @@ Mehrotra's predictor-corrector on the transport polytope. This module says how
 problems are spread over the device; `interior_point_step` has the method
 itself, and `interior_point_gpu` the same method as one GPU kernel.
 
+`interior_point_dense` has it for large ones. `refinement` solves again, in
+smaller units, what is not exact enough yet.
+
 Each step costs about n m^2 + m^3 multiply-adds, and 8 to 20 steps are usual.
 """
 
@@ -17,10 +20,11 @@ from jax import export, lax
 from jaxtyping import Array, Float
 
 from deepemd_jax.emd import (
-  certificate,
+  interior_point_dense,
   interior_point_gpu,
   interior_point_step,
   problem,
+  refinement,
   resistor_network,
 )
 from deepemd_jax.emd.interior_point_step import Options
@@ -35,7 +39,10 @@ class InteriorPoint:
 
   Choose it on GPUs and TPUs. A problem stops when its duality gap, relative to
   the moved mass times the range of its costs, is below `tolerance`, or when
-  rounding stops its progress; its neighbors in the batch go on. The best flow
+  rounding stops its progress; its neighbors in the batch go on. If it pays so
+  little that this is not enough (see `Plan.converged`), it is solved again with
+  what is left of its costs, in a smaller unit; `Plan.steps` counts all. So
+  costs may differ by any order of magnitude, and +inf forbids a pair. The flow
   is then rounded to exact marginals, and the potentials are completed to
   feasible ones. So `Plan.gap` bounds the value's error however the solver
   ended. `Plan.converged` says whether that bound is small, not whether
@@ -43,7 +50,7 @@ class InteriorPoint:
 
   Attributes:
     tolerance: relative duality gap; None is 1e-7 in float32, 1e-10 in float64.
-    max_steps: bound on the iterations.
+    max_steps: bound on the iterations of a round.
     kernel: whether a GPU solves each problem in a program of its own, see
       `interior_point_gpu`. None: where it can, that is on an NVIDIA GPU of
       compute capability 8.0 or more, for float32 problems of up to 63 nodes.
@@ -80,6 +87,7 @@ class InteriorPoint:
       max_steps=self.max_steps,
       proximal=1e-12 if double else 1e-6,
       leak=1e-9 if double else 1e-3,
+      near=1e-9 if double else 1e-4,
     )
     flat = cost.reshape(-1, n, m), a.reshape(-1, n), b.reshape(-1, m)
     solve = _implementation(flat[0], options, self.kernel)
@@ -139,19 +147,23 @@ def _flatten_vmaps(solve):
 
 def _solve_in_blocks(cost, a, b, options: Options) -> problem.Plan:
   """The plan of cost [B, n, m], a [B, n], b [B, m]; batch first."""
-  scaled = problem.scale_problem(*problem.batch_last(cost, a, b))
-  flow, f, g, steps = _iterate_in_blocks(*scaled[:4], options)
-  flow = certificate.round_to_marginals(flow, scaled.a, scaled.b)
-  plan = certificate.certify(scaled, flow, f, g, steps, dtype=cost.dtype)
+  (n, m), dtype = cost.shape[1:], cost.dtype
+  arguments = problem.batch_last(cost, a, b)
+  scaled = problem.scale_problem(*arguments, may_forbid=True)
+  large = max(n, m) > interior_point_gpu.MOST_NODES
+  iterate = interior_point_dense.iterate if large else _iterate_in_blocks
+  iterate = functools.partial(iterate, options=options)
+  plan = refinement.solve(scaled, iterate, n, m, dtype)
+  plan = plan._replace(flow=plan.flow[:n, :m], f=plan.f[:n], g=plan.g[:m])
   return problem.batch_first(plan, cost.shape[:1])
 
 
-def _iterate_in_blocks(cost, a, b, moved_mass, options: Options):
+def _iterate_in_blocks(cost, a, b, moved_mass, leak, *, options: Options):
   """Flow [n, m, B], potentials [n, B] and [m, B], and steps [B]."""
   n, m, count = cost.shape
   if m > n:  # time grows with the columns: let them be the shorter side
-    transposed = cost.swapaxes(0, 1), b, a, moved_mass
-    flow, g, f, steps = _iterate_in_blocks(*transposed, options)
+    transposed = cost.swapaxes(0, 1), b, a, moved_mass, leak
+    flow, g, f, steps = _iterate_in_blocks(*transposed, options=options)
     return flow.swapaxes(0, 1), f, g, steps
   swap = resistor_network.heaviest_last(b)
   blocks, size = _blocks(count)
@@ -172,7 +184,7 @@ def _iterate_in_blocks(cost, a, b, moved_mass, options: Options):
       cpu=functools.partial(_iterate_by_group, iterate),
       default=iterate,
     )
-  arguments = map(split, (swap(cost), a, swap(b), moved_mass))
+  arguments = map(split, (swap(cost), a, swap(b), moved_mass, leak))
   flow, f, g, steps = map(join, iterate(*arguments))
   return swap(flow), f, swap(g), steps
 

@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from deepemd_jax.emd import certificate, problem
+from deepemd_jax.emd import interior_point_single, problem, refinement
 from deepemd_jax.emd.interior_point_step import Options
 
 _SMALLEST_TILE = 16  # nodes a side: Triton's matrix products take no less
 _LARGEST_TILE = 64  # the cells of a larger one would not fit the registers
 MOST_NODES = _LARGEST_TILE - 1  # one is the dummy
-_FAR = 1e30  # slack of a cell that must not bound a step
 _TINY = 1e-30  # the smallest divisor
 _CAPABILITY = 8.0  # what Triton needs
 _ROWS_A_WARP = 16  # of a tile, to 32 threads: fastest on an H200
@@ -144,128 +143,36 @@ def _kernel(
 
 def _solve(cost, a, b, *, n, m, options) -> problem.Plan:
   """The plan of a tile, of which the first n rows and m columns count."""
-  scaled = problem.scale_padded_problem(cost, a, b, n, m)
-  cost, a, b, moved_mass = scaled[:4]
-  if m <= n:
-    flow, f, g, steps = _iterate(cost, a, b, moved_mass, m, options)
-  else:  # time grows with the columns: let them be the shorter side
-    flow, g, f, steps = _iterate(cost.T, b, a, moved_mass, n, options)
-    flow = flow.T
-  flow = certificate.round_to_marginals(flow, a, b)
-  return certificate.certify_padded(scaled, flow, f, g, steps, n, m, cost.dtype)
+  scaled = problem.scale_padded_problem(cost, a, b, n, m, may_forbid=True)
+
+  def iterate(cost, a, b, moved_mass, leak):
+    if m <= n:
+      return _iterate(cost, a, b, moved_mass, leak, m, options)
+    # Time grows with the columns: let them be the shorter side.
+    flow, g, f, steps = _iterate(cost.T, b, a, moved_mass, leak, n, options)
+    return flow.T, f, g, steps
+
+  return refinement.solve(scaled, iterate, n, m, cost.dtype)
 
 
-def _iterate(cost, a, b, moved_mass, m, options):
-  """Flow [N, M], potentials [N] and [M], and steps of one problem.
-
-  m is the number of columns that count, besides a dummy.
-  """
-  flow = a[:, None] * b / a.sum()
-  f = cost.min(1) - 0.1
-  g = (cost - f[:, None]).min(0) - 0.1
-  # Nodes without mass move nothing and have no say: their slacks are too large
-  # to bound a step.
-  empty = (a[:, None] <= 0) | (b <= 0)
-  slack = jnp.where(empty, _FAR, cost - f[:, None] - g)
-  root_a, root_b = jnp.sqrt(a), jnp.sqrt(b)
-  weights = root_a / root_a.sum(), root_b / root_b.sum()
+def _iterate(cost, a, b, moved_mass, leak, m, options):
+  """`interior_point_single.iterate` of m columns, besides a dummy."""
   # The order in which columns are eliminated: the heaviest last, as the ground.
   rank = lax.iota(jnp.int32, len(b))
   rank = jnp.where(rank == jnp.argmax(b), len(b), rank)
-  step = functools.partial(
-    _step, constants=(a, b, moved_mass, *weights, rank), m=m, options=options
+  return interior_point_single.iterate(
+    cost,
+    a,
+    b,
+    moved_mass,
+    leak,
+    eliminate=functools.partial(_eliminate, rank=rank, m=m),
+    potentials=_potentials,
+    options=options,
   )
-  wrong = _wrong(flow, slack, a, b)
-
-  def unfinished(state):
-    *_, steps, done = state
-    return (steps < options.max_steps) & (done == 0)
-
-  def advance(state):
-    *now, wrong, best, least, idle, steps, _ = state
-    now, wrong, left, close = step(*now, *wrong)
-    healthy = left < jnp.inf  # false for NaN
-    better = left < least
-    flow, _, f, g = now
-    best = [
-      jnp.where(better, x, y) for x, y in zip((flow, f, g), best, strict=True)
-    ]
-    rests = (left > 0.9 * least) & (left < options.near * moved_mass)
-    idle = jnp.where(rests, idle + 1, 0)
-    done = ~healthy | close | (idle >= options.patience)
-    return (
-      *now,
-      wrong,
-      best,
-      jnp.where(better, left, least),
-      idle,
-      jnp.where(healthy, steps + 1, steps),
-      jnp.where(done, jnp.int32(1), jnp.int32(0)),
-    )
-
-  zero = jnp.int32(0)
-  state = flow, slack, f, g, wrong, [flow, f, g]
-  state = *state, moved_mass + jnp.inf, zero, zero, zero
-  *_, best, _, _, steps, _ = lax.while_loop(unfinished, advance, state)
-  return *best, steps
 
 
-def _wrong(flow, slack, a, b):
-  """The gap [], and what rows [N] and columns [M] lack."""
-  return (flow * slack).sum(), a - flow.sum(1), b - flow.sum(0)
-
-
-def _step(flow, slack, f, g, gap, wrong_a, wrong_b, *, constants, m, options):
-  """One predictor-corrector step.
-
-  Returns:
-    The next flow, slack, f and g; what is wrong with them, see `_wrong`; how
-    much is left to do; whether that is little enough to stop.
-  """
-  a, b, moved_mass, weight_a, weight_b, rank = constants
-  # give * flow is the conductance, 1 / (slack / flow + proximal).
-  give = 1 / (slack + options.proximal * flow)
-  conductance = give * flow
-  leaks = options.leak * a, options.leak * b
-  network = _eliminate(conductance, *leaks, rank, m)
-
-  def direction(change, solves):
-    u, v = jnp.zeros_like(a), jnp.zeros_like(b)
-    for _ in range(solves):
-      more_u, more_v = _potentials(
-        conductance,
-        network,
-        wrong_a - change.sum(1),
-        wrong_b - change.sum(0),
-      )
-      change = change + conductance * (more_u[:, None] + more_v)
-      u, v = u + more_u, v + more_v
-    return change, -(u[:, None] + v), u, v
-
-  change, fall, _, _ = direction(-conductance * slack, 1)
-  over_flow, over_slack = (1 / jnp.maximum(x, _TINY) for x in (flow, slack))
-  primal, dual = _reach(change * over_flow), _reach(fall * over_slack)
-  ahead = (flow + primal * change) * (slack + dual * fall)
-  centering = ahead.sum() / gap
-  centering = centering * centering * centering
-  aim = (centering * gap) * weight_a[:, None] * weight_b
-  aim = aim - (primal * dual) * change * fall
-  change, fall, u, v = direction(give * aim - conductance * slack, 2)
-  primal = jnp.minimum(1, options.backoff * _reach(change * over_flow))
-  dual = jnp.minimum(1, options.backoff * _reach(fall * over_slack))
-  flow, slack = flow + primal * change, slack + dual * fall
-  f, g = f + dual * u, g + dual * v
-
-  gap, wrong_a, wrong_b = _wrong(flow, slack, a, b)
-  wrong = abs(wrong_a).sum() + abs(wrong_b).sum()
-  left = gap + wrong + 0 * (f.sum() + g.sum())  # NaN, if one of these is
-  little = options.tolerance * moved_mass
-  rounding = 4 * float(jnp.finfo(flow.dtype).eps) * (moved_mass + b.sum())
-  close = (gap <= little) & (wrong <= little + rounding)
-  return (flow, slack, f, g), (gap, wrong_a, wrong_b), left, close
-
-
-def _eliminate(conductance, leak_a, leak_b, rank, m):
+def _eliminate(conductance, leak_a, leak_b, *, rank, m):
   """Does what `resistor_network.eliminate` does.
 
   A column's row of the mesh stays as it was when the column's turn came, not
@@ -310,8 +217,3 @@ def _potentials(conductance, network, into_rows, into_columns):
   voltage = voltage + (spread * voltage[:, None]).sum(0) * inverse
   u = into_rows + (conductance * voltage).sum(1) * part
   return u, -voltage
-
-
-def _reach(rise):
-  """The largest step, up to 1, that keeps 1 + step * rise >= 0."""
-  return 1 / jnp.maximum(-rise.min(), 1)

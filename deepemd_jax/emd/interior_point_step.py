@@ -61,6 +61,8 @@ class Constants(NamedTuple):
     moved_mass: [B], the mass without dummies.
     weight: [n, m, B], the cells' shares of the gap on the central path.
     ones: [max(n, m), B]; see `resistor_network.stored`.
+    leak_a: [n, B], leaks of the rows; see `Options.leak`.
+    leak_b: [m, B], leaks of the columns.
   """
 
   a: jax.Array
@@ -68,6 +70,8 @@ class Constants(NamedTuple):
   moved_mass: jax.Array
   weight: jax.Array
   ones: jax.Array
+  leak_a: jax.Array
+  leak_b: jax.Array
 
 
 class State(NamedTuple):
@@ -98,7 +102,7 @@ class State(NamedTuple):
   done: jax.Array
 
 
-def iterate(cost, a, b, moved_mass, options: Options):
+def iterate(cost, a, b, moved_mass, leak, options: Options):
   """Steps until all problems are done.
 
   Nodes without mass have no flow, hence no conductance, and drop out.
@@ -107,14 +111,17 @@ def iterate(cost, a, b, moved_mass, options: Options):
     cost: [blocks, n, m, B], scaled.
     a: [blocks, n, B].
     b: [blocks, m, B], the heaviest last.
-    moved_mass: [blocks, B].
+    moved_mass: [blocks, B]; negative where there is nothing to do.
+    leak: [blocks, B], the share of `options.leak` that there should be.
     options: tolerance, steps and the strengths of the proximal terms.
 
   Returns:
     The best flow [blocks, n, m, B], its potentials [blocks, n, B] and
     [blocks, m, B], and steps [blocks, B].
   """
-  constants, state = jax.vmap(_start)(cost, a, b, moved_mass)
+  constants, state = jax.vmap(_start)(
+    cost, a, b, moved_mass, leak * options.leak
+  )
   step = jax.vmap(functools.partial(_step, options=options))
 
   def unfinished(carry):
@@ -129,7 +136,7 @@ def iterate(cost, a, b, moved_mass, options: Options):
   return *state.best, state.steps
 
 
-def _start(cost, a, b, moved_mass) -> tuple[Constants, State]:
+def _start(cost, a, b, moved_mass, leak) -> tuple[Constants, State]:
   """A strictly feasible point."""
   flow = a[:, None] * b / a.sum(0)
   f = cost.min(1) - 0.1
@@ -147,6 +154,8 @@ def _start(cost, a, b, moved_mass) -> tuple[Constants, State]:
     moved_mass=moved_mass,
     weight=weight / weight.sum((0, 1)),
     ones=resistor_network.ones(a, len(b)),
+    leak_a=leak * a,
+    leak_b=leak * b,
   ), State(
     flow=flow,
     slack=cost - f[:, None] - g,
@@ -162,10 +171,9 @@ def _start(cost, a, b, moved_mass) -> tuple[Constants, State]:
 
 def _step(state: State, constants: Constants, *, options: Options) -> State:
   """One predictor-corrector step."""
-  a, b, _, weight, ones = constants
+  a, b, _, weight, ones, *leaks = constants
   flow, slack = state.flow, state.slack
   conductance = 1 / (slack / flow + options.proximal)
-  leaks = options.leak * a, options.leak * b
   network = resistor_network.eliminate(conductance, *leaks, ones)
   lacks = a - summed(flow, 1), b - summed(flow, 0)
 
@@ -210,7 +218,7 @@ def _step(state: State, constants: Constants, *, options: Options) -> State:
 
 def _judge(state: State, point, constants: Constants, options: Options):
   """The next state, given the next flow, slack, f and g."""
-  a, b, moved_mass, _, ones = constants
+  a, b, moved_mass, _, ones, *_ = constants
   flow, slack = point[:2]
   gap = stored(_total(flow * slack), ones)
   wrong = abs(a - summed(flow, 1)).sum(0) + abs(b - summed(flow, 0)).sum(0)

@@ -98,50 +98,38 @@ class NetworkSimplex:
 
   def _call_pot(self, cost, a, b) -> problem.Plan:
     batch, dtype = cost.shape[:-2], cost.dtype
-    forbidden = cost == jnp.inf
-    cost = _cost_of_forbidden(cost, forbidden)
-    scaled = problem.scale_problem(*problem.batch_last(cost, a, b))
-    arguments = [jnp.moveaxis(x, -1, 0) for x in scaled[:3]]
+    scaled = problem.scale_problem(
+      *problem.batch_last(cost, a, b), may_forbid=True
+    )
+    unit = jnp.where(scaled.cost_range > 0, scaled.cost_range, 1)
+    forbidden = scaled.above == jnp.inf
+    # More than all arcs of a cycle cost: a forbidden pair is used only if there
+    # is no other way.
+    far = problem.FORBIDDEN * sum(cost.shape[-2:])
+    costs = jnp.where(forbidden, far, scaled.above / unit)
+    arguments = [jnp.moveaxis(x, -1, 0) for x in (costs, scaled.a, scaled.b)]
     solution = host_call(
       _batch_solver(self.threads or _cpu_cores()),
       [jax.ShapeDtypeStruct(x.shape, dtype) for x in arguments],
       *arguments,
     )
     flow, f, g = (jnp.moveaxis(x, 0, -1) for x in solution)
-    steps = jnp.where(scaled.valid, 0, 0)
-    plan = certificate.certify(scaled, flow, f, g, steps, dtype=dtype)
-    plan = problem.batch_first(plan, batch)
-    return _without_forbidden(plan, forbidden, a, b)
+    scaled, flow = _without_forbidden(scaled, flow, dtype)
+    plan = certificate.certify_above(
+      scaled, flow, f * unit, g * unit, jnp.where(scaled.valid, 0, 0), dtype
+    )
+    return problem.batch_first(plan, batch)
 
 
-def _cost_of_forbidden(cost, forbidden):
-  """Makes forbidden pairs dearer than all arcs of a cycle together, so that
-  they are used only if there is no other way."""
-  low = jnp.min(cost, (-2, -1), keepdims=True)
-  finite = jnp.where(forbidden, -jnp.inf, cost)
-  high = jnp.max(finite, (-2, -1), keepdims=True)
-  return jnp.where(forbidden, high + (high - low) * sum(cost.shape[-2:]), cost)
-
-
-def _without_forbidden(plan: problem.Plan, forbidden, a, b) -> problem.Plan:
-  """NaN where a plan uses forbidden pairs, for more than the rounding of the
-  masses of their nodes."""
-  used = jnp.where(forbidden, plan.flow, 0)
-  inexact = sum(forbidden.shape[-2:]) * jnp.finfo(used.dtype).eps
-  inexact = jnp.minimum(inexact, 1e-3)
-  possible = ~(
-    (used > inexact * a[..., None]) | (used > inexact * b[..., None, :])
-  ).any((-2, -1))
-  plan = plan._replace(
-    flow=jnp.where(forbidden, 0 * plan.flow, plan.flow),
-    converged=plan.converged & possible,
-  )
-
-  def or_nan(x):
-    each = possible.reshape(possible.shape + (1,) * (x.ndim - possible.ndim))
-    return jnp.where(each, x, jnp.nan)
-
-  return problem.Plan(*map(or_nan, plan[:5]), *plan[5:])
+def _without_forbidden(scaled: problem.ScaledProblem, flow, dtype):
+  """The problem without meaning where a flow uses forbidden pairs, for more
+  than the rounding of the masses of their nodes; and the flow without them."""
+  forbidden = scaled.above == jnp.inf
+  inexact = min(sum(flow.shape[:2]) * float(jnp.finfo(dtype).eps), 1e-3)
+  less = jnp.minimum(scaled.a[:, None], scaled.b)
+  impossible = (forbidden & (flow > inexact * less)).any((0, 1))
+  scaled = scaled._replace(valid=scaled.valid & ~impossible)
+  return scaled, jnp.where(forbidden, 0, flow)
 
 
 def _cpu_cores() -> int:
@@ -172,7 +160,7 @@ def _solve_batch(cost, a, b, *, threads):
   """Runs on the host.
 
   Args:
-    cost: [..., n, m].
+    cost: [..., n, m], >= 0, which POT takes for granted.
     a: [..., n].
     b: [..., m].
     threads: at most so many problems are solved at a time.
@@ -184,8 +172,7 @@ def _solve_batch(cost, a, b, *, threads):
   from ot.lp.emd_wrap import emd_c
 
   dtype, shapes = cost.dtype, [np.shape(x) for x in (cost, a, b)]
-  # POT takes costs >= 0 for granted; scaled ones are >= -1/2.
-  costs = _to_float64(cost, 2) + 0.5
+  costs = _to_float64(cost, 2)
   sources, targets = _to_float64(a, 1), _to_float64(b, 1)
   targets *= sources.sum(1, keepdims=True) / targets.sum(1, keepdims=True)
   flow, f, g = (np.empty_like(x) for x in (costs, sources, targets))
@@ -213,7 +200,6 @@ def _solve_batch(cost, a, b, *, threads):
     # A helper that has not begun, behind another batch, has nothing left to do.
     if not helper.cancel():
       helper.result()
-  f -= 0.5
   return [
     x.astype(dtype, copy=False).reshape(shape)
     for x, shape in zip((flow, f, g), shapes, strict=True)

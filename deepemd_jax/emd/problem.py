@@ -24,6 +24,10 @@ from jax import lax
 # Totals that differ by at most this share of the larger one count as equal, and
 # b is scaled to a's total: float32 sums of normalized weights differ that much.
 BALANCED = 1e-5
+# What a forbidden pair costs for each row and column, in units of the costs'
+# range. All arcs of a cycle cost less than 1 for each, so that such a pair is
+# used only where there is no other way.
+FORBIDDEN = 2.0
 
 
 class Plan(NamedTuple):
@@ -41,9 +45,13 @@ class Plan(NamedTuple):
       cost of the flow minus <a, f> + <b, g>, plus an allowance for rounding.
     residual: [...], the largest error of a row or column sum.
     steps: [...] int32, iterations; 0 if the solver does not count them.
-    converged: [...] bool: gap <= 2e-5 (float64: 1e-9), relative to the moved
-      mass times the largest absolute cost. False for a problem without meaning
-      (NaN, infinity, negative mass, zero total); its other fields are NaN.
+    converged: [...] bool: the gap, without the allowance for rounding, is at
+      most 2e-5 (float64: 1e-9) of what the plan pays, <|cost|, flow>. So a
+      large cost that is not paid excuses no error. A plan that pays next to
+      nothing may be off by 1e-6 (1e-11) of the moved mass times a cost that a
+      quarter of the costs are below.
+      False for a problem without meaning (NaN, -inf, negative mass, zero total,
+      no plan without forbidden pairs); its other fields are NaN.
   """
 
   flow: jax.Array
@@ -68,7 +76,12 @@ class ScaledProblem(NamedTuple):
     cost_middle: [B], in units of the original cost.
     cost_range: [B], in units of the original cost.
     mass_unit: [B], in units of the original mass.
-    largest_cost: [B], the largest absolute original cost.
+    above: [n + 1, m + 1, B] = original cost - lowest; 0 for the dummies. Small
+      costs keep their digits here, however large others are. Infinite where a
+      pair is forbidden.
+    lowest: [B], the lowest original cost.
+    smallest_cost: [B], the smallest absolute original cost between nodes with
+      mass that is not 0; if all are, cost_range.
     valid: [B] bool: the problem has a meaning. If not, a harmless one stands in
       its place.
   """
@@ -80,7 +93,9 @@ class ScaledProblem(NamedTuple):
   cost_middle: jax.Array
   cost_range: jax.Array
   mass_unit: jax.Array
-  largest_cost: jax.Array
+  above: jax.Array
+  lowest: jax.Array
+  smallest_cost: jax.Array
   valid: jax.Array
 
 
@@ -139,8 +154,10 @@ def prepare_start(start, cost) -> jax.Array:
     ) from error
 
 
-def scale_problem(cost, a, b) -> ScaledProblem:
+def scale_problem(cost, a, b, may_forbid: bool = False) -> ScaledProblem:
   """Balances and scales cost [n, m, B], a [n, B], b [m, B].
+
+  With `may_forbid`, a cost of +inf forbids a pair; else it has no meaning.
 
   Which side needs a dummy depends on values that may be traced. So both sides
   always get one, and the idle one has no mass. For 25 x 25 nodes that costs 8%
@@ -150,10 +167,12 @@ def scale_problem(cost, a, b) -> ScaledProblem:
   n, m, _ = cost.shape
   cost = jnp.pad(cost, ((0, 1), (0, 1), (0, 0)))
   a, b = (jnp.pad(x, ((0, 1), (0, 0))) for x in (a, b))
-  return scale_padded_problem(cost, a, b, n, m)
+  return scale_padded_problem(cost, a, b, n, m, may_forbid)
 
 
-def scale_padded_problem(cost, a, b, n: int, m: int) -> ScaledProblem:
+def scale_padded_problem(
+  cost, a, b, n: int, m: int, may_forbid: bool
+) -> ScaledProblem:
   """`scale_problem` of arrays that have room for the dummies already.
 
   Args:
@@ -163,13 +182,15 @@ def scale_padded_problem(cost, a, b, n: int, m: int) -> ScaledProblem:
     b: [M, ...]; zero beyond the first m.
     n: number of rows.
     m: number of columns.
+    may_forbid: whether a cost of +inf forbids a pair.
   """
   inside = (index_along(cost, 0) < n) & (index_along(cost, 1) < m)
+  counts = inside & (cost < jnp.inf) if may_forbid else inside
   # Units are constants to a derivative: any would do.
   low, high = lax.stop_gradient(
     (
       jnp.where(inside, cost, jnp.inf).min((0, 1)),
-      jnp.where(inside, cost, -jnp.inf).max((0, 1)),
+      jnp.where(counts, cost, -jnp.inf).max((0, 1)),
     )
   )
   total_a, total_b = a.sum(0), b.sum(0)
@@ -180,7 +201,7 @@ def scale_padded_problem(cost, a, b, n: int, m: int) -> ScaledProblem:
     & (jnp.minimum(total_a, total_b) > 0)
   )
   low, high = jnp.where(valid, low, 0), jnp.where(valid, high, 0)
-  cost = jnp.where(valid, cost, 0)
+  cost = jnp.where(valid & inside, cost, 0)
   a = jnp.where(valid, a, jnp.where(index_along(a) < n, 1, 0))
   b = jnp.where(valid, b, jnp.where(index_along(b) < m, 1, 0))
   a, b, moved_mass, surplus = _balance(a, b)
@@ -188,6 +209,8 @@ def scale_padded_problem(cost, a, b, n: int, m: int) -> ScaledProblem:
   cost_range = high - low
   mass_unit = lax.stop_gradient((moved_mass + abs(surplus)) / (n + 1))
   scaled = (cost - cost_middle) / jnp.where(cost_range > 0, cost_range, 1)
+  counts = (cost != 0) & inside & (a[:, None] > 0) & (b > 0)
+  smallest = jnp.where(counts, abs(cost), jnp.inf).min((0, 1))
   a = jnp.where(index_along(a) == n, jnp.maximum(-surplus, 0), a)
   b = jnp.where(index_along(b) == m, jnp.maximum(surplus, 0), b)
   return ScaledProblem(
@@ -198,7 +221,9 @@ def scale_padded_problem(cost, a, b, n: int, m: int) -> ScaledProblem:
     cost_middle=cost_middle,
     cost_range=cost_range,
     mass_unit=mass_unit,
-    largest_cost=jnp.maximum(abs(low), abs(high)),
+    above=jnp.where(inside, cost - low, 0),
+    lowest=low,
+    smallest_cost=jnp.where(smallest < jnp.inf, smallest, cost_range),
     valid=valid,
   )
 
@@ -225,18 +250,36 @@ def unscale_potentials(scaled: ScaledProblem, f, g):
   Potentials are known up to a constant. If one of the dummies has mass, its
   potential is 0; else both sides contribute equally to the dual value.
   """
-  f, g = unscale_padded_potentials(scaled, f, g, len(f) - 1, len(g) - 1)
+  n, m = len(f) - 1, len(g) - 1
+  f, g = potentials_above(scaled, f, g, n, m)
+  to_f = center(scaled, f, g, n, m)
+  f, g = add_lowest(scaled, f + to_f, g - to_f, n, m)
   return f[:-1], g[:-1]
 
 
-def unscale_padded_potentials(scaled: ScaledProblem, f, g, n: int, m: int):
-  """`unscale_potentials` of [N, ...] and [M, ...]; cuts nothing off."""
-  _, a, b, moved_mass, middle, cost_range, *_ = scaled
-  f, g = f * cost_range, g * cost_range
-  even = ((b * g).sum(0) - (a * f).sum(0)) / (2 * moved_mass) + middle / 2
+def potentials_above(scaled: ScaledProblem, f, g, n: int, m: int):
+  """Potentials of `scaled.cost`, [N, ...] and [M, ...], as those of `above`."""
+  offset = scaled.cost_middle - scaled.lowest
+  f, g = f * scaled.cost_range, g * scaled.cost_range
+  f = jnp.where(index_along(f) == n, f - offset, f)
+  return f, jnp.where(index_along(g) == m, g, g + offset)
+
+
+def center(scaled: ScaledProblem, f, g, n: int, m: int):
+  """[...], the free constant that potentials of `above` should move from g to
+  f, to be what `unscale_potentials` says."""
+  a, b = scaled.a, scaled.b
+  even = ((b * g).sum(0) - (a * f).sum(0)) / (2 * scaled.moved_mass)
   to_f = jnp.where(entry(b, m) > 0, entry(g, m), even)
-  to_f = jnp.where(entry(a, n) > 0, middle - entry(f, n), to_f)
-  return f + to_f, g + (middle - to_f)
+  return jnp.where(entry(a, n) > 0, -entry(f, n), to_f)
+
+
+def add_lowest(scaled: ScaledProblem, f, g, n: int, m: int):
+  """From centered potentials of `above` to those of the original cost."""
+  low = scaled.lowest
+  to_f = jnp.where(entry(scaled.b, m) > 0, 0, low / 2)
+  to_f = jnp.where(entry(scaled.a, n) > 0, low, to_f)
+  return f + to_f, g + (low - to_f)
 
 
 def scale_potentials(scaled: ScaledProblem, f, g):

@@ -16,6 +16,8 @@ class Row:
     solver: the solver.
     exact: whether it solves the problem itself, not a smoothed one.
     float64: whether it takes float64.
+    widest: the largest cost that it always takes beside costs of about 1. With
+      larger ones it may not converge.
     derivative_error: how far from finite differences its gradient may be, in
       float64.
     passes_vma_check: whether it runs under JAX's check of what varies over the
@@ -25,6 +27,7 @@ class Row:
   solver: Any
   exact: bool = True
   float64: bool = True
+  widest: float = 1e30
   derivative_error: float = 1e-6
   passes_vma_check: bool = True
 
@@ -36,10 +39,12 @@ class Row:
 
 TABLE = {
   "network_simplex": Row(emd.NetworkSimplex()),
-  "network_simplex by POT": Row(emd.NetworkSimplex(native=False)),
+  "network_simplex by POT": Row(emd.NetworkSimplex(native=False), widest=1),
   "interior_point": Row(emd.InteriorPoint()),
   "interior_point kernel": Row(
-    emd.InteriorPoint(kernel=True), float64=False, passes_vma_check=False
+    emd.InteriorPoint(kernel=True),
+    float64=False,
+    passes_vma_check=False,
   ),
   "regularized_qp": Row(
     emd.RegularizedQP("L2", 0.05), exact=False, derivative_error=2e-4

@@ -12,9 +12,13 @@ namespace {
 constexpr double kBalanced = 1e-5;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// A plan has converged if its gap is at most this, as in certificate.py.
+// A plan has converged if its gap, without the allowance for rounding, is at
+// most this share of what it pays, as in certificate.py.
 template <typename T>
 constexpr double kClose = std::is_same_v<T, float> ? 2e-5 : 1e-9;
+
+// Sums of a flow are as exact as so many roundings of a node's mass.
+constexpr double kRoundings = 4;
 
 template <typename T>
 void WriteNan(int n, int m, Plan<T> plan) {
@@ -67,7 +71,7 @@ bool TransportProblem::Prepare(const T* cost, const T* a, const T* b) {
   }
   const T infinity = std::numeric_limits<T>::infinity();
   const int64_t size = static_cast<int64_t>(n_) * m_;
-  T low = infinity, high = -infinity;
+  T low = infinity, high = -infinity, smallest = infinity;
   bool bad = false;
   forbidden_ = false;
   for (int64_t k = 0; k < size; ++k) {
@@ -76,12 +80,14 @@ bool TransportProblem::Prepare(const T* cost, const T* a, const T* b) {
     low = x < low ? x : low;
     high = finite && x > high ? x : high;
     forbidden_ |= x == infinity;
+    const T size = std::abs(x);
+    smallest = size > 0 && size < smallest ? size : smallest;
     bad |= !finite && !(x == infinity);
   }
   low_ = low;
   range_ = static_cast<double>(high) - low_;
   if (bad || !std::isfinite(range_)) return false;
-  largest_ = std::max(std::abs(low_), std::abs(static_cast<double>(high)));
+  smallest_ = smallest < infinity ? smallest : 0;
   // Nor can a float32 cost or potential be larger than float32 has it.
   if (!std::isfinite(static_cast<T>(range_))) return false;
   // A subnormal range has no inverse.
@@ -184,7 +190,6 @@ int64_t TransportProblem::RunSimplex(const T* cost, const T* start,
     const double enough = used * (n_ + m_);
     if (used == 0 || enough > 1e-4) return pivots;
     range_ *= enough;
-    largest_ = std::min(largest_, range_ + std::abs(low_));
     capped_ = true;
   }
 }
@@ -224,7 +229,7 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
   const bool dummy_a = a_[n_] > 0, dummy_b = b_[m_] > 0;
   // The masses are as exact as T is.
   const double inexact = std::min((n_ + m_) * epsilon, 1e-3);
-  double gap = 0;
+  double gap = 0, paid = 0;
   bool possible = true;
   std::fill(plan.flow, plan.flow + static_cast<int64_t>(n_) * m_, T(0));
   simplex_.VisitFlows([&](int row, int column, double flow) {
@@ -237,8 +242,9 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
     if (capped_ && slack > 1e-9 && IsRounding(i, j, flow)) return;
     gap += flow * std::max(slack, 0.0);
     if (i < n_ && j < m_) {
-      plan.flow[static_cast<int64_t>(i) * m_ + j] =
-          static_cast<T>(flow * moved_);
+      const int64_t cell = static_cast<int64_t>(i) * m_ + j;
+      plan.flow[cell] = static_cast<T>(flow * moved_);
+      paid += flow * std::abs(static_cast<double>(cost[cell]));
     }
   });
   if (!possible) return false;
@@ -248,13 +254,18 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
   double to_f = 0;
   if (dummy_a) to_f = -f_[n_];
   if (dummy_b) to_f = g_[m_];
-  // A wrong sum counts with its price in the potentials, and with the cost of
-  // putting it right, which is at most 1. (Where pairs are forbidden, masses
-  // that are a trifle different may have no plan at all. So there the gap is
-  // that of the masses which the plan moves.) The side that has a dummy's rest
-  // may have less than its mass.
-  const auto price = [this](double potential) {
-    return forbidden_ ? 1.0 / (n_ + m_) : 1 + std::abs(potential);
+  // What the gap is compared with. A plan that pays nothing is measured by the
+  // smallest cost that is not 0.
+  const double scale = std::max(paid, smallest_);
+  // A wrong sum counts with its price in the potentials, and with what it costs
+  // to put it right, which is about what others pay. A rounding of the flow is
+  // nobody's fault; it counts as such. The side that has a dummy's rest may
+  // have less than its mass.
+  double rounding = paid;
+  const auto lack = [&](double wrong, double mass, double potential) {
+    const double price = std::abs(potential) * range_ + scale;
+    rounding += mass * price;
+    return std::max(wrong - kRoundings * epsilon * mass, 0.0) * price / range_;
   };
   double residual = 0, even = 0;
   sums_.assign(m_, 0.0);
@@ -269,7 +280,7 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
     const double wrong = dummy_b ? std::max(sum - a_[i], 0.0)  //
                                  : std::abs(sum - a_[i]);
     residual = std::max(residual, wrong);
-    gap += wrong * price(f_[i] + to_f);
+    gap += lack(wrong, a_[i], f_[i] + to_f);
     even -= a_[i] * f_[i];
   }
   for (int j = 0; j < m_; ++j) {
@@ -277,7 +288,7 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
     const double wrong = dummy_a ? std::max(sum - b_[j], 0.0)  //
                                  : std::abs(sum - b_[j]);
     residual = std::max(residual, wrong);
-    gap += wrong * price(g_[j] - to_f);
+    gap += lack(wrong, b_[j], g_[j] - to_f);
     even += b_[j] * g_[j];
   }
   double constant_f = to_f * range_ + (dummy_a ? low_ : 0);
@@ -288,11 +299,12 @@ bool TransportProblem::WritePlan(const T* cost, Plan<T> plan) {
   for (int j = 0; j < m_; ++j) {
     plan.g[j] = static_cast<T>(g_[j] * range_ + (low_ - constant_f));
   }
-  gap = (constant_ ? 0 : gap * range_) + 4 * epsilon * largest_;
-  *plan.gap = static_cast<T>(gap * moved_);
+  gap = constant_ ? 0 : gap * range_;
+  *plan.gap =
+      static_cast<T>((gap + kRoundings * epsilon * rounding) * moved_);
   *plan.residual = static_cast<T>(residual * moved_);
   *plan.converged =
-      gap <= kClose<T> * largest_ && std::isfinite(*plan.gap);
+      gap <= kClose<T> * scale && std::isfinite(*plan.gap);
   return true;
 }
 

@@ -81,7 +81,7 @@ class TransportProblem {
   double moved_ = 0;                     // mass that the dummies do not move
   double nothing_ = 0;                   // so little mass is rounding
   double low_ = 0, range_ = 1;           // of the costs
-  double largest_ = 0;                   // absolute cost
+  double smallest_ = 0;                  // absolute cost that is not 0
   bool constant_ = false;                // all costs are the same
   bool forbidden_ = false;               // some costs are infinite
   bool capped_ = false;                  // some costs are above low_ + range_

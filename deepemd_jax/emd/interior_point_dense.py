@@ -1,0 +1,175 @@
+"""The interior point method for problems of more than 63 nodes a side.
+
+Each problem is a matrix by itself, and the backend's matrix products do most of
+the work. The columns are eliminated by star-mesh transforms, as
+`resistor_network` does it, but block by block. Within a small block one column
+goes after another. What a block does to the rest of the network is one product
+of two matrices without negative entries. So nothing is subtracted here, either.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import export, lax
+
+from deepemd_jax.emd import interior_point_single
+from deepemd_jax.emd.interior_point_step import Options
+from deepemd_jax.emd.resistor_network import Network, heaviest_last, or_one
+
+_BLOCK = 16  # columns
+_CELLS = 2**18  # of the problems that advance together: they fit a CPU's cache
+
+_product = functools.partial(jnp.matmul, precision="highest")
+
+
+def iterate(cost, a, b, moved_mass, leak, *, options: Options):
+  """Does what `interior_point_step.iterate` does, with one block.
+
+  Args:
+    cost: [n, m, B], scaled.
+    a: [n, B].
+    b: [m, B].
+    moved_mass: [B]; negative where there is nothing to do.
+    leak: [B], the share of `options.leak` that there should be.
+    options: tolerance, steps and the strengths of the proximal terms.
+
+  Returns:
+    Flow [n, m, B], potentials [n, B] and [m, B], and steps [B].
+  """
+  n, m, count = cost.shape
+  if m > n:  # time grows with the columns: let them be the shorter side
+    transposed = cost.swapaxes(0, 1), b, a, moved_mass, leak
+    flow, g, f, steps = iterate(*transposed, options=options)
+    return flow.swapaxes(0, 1), f, g, steps
+  swap = heaviest_last(b)
+  first = lambda x: jnp.moveaxis(x, -1, 0)  # noqa: E731
+  last = lambda x: jnp.moveaxis(x, 0, -1)  # noqa: E731
+  arguments = tuple(map(first, (swap(cost), a, swap(b), moved_mass, leak)))
+  one = functools.partial(
+    interior_point_single.iterate,
+    eliminate=eliminate,
+    potentials=potentials,
+    options=options,
+  )
+  together = max(1, _CELLS // (n * m))
+  if export.is_symbolic_dim(count) or count <= together:
+    outputs = jax.vmap(one)(*arguments)
+  else:
+    outputs = lax.platform_dependent(
+      *arguments,
+      cpu=lambda *x: lax.map(lambda y: one(*y), x, batch_size=together),
+      default=jax.vmap(one),
+    )
+  flow, f, g, steps = map(last, outputs)
+  return swap(flow), f, swap(g), steps
+
+
+def eliminate(conductance, leak_a, leak_b) -> Network:
+  """Does what `resistor_network.eliminate` does, for one problem.
+
+  Args:
+    conductance: [n, m], >= 0.
+    leak_a: [n], conductance of each row to the ground, besides its own.
+    leak_b: [m], the same for the columns.
+  """
+  m = conductance.shape[1]
+  conductance = conductance.at[:, -1].add(leak_a)
+  degree = or_one(conductance.sum(1))
+  share = conductance / degree[:, None]
+  mesh = _product(share.T, conductance).at[:, -1].add(leak_b)
+  # Columns without neighbors fill up the last block. They change nothing, nor
+  # does the turn of the ground, which has no neighbor left by then.
+  spare = -m % _BLOCK
+  mesh = jnp.pad(mesh, ((0, spare), (0, spare)))
+  mesh, total = _eliminate_columns(mesh)
+  mesh, total = mesh[:m, :m], total[:m]
+  row, column = jnp.arange(m)[:, None], jnp.arange(m)
+  return Network(
+    degree=degree,
+    share=share,
+    spread=jnp.where((column < row) & (row < m - 1), mesh, 0),
+    total=jnp.where((total > 0) & (column < m - 1), total, jnp.inf),
+  )
+
+
+def _eliminate_columns(mesh):
+  """Eliminates all columns of a mesh [m, m], block by block.
+
+  Returns:
+    The mesh, whose rows are as they were when their turns came; and below its
+    diagonal `Network.spread`. And the totals, [m].
+  """
+  m = len(mesh)
+  column, row = jnp.arange(m), jnp.arange(m)[:, None]
+
+  def eliminate(i, state):
+    mesh, totals = state
+    first = i * _BLOCK
+    own = first + jnp.arange(_BLOCK)[:, None]
+    rows = lax.dynamic_slice_in_dim(mesh, first, _BLOCK)
+    block = lax.dynamic_slice_in_dim(rows, first, _BLOCK, 1)
+    later = column >= first + _BLOCK
+    beyond = jnp.where(later, rows, 0).sum(1)
+    block, arriving, total = _eliminate_within(block, beyond)
+    rows = _product(arriving, rows)
+    rows = lax.dynamic_update_slice_in_dim(rows, block, first, 1)
+    part = jnp.where(later, rows, 0) / or_one(total)[:, None]
+    # Of a later row, the block's columns are eliminated. What the block's rows
+    # have of each other is no concern of later rows.
+    within = (column >= first) & ~later
+    passed = jnp.where(within & (column > own), 0, rows)
+    passed = jnp.where(column == own, 1, passed)
+    mesh = jnp.where(within & (row >= first), 0, mesh)
+    mesh = mesh + _product(part.T, passed)
+    put = functools.partial(
+      lax.dynamic_update_slice_in_dim, start_index=first, axis=0
+    )
+    return put(mesh, rows), put(totals, total)
+
+  state = mesh, 0 * mesh[0]
+  return lax.fori_loop(0, m // _BLOCK, eliminate, state)
+
+
+def _eliminate_within(block, beyond):
+  """Eliminates the columns of a block, one after another.
+
+  Args:
+    block: [k, k], their conductances to each other.
+    beyond: [k], the sums of those to later columns. One node may stand for all
+      of these.
+
+  Returns:
+    The block's part of the mesh, [k, k]; how much of each row's conductances
+    has arrived at each row when its turn comes, [k, k], with ones on its
+    diagonal; and the totals, [k].
+  """
+  k = len(block)
+  column, row = jnp.arange(k), jnp.arange(k)[:, None]
+
+  def eliminate(t, state):
+    block, beyond, arriving, totals = state
+    pick = functools.partial(lax.dynamic_index_in_dim, index=t, keepdims=False)
+    own, far = pick(block), pick(beyond)
+    to_later = jnp.where(column > t, own, 0)
+    total = to_later.sum() + far
+    part = to_later / or_one(total)
+    block = block + part[:, None] * to_later
+    beyond = beyond + part * far
+    arriving = arriving + part[:, None] * pick(arriving)
+    return block, beyond, arriving, jnp.where(column == t, total, totals)
+
+  arriving = jnp.where(row == column, 1, 0 * block)
+  state = block, beyond, arriving, 0 * beyond
+  block, _, arriving, totals = lax.fori_loop(0, k, eliminate, state)
+  return jnp.where(column < row, arriving, block), arriving, totals
+
+
+def potentials(conductance, network: Network, into_rows, into_columns):
+  """Does what `resistor_network.potentials` does, for one problem."""
+  del conductance
+  degree, share, spread, total = network
+  load = _product(into_rows, share) - into_columns
+  voltage = (load + _product(spread, load)) / total
+  voltage = voltage + _product(voltage, spread)
+  return into_rows / degree + _product(share, voltage), -voltage

@@ -1,0 +1,163 @@
+"""Costs of any size beside each other, and pairs that are forbidden.
+
+People mark pairs that must not be matched with a large number, or with
+infinity. Exact solvers must see the other costs all the same.
+"""
+
+import jax
+import numpy as np
+import pytest
+from solver_table import EXACT
+from transport_problems import SMALL, distance, exact_values, problems, solve
+
+from deepemd_jax import emd
+
+
+def each_case(rows):
+  """Rows of the table, in float32 and in float64."""
+  cases = [
+    pytest.param(row, x64, id=f"{name} {64 if x64 else 32}")
+    for name, row in rows.items()
+    for x64 in (False, True)[: 2 if row.float64 else 1]
+  ]
+  return pytest.mark.parametrize(("row", "x64"), cases, indirect=["x64"])
+
+
+WIDE = {name: row for name, row in EXACT.items() if row.widest > 1}
+WIDEST = {name: row for name, row in EXACT.items() if row.widest >= 1e30}
+SEEDS = range(3)
+
+
+def draw(seed, x64, share, balanced=True):
+  """Costs, masses, and which pairs are marked: about a `share` of them."""
+  cost, a, b = problems(seed, balanced, np.float64 if x64 else np.float32)
+  marked = np.random.default_rng([seed, 7]).random(SMALL) < share
+  return cost, a, b, marked
+
+
+def judge(cost, a, b, marked):
+  """The exact value where no marked pair is used, else infinity."""
+  low, high = (
+    exact_values(np.where(marked, mark, cost), a, b) for mark in (1e3, 2e3)
+  )
+  return np.where(abs(high - low) < 1e-9, low, np.inf)
+
+
+def paid(cost, plan):
+  """<cost, flow> [B]; infinity times nothing is nothing."""
+  flow = np.asarray(plan.flow, np.float64)
+  with np.errstate(invalid="ignore"):
+    return np.where(flow == 0, 0, cost.astype(np.float64) * flow).sum((1, 2))
+
+
+def close(x64):
+  """How near to the exact value a plan is that has converged."""
+  return {"rtol": 1e-9 if x64 else 2e-5, "atol": 1e-12 if x64 else 1e-7}
+
+
+@each_case(WIDE)
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_large_costs_that_are_not_paid_do_not_blur_the_others(
+  row, x64, share, balanced
+):
+  """From 1e3 to 1e30, in problems of one batch."""
+  seen = 0
+  for seed in SEEDS:
+    cost, a, b, marked = draw(seed, x64, share, balanced)
+    exact = judge(cost, a, b, marked)
+    free = np.isfinite(exact)
+    large = 10.0 ** np.array([3, 4, 5, 6, 9, 12, 15, 30])[:, None, None]
+    large = np.minimum(large, row.widest)
+    cost = np.where(marked, large, cost).astype(cost.dtype)
+    plan = solve(cost, a, b, solver=row.solver)
+    value = paid(cost, plan)
+    np.testing.assert_allclose(value[free], exact[free], **close(x64))
+    assert plan.converged[free].all()
+    assert (value - exact <= plan.gap + 1e-6)[free].all()
+    seen += free.sum()
+  assert seen > 4
+
+
+@each_case(EXACT)
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_forbidden_pairs_are_not_used(row, x64, share, balanced):
+  """And where there is no other way, the problem has no solution."""
+  seen = []
+  for seed in SEEDS:
+    cost, a, b, marked = draw(seed, x64, share, balanced)
+    exact = judge(cost, a, b, marked)
+    possible = np.isfinite(exact)
+    cost = np.where(marked, np.inf, cost).astype(cost.dtype)
+    plan = jax.tree.map(np.asarray, solve(cost, a, b, solver=row.solver))
+    np.testing.assert_array_equal(plan.converged, possible)
+    for x in plan[:5]:
+      assert np.isnan(x[~possible]).all() and np.isfinite(x[possible]).all()
+    assert (plan.flow[possible][marked[possible]] == 0).all()
+    value = paid(cost, plan)
+    np.testing.assert_allclose(value[possible], exact[possible], **close(x64))
+    found = distance(cost, a, b, solver=row.solver)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    seen += possible.tolist()
+  assert any(seen) and (share < 0.5 or not all(seen))
+
+
+@each_case(WIDEST)
+def test_tiny_costs_count_beside_huge_ones(row, x64):
+  """60 orders of magnitude in one problem."""
+  cost, a, b, marked = draw(0, x64, 0.2)
+  exact = judge(cost, a, b, marked)
+  free = np.isfinite(exact)
+  assert free.sum() >= 4
+  spread = np.where(marked, 1e30, 1e-30 * cost).astype(cost.dtype)
+  plan = solve(spread, a, b, solver=row.solver)
+  value = paid(spread, plan) * 1e30
+  np.testing.assert_allclose(value[free], exact[free], **close(x64))
+  assert plan.converged[free].all()
+
+
+@each_case(EXACT)
+def test_what_has_converged_is_right(row, x64):
+  """Whatever the costs are; POT's code and the kernel may give up."""
+  for seed in SEEDS:
+    cost, a, b, marked = draw(seed, x64, 0.2)
+    exact = judge(cost, a, b, marked)
+    for unit, mark in ((1, 1e9), (1, 1e30), (1e-30, 1e30)):
+      spread = np.where(marked, mark, unit * cost).astype(cost.dtype)
+      plan = solve(spread, a, b, solver=row.solver)
+      good = np.isfinite(exact) & np.asarray(plan.converged)
+      value = paid(spread, plan) / unit
+      np.testing.assert_allclose(value[good], exact[good], **close(x64))
+
+
+@each_case(EXACT)
+def test_values_near_zero_are_not_held_against_a_plan(row, x64):
+  """Neither what cancels nor a cloud's distance from itself."""
+  cost, a, b = problems(0, dtype=np.float64 if x64 else np.float32)
+  value = np.asarray(distance(cost, a, b, solver=row.solver))
+  shifted = cost - value[:, None, None]
+  plan = solve(shifted, a, b, solver=row.solver)
+  assert plan.converged.all()
+  assert abs(paid(shifted, plan)).max() <= (1e-9 if x64 else 2e-6)
+  points = np.random.default_rng(0).random((8, 7, 2)).astype(cost.dtype)
+  itself = np.linalg.norm(points[:, :5, None] - points[:, None], axis=-1)
+  same = np.zeros((8, 7), cost.dtype)
+  same[:, :5] = a
+  plan = solve(itself.astype(cost.dtype), a, same, solver=row.solver)
+  assert plan.converged.all()
+  assert abs(paid(itself, plan)).max() <= (1e-9 if x64 else 2e-6)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_solver_that_stops_early_does_not_say_converged(kernel):
+  """Whose error is small only beside costs that are not paid."""
+  solver = emd.InteriorPoint(max_steps=2, kernel=kernel)
+  cost, a, b, marked = draw(0, False, 0.1)
+  exact = judge(cost, a, b, marked)
+  free = np.isfinite(exact)
+  cost = np.where(marked, np.float32(1e6), cost)
+  plan = solve(cost, a, b, solver=solver)
+  wrong = paid(cost, plan) > exact * (1 + 1e-4)
+  assert (wrong & free).sum() >= 3
+  assert not plan.converged[wrong & free].any()
