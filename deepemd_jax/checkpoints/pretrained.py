@@ -75,8 +75,8 @@ def load(checkpoint=None) -> Pretrained:
 
   Args:
     checkpoint: the workdir of a run, or what `convert` or `export` wrote; or
-      the name of a backbone that comes with its weights, if there is no such
-      folder. None is efficientnet_lite0.
+      the name of a backbone that comes with its weights, if no run's workdir
+      is called so. None is efficientnet_lite0.
 
   Raises:
     InputError: there is none, or it is damaged.

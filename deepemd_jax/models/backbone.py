@@ -133,12 +133,12 @@ BACKBONES = {
     ("precision",),
   ),
   "efficientnet_lite1": Entry(
-    "EfficientNet-Lite1: a fifth slower",
+    "EfficientNet-Lite1: larger, for images of 240 pixels",
     "deepemd_jax.models.efficientnet_lite:lite1",
     ("precision",),
   ),
   "efficientnet_lite2": Entry(
-    "EfficientNet-Lite2: slower still",
+    "EfficientNet-Lite2: larger still, for images of 260 pixels",
     "deepemd_jax.models.efficientnet_lite:lite2",
     ("precision",),
   ),
