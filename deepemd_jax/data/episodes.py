@@ -6,7 +6,7 @@ by any process, again after a restart, and for two methods alike.
 
 import dataclasses
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -75,7 +75,11 @@ def check_feasible(
 
 
 class EpisodeSampler:
-  """Draws episodes: `sampler(i) -> Episode`."""
+  """Draws episodes: `sampler(i) -> Episode`.
+
+  Attributes:
+    shape: of the episodes.
+  """
 
   def __init__(
     self,
@@ -103,12 +107,12 @@ class EpisodeSampler:
     named = dict(zip(class_names, counts.tolist(), strict=True))
     check_feasible(named, shape, split=split)
     self._rows = np.split(order.astype(np.int32), np.cumsum(counts)[:-1])
-    self._shape = shape
+    self.shape = shape
     self._seed, self._split = seed, zlib.crc32(split.encode())
 
   def __call__(self, index: int) -> Episode:
     """Episode `index` >= 0."""
-    way, shot, query = dataclasses.astuple(self._shape)
+    way, shot, query = dataclasses.astuple(self.shape)
     rng = stream(self._seed, Stream.EPISODE, self._split, index)
     classes = rng.choice(len(self._rows), way, replace=False)
     rows = np.stack(
@@ -148,9 +152,7 @@ class AmongRows:
     return dataclasses.replace(episode, support=support, query=query)
 
 
-def batch(
-  sampler: EpisodeSampler | AmongRows, indices: Iterable[int]
-) -> Episode:
+def batch(sampler: Callable[[int], Episode], indices: Iterable[int]) -> Episode:
   """Several episodes, stacked: [e, way, shot] and so on."""
   sampled = [sampler(i) for i in indices]
   return Episode(

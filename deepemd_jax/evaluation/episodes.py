@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepemd_jax.config.settings import Settings
-from deepemd_jax.data.episodes import AmongRows, EpisodeSampler, batch
+from deepemd_jax.data.episodes import (
+  AmongRows,
+  Episode,
+  EpisodeSampler,
+  batch,
+)
 from deepemd_jax.data.image_set import ImageSet
 from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation.features import ImageSetEncoder, Nodes, on_nodes
@@ -54,28 +59,38 @@ class EpisodeScorer:
     """
     self._head = head
     self._seed = seed
-    self._score = on_nodes(jax.vmap(self._accuracy), replicate=True)
+    self._score = on_nodes(jax.vmap(self._right), replicate=True)
 
-  def _accuracy(self, query_nodes, support_nodes, number):
-    """Percent right of one episode's queries."""
+  def _right(self, query_nodes, support_nodes, number):
+    """Which of one episode's queries get their class, [way, n_query]."""
     way, n_query = query_nodes.shape[:2]
     key = random_key(self._seed, Stream.SFC_ORDER, number)
     queries = query_nodes.reshape(way * n_query, *query_nodes.shape[2:])
     logits = self._head(queries, support_nodes, key)
-    right = logits.argmax(-1) == jnp.repeat(jnp.arange(way), n_query)
-    return 100 * right.mean()
+    predicted = logits.argmax(-1).reshape(way, n_query)
+    return predicted == jnp.arange(way)[:, None]
 
-  def __call__(
+  def __call__(self, *arguments, **options) -> np.ndarray:
+    """Accuracies of episodes, percent: float32 [count].
+
+    Args:
+      *arguments: as `right` takes them.
+      **options: the same.
+    """
+    right = self.right(*arguments, **options)
+    return 100 * right.mean((1, 2), dtype=np.float32)
+
+  def right(
     self,
     nodes: Nodes,
-    sampler: EpisodeSampler | AmongRows,
+    sampler: Callable[[int], Episode],
     count: int,
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
   ) -> np.ndarray:
-    """Accuracies of the episodes 0..count-1, percent.
+    """Which queries of the episodes 0..count-1 get their class.
 
-    An episode's accuracy does not depend on the batch that it is in, nor on the
+    An episode's result does not depend on the batch that it is in, nor on the
     number of devices, which share the work.
 
     Args:
@@ -86,7 +101,7 @@ class EpisodeScorer:
       progress: called with the number of episodes done, before each call.
 
     Returns:
-      float32 [count].
+      bool [count, way, n_query].
     """
     results = []
     batch_size = sharding.pad_to_devices(batch_size)
@@ -97,8 +112,8 @@ class EpisodeScorer:
       numbers = numbers.astype(np.int32)
       own = batch(sampler, map(int, numbers))
       rows = own.query, own.support
-      scores = self._score(nodes, rows, (numbers,), numbers)
-      results.append(np.asarray(scores))
+      right = self._score(nodes, rows, (numbers,), numbers)
+      results.append(np.asarray(right))
     return np.concatenate(results)[:count]
 
 
