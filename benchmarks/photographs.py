@@ -1,149 +1,222 @@
-"""What matching is worth on photographs, with a frozen encoder.
+"""What matching is worth on photographs, with an encoder that is not trained.
 
-    python -m deepemd_jax data prepare grocery --from CHECKOUT
-    python -m benchmarks.photographs                           # validation
-    python -m benchmarks.photographs --split test              # look once
+    git clone https://github.com/marcusklasson/GroceryStoreDataset
+    python -m benchmarks.photographs GroceryStoreDataset       # validation
+    python -m benchmarks.photographs GroceryStoreDataset --split test
     python -m benchmarks.photographs --smoke                   # small, for CI
 
-All heads see the same nodes in the same episodes. Nodes are as they are, or
-centered by the examples of the episode, or by photographs without labels of
-classes that are not tested. The fair rival is the prototype of the same nodes.
+All heads see the same nodes in the same episodes. The fair rival is the
+prototype of the same nodes. Nodes are as they are, or centered by the examples
+of the episode, or by photographs without labels of classes that are not tested.
+With `--checkpoint RUN`, they are those of an adapted encoder.
+
+There are two intervals: over episodes, which says how well these classes are
+measured, and over classes, which says how other classes would do.
 """
 
 import argparse
 import dataclasses
+import functools
+import pathlib
 import tempfile
 
 import jax
 import numpy as np
 
-from benchmarks import measuring
+from benchmarks import grocery, measuring
 from deepemd_jax.checkpoints import pretrained
-from deepemd_jax.data.episodes import AmongRows, EpisodeSampler, EpisodeShape
-from deepemd_jax.data.sources import open_source
+from deepemd_jax.data.episodes import Episode
+from deepemd_jax.data.views import View
 from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation.episodes import EpisodeScorer
-from deepemd_jax.evaluation.features import DeviceNodes, ImageSetEncoder
+from deepemd_jax.evaluation.features import DeviceNodes
 from deepemd_jax.evaluation.results import Estimate
-from deepemd_jax.inference import centering
+from deepemd_jax.inference import centering, feature_cache, image_encoder
 from deepemd_jax.models import heads
+from deepemd_jax.utils.progress import Progress
+from deepemd_jax.utils.random_streams import Stream, stream
 
 HEADS = ("deepemd", "deepemd_equal_weights", "chamfer", "prototype")
-# Whose photographs may center the nodes of a split.
-OTHERS = {"val": ("train",), "test": ("train", "val")}
+CENTERS = ("none", "support", "photographs")
+_BATCH = 10  # episodes in one device call
 
 
-class Photographs:
-  """Images of a data set, encoded by a frozen encoder."""
+class Encoder:
+  """Nodes of images, by a checkpoint."""
 
   def __init__(self, options: argparse.Namespace) -> None:
-    trained = pretrained.load(options.backbone)
-    settings, variables = trained.settings, trained.encoder.variables
+    trained = pretrained.load(options.checkpoint)
+    settings = trained.settings
     if options.smoke:
-      backbone = measuring.tiny_backbone()
+      tiny = measuring.tiny_backbone()
+      variables = tiny.init(jax.random.key(0))
       view = dataclasses.replace(settings.view, size=32)
-      settings = dataclasses.replace(settings, backbone=backbone, view=view)
-      variables = backbone.init(jax.random.key(0))
-    self._data = dataclasses.replace(
-      settings.data, name=options.data, directory=options.directory
-    )
-    self._encode = ImageSetEncoder.of(settings, "benchmark")
-    self._variables = sharding.replicate(variables)
+      settings = dataclasses.replace(settings, backbone=tiny, view=view)
+      encoder = dataclasses.replace(trained.encoder, variables=variables)
+      trained = dataclasses.replace(trained, settings=settings, encoder=encoder)
+    if options.map:  # the cells of one map are the nodes
+      view = dataclasses.replace(settings.view, kind="fcn", size=options.map)
+      settings = dataclasses.replace(settings, view=view)
     self.heads = settings.heads
+    self.view: View = settings.view
+    cache = options.cache and feature_cache.Cache(options.cache)
+    self._encoder = image_encoder.ImageEncoder(trained, self.view, cache)
 
-  def images(self, split: str):
-    """The images of a split."""
-    return open_source(self._data, split=split).load(split)
-
-  def nodes(self, images, rows: np.ndarray) -> np.ndarray:
-    """[rows, n, c]."""
-    return np.asarray(self._encode(self._variables, images, rows).array)
-
-
-def episodes_of(photographs: Photographs, options: argparse.Namespace):
-  """Nodes of the images that episodes use, and {way: the episodes}."""
-  images = photographs.images(options.split)
-  samplers = {
-    way: EpisodeSampler(
-      images.labels,
-      EpisodeShape(way=way, shot=options.shot, query=options.query),
-      class_names=images.class_names,
-      seed=options.seed,
-      split=options.split,
-    )
-    for way in options.way
-  }
-  used = [AmongRows.of(x, options.episodes).rows for x in samplers.values()]
-  rows = np.unique(np.concatenate(used))
-  nodes = photographs.nodes(images, rows)
-  return nodes, {way: AmongRows(x, rows) for way, x in samplers.items()}
+  def __call__(self, images) -> np.ndarray:
+    """[N, n, c]."""
+    bad: dict[int, str] = {}
+    with Progress() as progress:
+      batches = self._encoder.batches(
+        images,
+        bad,
+        lambda done: progress("images encoded", done, len(images)),
+      )
+      nodes = [encoded.nodes for _, encoded in batches]
+    image_encoder.refuse(images, bad)
+    return np.concatenate(nodes)
 
 
-def center_of_others(photographs: Photographs, options: argparse.Namespace):
-  """The center of some photographs of classes that are not tested."""
-  batches, rng = [], np.random.default_rng(options.seed)
-  others = OTHERS[options.split]
-  for split in others:
-    images = photographs.images(split)
-    count = min(options.photographs // len(others), len(images.labels))
-    rows = np.sort(rng.choice(len(images.labels), count, replace=False))
-    batches.append(photographs.nodes(images, rows))
-  return centering.Center.of_nodes(batches)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pools:
+  """From which support and query images of an episode are drawn.
+
+  Attributes:
+    nodes: [N, n, c].
+    support: for each class, rows of `nodes`.
+    query: the same.
+    origin: int [N], the photograph of each row; an episode has none twice.
+  """
+
+  nodes: np.ndarray
+  support: list[np.ndarray]
+  query: list[np.ndarray]
+  origin: np.ndarray
+
+  def sampler(self, options: argparse.Namespace, way: int):
+    """The number of an episode -> its rows."""
+
+    def sample(number: int) -> Episode:
+      rng = stream(options.seed, Stream.EPISODE, way, number)
+      classes = rng.permutation(len(self.support))[:way]
+      support, query = [], []
+      for k in classes:
+        rows = rng.permutation(self.support[k])[: options.shot]
+        taken = np.isin(self.origin[self.query[k]], self.origin[rows])
+        support.append(rows)
+        query.append(rng.permutation(self.query[k][~taken])[: options.query])
+      return Episode(np.stack(support), np.stack(query), classes)
+
+    return sample
 
 
-def centered_by_support(scorer: heads.Scorer) -> heads.Scorer:
+def pools_of(protocol: str, tested, others, encode, options) -> Pools:
+  """The images of a protocol, encoded; clutter is of the other classes."""
+  images, support, query, origin = grocery.arrange(
+    protocol, tested, others, options.seed, options.composed
+  )
+  fewest = min(len(rows) for rows in query) - options.shot
+  options.query = min(options.query, fewest)
+  return Pools(encode(images), support, query, origin)
+
+
+def centered_by_support(head: heads.Scorer) -> heads.Scorer:
   """The head, on nodes that are centered by the support images."""
 
   def score(query, support, key):
     center = centering.Center.of_support(support)
-    return scorer(center(query), center(support), key)
+    return head(center(query), center(support), key)
 
   return score
 
 
+@functools.cache
+def _scorer(name: str, settings: heads.HeadSettings, by_support: bool, seed):
+  head = heads.bind(name, settings)
+  return EpisodeScorer(centered_by_support(head) if by_support else head, seed)
+
+
+def scores(pools: Pools, way: int, settings, by_support, options):
+  """{head: percent right of each episode's classes [episodes, way]}, and the
+  classes [episodes, way]."""
+  count, sampler = options.episodes, pools.sampler(options, way)
+  nodes = DeviceNodes(sharding.replicate(pools.nodes))
+  found = {}
+  with Progress() as progress:
+    for name in HEADS:
+      score = _scorer(name, settings, by_support, options.seed)
+      right = score.right(
+        nodes,
+        sampler,
+        count,
+        _BATCH,
+        lambda done, name=name: progress(f"{way}-way {name}", done, count),
+      )
+      found[name] = 100 * right.mean(2)
+  return found, np.stack([sampler(i).classes for i in range(count)])
+
+
+def over_classes(values: np.ndarray, classes: np.ndarray) -> Estimate:
+  """The mean of the classes' means, with classes as the sample."""
+  return Estimate.of(
+    np.array([values[classes == k].mean() for k in np.unique(classes)])
+  )
+
+
 def measure(options: argparse.Namespace) -> list[dict]:
-  """Returns a row for each way, centering and head."""
-  photographs = Photographs(options)
-  nodes, episodes = episodes_of(photographs, options)
-  others = center_of_others(photographs, options)
+  """Returns a row for each protocol, way, centering and head."""
+  encode = Encoder(options)
+  of_split = grocery.classes(options.folder)
+  tested = of_split[options.split]
+  # What may center the nodes, and be in the way, is of no class that is tested.
+  names = ("train",) if options.split == "val" else ("train", "val")
+  others = [x for name in names for x in of_split[name]]
+  center = None
+  if "photographs" in options.center:
+    paths = [path for own in others for path in own.photographs]
+    rng = stream(options.seed, Stream.QUERIES)
+    chosen = rng.permutation(len(paths))[: options.photographs]
+    nodes = encode([paths[i] for i in np.sort(chosen)])
+    center = centering.Center.of_nodes([nodes])
   rows = []
-  for way, among in episodes.items():
-    for center in ("none", "support", "photographs"):
-      settings = photographs.heads
-      if center != "none":
-        settings = centering.adapt(settings)
-      own = others(nodes) if center == "photographs" else nodes
-      stored = DeviceNodes(sharding.replicate(own))
-      values = {}
-      for head in HEADS:
-        scorer = heads.bind(head, settings)
-        if center == "support":
-          scorer = centered_by_support(scorer)
-        score = EpisodeScorer(scorer, options.seed)
-        values[head] = score(stored, among, options.episodes, 10)
-      rows += _rows({"way": way, "center": center}, values)
+  for protocol in options.protocol:
+    pools = pools_of(protocol, tested, others, encode, options)
+    for way in options.way:
+      for how in options.center:
+        settings, own = encode.heads, pools
+        if how != "none":
+          settings = centering.adapt(settings)
+        if how == "photographs":
+          own = dataclasses.replace(pools, nodes=center(pools.nodes))
+        values, classes = scores(own, way, settings, how == "support", options)
+        facts = {"protocol": protocol, "way": way, "center": how}
+        rows += _rows(facts, values, classes)
   return rows
 
 
-def _rows(facts: dict, values: dict[str, np.ndarray]) -> list[dict]:
+def _rows(facts: dict, values: dict, classes: np.ndarray) -> list[dict]:
   """A row for each head."""
-  return [
-    facts
-    | {
-      "head": head,
-      "accuracy": dataclasses.asdict(Estimate.of(found)),
-      "lead": dataclasses.asdict(Estimate.of(values["deepemd"] - found)),
+  rows = []
+  for head, found in values.items():
+    lead = values["deepemd"] - found
+    estimates = {
+      "accuracy": Estimate.of(found.mean(1)),
+      "lead": Estimate.of(lead.mean(1)),
+      "lead_over_classes": over_classes(lead, classes),
     }
-    for head, found in values.items()
-  ]
+    numbers = {k: dataclasses.asdict(x) for k, x in estimates.items()}
+    rows.append(facts | {"head": head} | numbers)
+  return rows
 
 
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--data", default="grocery", help="a data set")
-  parser.add_argument("--directory", default="", help="of prepared data sets")
-  parser.add_argument("--backbone", default="efficientnet_lite0")
-  parser.add_argument("--split", choices=OTHERS, default="val")
+  parser.add_argument("folder", nargs="?", help="GroceryStoreDataset")
+  parser.add_argument("--checkpoint", default="efficientnet_lite0")
+  parser.add_argument("--split", choices=("val", "test"), default="val")
+  parser.add_argument(
+    "--protocol", nargs="+", choices=grocery.PROTOCOLS, default=["pooled"]
+  )
+  parser.add_argument("--center", nargs="+", choices=CENTERS, default=CENTERS)
   parser.add_argument("--way", type=int, nargs="+", default=[5])
   parser.add_argument("--shot", type=int, default=1)
   parser.add_argument("--query", type=int, default=15)
@@ -155,12 +228,25 @@ def _parse() -> argparse.Namespace:
     default=300,
     help="that the nodes are centered by",
   )
+  parser.add_argument(
+    "--composed", type=int, default=20, help="cluttered queries of a class"
+  )
+  parser.add_argument(
+    "--map",
+    type=int,
+    default=0,
+    help="nodes are the cells of one map of an image so many pixels wide",
+  )
+  parser.add_argument("--cache", help="folder for encodings")
   parser.add_argument("--json", help="also write the rows to this file")
   parser.add_argument("--smoke", action="store_true")
   options = parser.parse_args()
   if options.smoke:
-    options.data, options.way, options.query = "glyph_clutter", [2], 1
-    options.episodes, options.photographs = 1, 2
+    options.way, options.query, options.episodes = [2], 1, 1
+    options.photographs, options.composed = 2, 2
+    options.protocol, options.center = ["pooled", "half"], ["photographs"]
+  elif options.folder is None:
+    parser.error("give the folder of GroceryStoreDataset")
   return options
 
 
@@ -168,27 +254,32 @@ def main() -> None:
   """Prints the table."""
   options = _parse()
   with tempfile.TemporaryDirectory() as directory:
-    if options.smoke:  # its data set is made, and goes again
-      options.directory = directory
+    if options.smoke:
+      options.folder = grocery.paint(pathlib.Path(directory))
     rows = measure(options)
   print(
-    f"{options.data}, split {options.split}: {options.shot}-shot, "
-    f"{options.query} queries a class, {options.episodes} episodes, seed "
-    f"{options.seed}; {options.backbone}\n"
+    f"grocery, split {options.split}: {options.shot}-shot, {options.query} "
+    f"queries a class, {options.episodes} episodes, seed {options.seed}; "
+    f"{options.checkpoint}\n"
   )
   print(
-    f"{'way':>3}  {'centered by':<13}{'head':<28}{'accuracy %':>15}"
-    f"{'DeepEMD leads by':>20}"
+    f"{'protocol':<10}{'way':>3}  {'centered by':<13}{'head':<28}"
+    f"{'accuracy %':>15}{'DeepEMD leads by':>18}{'over classes':>16}"
   )
   for row in rows:
-    accuracy, lead = (
-      f"{x['mean']:.2f} +- {x['ci95']:.2f}"
-      for x in (row["accuracy"], row["lead"])
+    accuracy, lead, over = (
+      f"{row[name]['mean']:{sign}.2f} +- {row[name]['ci95']:.2f}"
+      for name, sign in (
+        *(("accuracy", ""), ("lead", "+")),
+        ("lead_over_classes", "+"),
+      )
     )
+    if row["head"] == "deepemd":
+      lead = over = ""
     title = heads.title(row["head"], options.shot)
-    lead = "" if row["head"] == "deepemd" else lead
     print(
-      f"{row['way']:>3}  {row['center']:<13}{title:<28}{accuracy:>15}{lead:>20}"
+      f"{row['protocol']:<10}{row['way']:>3}  {row['center']:<13}{title:<28}"
+      f"{accuracy:>15}{lead:>18}{over:>16}"
     )
   measuring.write_json(options.json, rows)
 
