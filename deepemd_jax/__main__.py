@@ -42,6 +42,7 @@ COMMANDS = {
   "classify": "deepemd_jax.inference.classify",
   "search": "deepemd_jax.inference.search",
   "demo": "deepemd_jax.demo.command",
+  "adapt": "deepemd_jax.training.adapt",
   "export": "deepemd_jax.inference.export",
   "convert": "deepemd_jax.checkpoints.convert",
   "data": "deepemd_jax.data.published.command",

@@ -33,7 +33,7 @@ MAY_IMPORT = {
   },
   "training": {
     *("checkpoints", "config", "data", "distributed", "emd", "errors"),
-    *("evaluation", "models", "utils"),
+    *("evaluation", "inference", "models", "utils"),
   },
   "inference": {
     *("checkpoints", "config", "data", "distributed", "emd", "errors"),

@@ -74,6 +74,9 @@ def get_config(arg: str = "") -> ConfigDict:
   model = config.model = ConfigDict()
   # From images to feature maps; see `deepemd_jax/models/backbone.py`.
   model.backbone = "resnet12"
+  # Channels of the linear map behind it that `python -m deepemd_jax adapt` has
+  # learned; 0 is none.
+  model.projection = 0
   # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
   model.width = 1.0
   # float32, or bfloat16: convolutions and activations in bfloat16; parameters,

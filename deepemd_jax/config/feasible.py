@@ -35,11 +35,8 @@ def check_feasible(settings: Settings) -> None:
     InputError: there are too few classes or images.
   """
   stages = [STAGES[name] for name in settings.stages]
-  if any(stage.trains for stage in stages) and settings.backbone.weights:
-    raise InputError(
-      f"config.model.backbone is {settings.model['backbone']!r}, which comes "
-      "with its weights; leave pretrain and metatrain out of config.stages"
-    )
+  if any(stage.trains for stage in stages):
+    _refuse_frozen(settings)
   of_episodes = {split for stage in stages for split in stage.episodes}
   of_galleries = {split for stage in stages for split in stage.galleries}
   needed = [(settings, "default", split) for split in _splits(settings.stages)]
@@ -63,6 +60,21 @@ def check_feasible(settings: Settings) -> None:
     if split in of_episodes:
       shape = own.episode if split == "test" else own.training_episode
       episodes.check_feasible(counts, shape, split=split)
+
+
+def _refuse_frozen(settings: Settings) -> None:
+  """Raises if the backbone is none that the stages may train."""
+  remedy = "leave pretrain and metatrain out of config.stages"
+  if settings.backbone.weights:
+    raise InputError(
+      f"config.model.backbone is {settings.model['backbone']!r}, which comes "
+      f"with its weights; {remedy}"
+    )
+  if settings.model["projection"]:
+    raise InputError(
+      f"config.model.projection is {settings.model['projection']}, the linear "
+      f"map that the command adapt learns; {remedy}"
+    )
 
 
 def _splits(stages: Iterable[str]) -> list[str]:

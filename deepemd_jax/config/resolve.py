@@ -16,7 +16,7 @@ from deepemd_jax.data.episodes import EpisodeShape
 from deepemd_jax.data.sources import DataSpec
 from deepemd_jax.data.views import View
 from deepemd_jax.emd.solvers import SOLVERS, make_solver
-from deepemd_jax.models import backbone
+from deepemd_jax.models import backbone, projection
 from deepemd_jax.models.heads import HeadSettings, SfcSettings
 
 
@@ -97,7 +97,9 @@ def _view(config) -> View:
 
 def _backbone(config) -> backbone.Backbone:
   settings = config.model.to_dict()
-  return backbone.create(settings.pop("backbone"), **settings)
+  name, channels = settings.pop("backbone"), settings.pop("projection")
+  own = backbone.create(name, **settings)
+  return projection.project(own, channels) if channels else own
 
 
 def _solver_settings(config) -> dict:

@@ -110,6 +110,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "image.crop_scale": (increasing(1.0),),
   "image.crop_ratio": (increasing(),),
   "model.backbone": (one_of(BACKBONES),),
+  "model.projection": (at_least(0),),
   "model.width": (ABOVE_0,),
   "model.precision": (one_of(PRECISIONS),),
   "nodes.kind": (one_of(NODE_KINDS),),

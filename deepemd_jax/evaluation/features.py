@@ -57,8 +57,11 @@ class Features:
     crops = pixels.reshape(-1, *pixels.shape[2:])
     maps = self.backbone.encode(variables, crops)
     if self.view.is_whole:
-      return nodes.pyramid(maps, self.pyramid)
-    return nodes.from_crops(maps.reshape(*pixels.shape[:2], *maps.shape[1:]))
+      own = nodes.pyramid(maps, self.pyramid)
+    else:
+      maps = maps.reshape(*pixels.shape[:2], *maps.shape[1:])
+      own = nodes.from_crops(maps)
+    return nodes.unit(own) if self.backbone.unit_nodes else own
 
   def nodes_of_images(self, variables, images: jax.Array) -> jax.Array:
     """Whole images, uint8 [N, H, W, 3], at test time -> nodes [N, n, c]."""

@@ -85,9 +85,13 @@ class Center:
     photographs = len(flat) // nodes.shape[-2]
     return cls(flat.mean(0), _with_floor(flat.std(0)), photographs)
 
+  def scaled(self, nodes):
+    """Nodes [..., c] less the mean, over the spread."""
+    return (nodes - self.mean) / self.spread
+
   def __call__(self, nodes):
-    """Nodes [..., c] less the mean, over the spread, of length 1."""
-    nodes = (nodes - self.mean) / self.spread
+    """The same, of length 1."""
+    nodes = self.scaled(nodes)
     return nodes / ((nodes**2).sum(-1, keepdims=True) ** 0.5 + _TINY)
 
 

@@ -66,6 +66,7 @@ class Backbone:
     weights: that it comes with. Then it is frozen: no stage trains it.
     rounds_up: whether a side that the stride does not divide gets one more
       cell, and not one less.
+    unit_nodes: whether the nodes made of its maps are to have length 1.
   """
 
   init: Callable[[Any], Variables]
@@ -77,6 +78,7 @@ class Backbone:
   std: tuple[float, float, float]
   weights: PublishedWeights | None = None
   rounds_up: bool = False
+  unit_nodes: bool = False
 
   def map_side(self, pixels: int) -> int:
     """How many cells a map has along a side of an image of so many pixels."""

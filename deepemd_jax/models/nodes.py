@@ -53,6 +53,12 @@ def _averages(size: int, length: int) -> np.ndarray:
   return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
+def unit(nodes: jax.Array) -> jax.Array:
+  """Nodes [..., c] of length 1; a node of zeros stays."""
+  square = jnp.sum(nodes * nodes, -1, keepdims=True)
+  return nodes * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
 def from_crops(maps: jax.Array) -> jax.Array:
   """One node per crop: [..., crops, h, w, c] -> [..., crops, c], pooled."""
   return maps.mean((-3, -2))

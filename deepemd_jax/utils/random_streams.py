@@ -31,6 +31,8 @@ class Stream(enum.IntEnum):
   SFC_ORDER = 10  # of the support images; number: the episode's
   QUERIES = 11  # the images that ask in retrieval
   PICTURES = 12  # the queries that are drawn in a figure
+  ADAPT_IMAGES = 13  # those of a class that are learned from; number: it has
+  ADAPT_CHANNELS = 14  # that an episode goes without
 
 
 def stream(seed: int, name: Stream, *numbers: int) -> np.random.Generator:

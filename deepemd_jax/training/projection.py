@@ -1,0 +1,271 @@
+"""Learns a linear map of nodes through the EMD.
+
+The backbone is frozen, so every image is encoded once, and a step is
+milliseconds: it draws an episode, maps its nodes, matches them, and follows the
+gradient of the exact EMD back into the map.
+
+References:
+  Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, section 4.2: meta-training.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deepemd_jax.data.episodes import EpisodeSampler, EpisodeShape
+from deepemd_jax.distributed import sharding
+from deepemd_jax.evaluation.episodes import EpisodeScorer
+from deepemd_jax.evaluation.features import DeviceNodes
+from deepemd_jax.evaluation.results import Estimate
+from deepemd_jax.inference.centering import Center
+from deepemd_jax.models import heads, matching
+from deepemd_jax.models import nodes as node_functions
+from deepemd_jax.models.projection import linear
+from deepemd_jax.utils.progress import Progress
+from deepemd_jax.utils.random_streams import Stream, stream
+
+# {"kernel": [c, channels], "bias": [channels]}
+Projection = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How a map is learned; chosen on validation classes of photographs.
+
+  Attributes:
+    channels: that are left.
+    steps: of Adam, one episode each.
+    learning_rate: at the beginning; it falls to 0 as a cosine.
+    dropout: share of the channels that an episode goes without.
+    episode: its shape, where there are enough classes and images.
+  """
+
+  channels: int = 512
+  steps: int = 300
+  learning_rate: float = 1e-3
+  dropout: float = 0.5
+  episode: EpisodeShape = EpisodeShape(way=10, shot=1, query=5)
+
+
+_TEST = EpisodeShape(way=5, shot=1, query=15)
+_TEST_EPISODES = 200  # of each fold
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labelled:
+  """Encoded images and their classes.
+
+  Attributes:
+    nodes: float32 [N, n, c].
+    labels: int [N], the number of each one's class.
+    classes: their names; each has two images or more.
+  """
+
+  nodes: np.ndarray
+  labels: np.ndarray
+  classes: tuple[str, ...]
+
+  def of(self, numbers: np.ndarray) -> "Labelled":
+    """Those of some classes, given by their numbers, ascending."""
+    rows = np.isin(self.labels, numbers)
+    labels = np.searchsorted(numbers, self.labels[rows])
+    names = tuple(self.classes[i] for i in numbers)
+    return Labelled(self.nodes[rows], labels, names)
+
+  def sampler(self, shape: EpisodeShape, seed: int, name: str):
+    """Episodes of this shape, or smaller ones where it has less."""
+    spare = int(np.bincount(self.labels).min()) - shape.shot
+    shape = dataclasses.replace(
+      shape,
+      way=min(shape.way, len(self.classes)),
+      query=min(shape.query, spare),
+    )
+    return EpisodeSampler(
+      self.labels, shape, class_names=self.classes, seed=seed, split=name
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What maps are worth on classes that they were not learned from.
+
+  Intervals are over classes: they say how other classes would do.
+
+  Attributes:
+    classes: how many there were.
+    folds: parts of the classes, each of which was held out once.
+    way: classes of an episode.
+    before: accuracy without a map, percent.
+    after: accuracy with it.
+    gain: the difference on the same episodes, points.
+  """
+
+  classes: int
+  folds: int
+  way: int
+  before: Estimate
+  after: Estimate
+  gain: Estimate
+
+  @property
+  def helps(self) -> bool:
+    """Whether the whole interval of the gain is above 0."""
+    return self.gain.mean > self.gain.ci95
+
+  def __str__(self) -> str:
+    before, after = (
+      f"{x.mean:.1f} +- {x.ci95:.1f}" for x in (self.before, self.after)
+    )
+    return (
+      f"{self.way}-way 1-shot accuracy on classes that were held out (each of "
+      f"{self.classes} once, in {self.folds} parts): {before} before, {after} "
+      f"after, {self.gain.mean:+.1f} +- {self.gain.ci95:.1f}"
+    )
+
+  def to_json(self) -> dict:
+    """The same as plain values."""
+    return dataclasses.asdict(self)
+
+
+def judge(
+  images: Labelled,
+  recipe: Recipe,
+  seed: int,
+  progress: Progress,
+  *,
+  solver=None,
+) -> Verdict:
+  """Tries maps on classes that they were not learned from.
+
+  Classes are dealt out into three or four parts; each part is held out once.
+  The rival is the better one of two that learn nothing: nodes as they are, and
+  nodes centered by the images which the map was learned from.
+
+  Args:
+    images: of at least six classes.
+    recipe: how to learn.
+    seed: of what is random.
+    progress: shows how far it is.
+    solver: of the EMD.
+  """
+  count = len(images.classes)
+  folds = 3 if count < 20 else 4
+  way = min(_TEST.way, count // folds)
+  order = stream(seed, Stream.CLASS_SPLIT).permutation(count)
+  scorer = EpisodeScorer(
+    heads.bind("deepemd", heads.HeadSettings(solver=solver)), seed
+  )
+  found = []  # of each class, accuracy in three ways
+  for k in range(folds):
+    held_out = images.of(np.sort(order[k::folds]))
+    rest = images.of(np.sort(np.delete(order, np.s_[k::folds])))
+    learned = learn(rest, recipe, seed, progress, solver=solver)
+    ways = (
+      held_out.nodes,
+      Center.of_nodes([rest.nodes])(held_out.nodes),
+      node_functions.unit(linear(held_out.nodes, learned)),
+    )
+    sampler = held_out.sampler(
+      dataclasses.replace(_TEST, way=way), seed, f"fold {k}"
+    )
+    found.append([_by_class(scorer, x, sampler, progress) for x in ways])
+  plain, centered, after = np.concatenate(found, 1)
+  before = max(plain, centered, key=np.mean)
+  estimates = (Estimate.of(x) for x in (before, after, after - before))
+  return Verdict(count, folds, way, *estimates)
+
+
+def _by_class(scorer, nodes, sampler, progress) -> np.ndarray:
+  """The accuracy of each class's queries, percent."""
+  right = scorer.right(
+    DeviceNodes(sharding.replicate(nodes)),
+    sampler,
+    _TEST_EPISODES,
+    10,
+    lambda done: progress("episodes", done, _TEST_EPISODES),
+  ).mean(2)
+  drawn = np.stack([sampler(i).classes for i in range(_TEST_EPISODES)])
+  return np.array(
+    [100 * right[drawn == k].mean() for k in range(drawn.max() + 1)]
+  )
+
+
+def learn(
+  images: Labelled,
+  recipe: Recipe,
+  seed: int,
+  progress: Progress,
+  **options,
+) -> Projection:
+  """Learns a map; it begins as the nodes' principal components.
+
+  Args:
+    images: to learn from.
+    recipe: how.
+    seed: of the episodes, and of the channels that they go without.
+    progress: shows how far it is.
+    **options: of `matching.logits`.
+
+  Returns:
+    The map of nodes as they are, whose values are to be scaled to length 1.
+  """
+  center = Center.of_nodes([images.nodes])
+  # So that a step is as large for all channels.
+  nodes = center.scaled(images.nodes)
+  projection = principal_components(nodes, recipe.channels)
+  nodes = sharding.replicate(nodes)
+  sampler = images.sampler(recipe.episode, seed, "train")
+  rate = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
+  optimizer = optax.adam(rate)
+  state = optimizer.init(projection)
+  step = jax.jit(functools.partial(_step, optimizer, recipe.dropout, options))
+  rng = stream(seed, Stream.ADAPT_CHANNELS)
+  loss = None
+  for number in range(recipe.steps):
+    if loss is not None:  # reading the last one keeps the device busy
+      progress("steps", number, recipe.steps, loss=float(loss))
+    kept = rng.random(nodes.shape[-1]) >= recipe.dropout
+    own = sampler(number)
+    rows = own.support, own.query
+    projection, state, loss = step(projection, state, nodes, rows, kept)
+  kernel = np.asarray(projection["kernel"]) / center.spread[:, None]
+  bias = np.asarray(projection["bias"]) - center.mean @ kernel
+  return {"kernel": kernel, "bias": bias}
+
+
+def principal_components(nodes: np.ndarray, channels: int) -> Projection:
+  """The map of nodes [N, n, c] onto the directions in which they differ most,
+  scaled to length 1."""
+  flat = nodes.reshape(-1, nodes.shape[-1])
+  flat = flat / (np.linalg.norm(flat, axis=-1, keepdims=True) + 1e-12)
+  _, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
+  kernel = vectors[:, ::-1][:, :channels].astype(np.float32)
+  return {"kernel": kernel, "bias": np.zeros(kernel.shape[1], np.float32)}
+
+
+def _step(optimizer, dropout, options, projection, state, nodes, rows, kept):
+  support, query = (nodes[x] * (kept / (1 - dropout)) for x in rows)
+
+  def loss(projection):
+    return _loss(projection, support, query, options)
+
+  value, gradient = jax.value_and_grad(loss)(projection)
+  updates, state = optimizer.update(gradient, state, projection)
+  return optax.apply_updates(projection, updates), state, value
+
+
+def _loss(projection, support, query, options):
+  """Cross-entropy of an episode: nodes [way, shot, n, c], [way, q, n, c]."""
+  way, count = query.shape[:2]
+  support, query = (
+    node_functions.unit(linear(x, projection)) for x in (support, query)
+  )
+  queries = query.reshape(way * count, *query.shape[2:])
+  logits = matching.logits(queries, support.mean(1), **options)
+  labels = jnp.repeat(jnp.arange(way), count)
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
