@@ -4,6 +4,7 @@ compiled fast rather than well: most of the tests' time is compilation."""
 import gc
 import importlib.metadata
 import os
+import pathlib
 import signal
 import tempfile
 
@@ -30,7 +31,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _shared.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 _HOOK = jaxtyping.install_import_hook(
   ["deepemd_jax.emd", "deepemd_jax.models.matching"], "beartype.beartype"
@@ -39,6 +42,18 @@ _HOOK = jaxtyping.install_import_hook(
 
 # A tiny run that is made once, for all tests.
 pytest_plugins = ["fixtures_runs"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+  """Forgets compiled programs before there are too many: Linux gives a process
+  65,530 pieces of memory, every program takes some, and XLA ends the process
+  when there are no more."""
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(items):

@@ -25,6 +25,7 @@ from deepemd_jax.config.stages import TRAINING_STAGES
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import backbone as backbones
 from deepemd_jax.models.backbone import Backbone
+from deepemd_jax.utils import random_streams
 
 DEFAULT = "efficientnet_lite0"
 _PUBLISHED = "published"
@@ -114,6 +115,15 @@ def config_of(checkpoint=None) -> ConfigDict:
   config = defaults.get_config("photographs")
   config.model.backbone = str(checkpoint)
   return config
+
+
+def fields_of(checkpoint=None) -> dict:
+  """The same as plain JSON, to be written into another workdir's
+  config.json."""
+  path = pathlib.Path(DEFAULT if checkpoint is None else checkpoint)
+  if (path / "config.json").is_file():
+    return stored.read_fields(path / "config.json")
+  return config_of(checkpoint).to_dict() | {"streams": random_streams.VERSION}
 
 
 def _published(backbone: Backbone) -> BestEncoder:

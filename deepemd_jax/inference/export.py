@@ -119,7 +119,7 @@ def _copy_run(checkpoint, trained, workdir: pathlib.Path) -> None:
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.config import stored
 
-  fields = stored.sealed(pretrained.config_of(checkpoint).to_dict())
+  fields = stored.sealed(pretrained.fields_of(checkpoint))
   text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
   (workdir / "config.json").write_text(text)
   if trained.settings.backbone.weights is not None:

@@ -153,6 +153,8 @@ def _save(workdir, options, trained, recipe, learned, verdict) -> None:
   from deepemd_jax.models import projection
 
   fields = pretrained.config_of(options.checkpoint).to_dict()
+  streams = pretrained.fields_of(options.checkpoint).get("streams", 1)
+  fields["streams"] = streams
   fields["model"]["projection"] = len(learned["bias"])
   fields["sfc"]["lr"] = _SFC_LEARNING_RATE
   if options.variant:

@@ -9,6 +9,7 @@ from recipes import tiny_run
 
 from deepemd_jax.checkpoints import convert, pretrained, torch_file
 from deepemd_jax.errors import InputError
+from deepemd_jax.utils import random_streams
 from deepemd_jax.models import resnet12
 
 
@@ -37,6 +38,12 @@ def test_by_default_the_encoder_has_seen_photographs():
   other = pretrained.load("efficientnet_lite1")
   assert other.settings.view.size == 240
   assert other.fingerprint != found.fingerprint
+
+
+def test_fields_for_another_workdir_keep_the_version_of_the_draws(tmp_path):
+  run = tiny_run(tmp_path / "run", streams=7)
+  assert pretrained.fields_of(run)["streams"] == 7
+  assert pretrained.fields_of()["streams"] == random_streams.VERSION
 
 
 def test_a_folder_comes_before_a_backbone_of_its_name(tmp_path, monkeypatch):

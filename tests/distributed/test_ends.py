@@ -274,6 +274,8 @@ def test_a_storm_of_signals_loses_nothing(images, tmp_path):
       codes, errors = pair.wait(100), pair.errors(0) + pair.errors(1)
       if codes == [0, 0]:  # it came too late
         break
+      if 0 in codes:  # too late for one of them
+        continue
       if number == signal.SIGTERM:
         assert codes == [143, 143], errors
       else:

@@ -6,6 +6,8 @@ import pytest
 from solver_table import EXACT
 from transport_problems import join, solve
 
+# Somebody else's code. In float64 it may give up where costs differ by more
+# than 1e9; then nothing is said.
 JUDGE = EXACT["network_simplex by POT"].solver
 SIZES = [(1, 1), (1, 9), (13, 1), (5, 5), (9, 13), (13, 9), (25, 25), (38, 25)]
 BATCH = 2000
@@ -58,9 +60,10 @@ def examine(problem, solver):
   mass = np.minimum(a.sum(1), b.sum(1))
   scale = mass * np.abs(cost).max((1, 2))
   exact = solve(*problem, solver=JUDGE)
-  assert np.asarray(exact.converged).all()
+  judged = np.asarray(exact.converged)
+  assert judged.mean() > 0.99
   value, optimum = ((cost * x.flow).sum((1, 2)) for x in (plan, exact))
-  error = np.abs(value - optimum)
+  error = np.where(judged, np.abs(value - optimum), 0)
   # Two float32 roundings: of the flow that is judged, and of the judge's.
   rounding = 4e-6 * scale
   assert (error <= plan.gap + rounding).all()
