@@ -9,8 +9,8 @@ from recipes import tiny_run
 
 from deepemd_jax.checkpoints import convert, pretrained, torch_file
 from deepemd_jax.errors import InputError
-from deepemd_jax.utils import random_streams
 from deepemd_jax.models import resnet12
+from deepemd_jax.utils import random_streams
 
 
 @pytest.fixture(scope="module")
