@@ -48,7 +48,7 @@ class Recipe:
   channels: int = 512
   steps: int = 300
   learning_rate: float = 1e-3
-  dropout: float = 0.5
+  dropout: float = 0.2
   episode: EpisodeShape = EpisodeShape(way=10, shot=1, query=5)
 
 
