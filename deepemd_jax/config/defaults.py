@@ -90,6 +90,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # fcn: also averages over grids with so many cells along a side; () for none
   # (paper's best: (2, 1)).
   nodes.pyramid = ()
+  # fcn: cells along a side that the map is averaged to; 0, or more than the map
+  # has, is the map as it is. Of a transformer that is every token.
+  nodes.cells = 0
   # grid: cells along a side, one number per level (paper's best: (5, 3, 2)).
   nodes.grid = (2, 3)
   # grid: side of a crop over side of its cell (official: 2); in training it is

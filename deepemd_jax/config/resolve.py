@@ -91,7 +91,7 @@ def _view(config) -> View:
     seed=config.seed,
     whole_crop=image.crop,
     flip=image.flip,
-    **_fields(nodes, "ratio patches redraw"),
+    **_fields(nodes, "cells ratio patches redraw"),
   )
 
 

@@ -28,7 +28,7 @@ LISTS_OF_NAMES = ("evaluate.heads", "evaluate.more", "evaluate.variants")
 MOST = {
   **dict.fromkeys(("image.size", "image.pretrain_size"), 4096),
   "model.width": 100,
-  **dict.fromkeys(("nodes.pyramid", "nodes.grid"), 32),
+  **dict.fromkeys(("nodes.pyramid", "nodes.cells", "nodes.grid"), 32),
   **dict.fromkeys(("nodes.patches", "nodes.test_patches"), 1024),
   **dict.fromkeys(("sfc.epochs", "sfc.batch_size"), 1_000_000),
 }

@@ -113,6 +113,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "model.width": (ABOVE_0,),
   "model.precision": (one_of(PRECISIONS),),
   "nodes.kind": (one_of(NODE_KINDS),),
+  "nodes.cells": (at_least(0),),
   "nodes.pyramid": (counts(0),),
   "nodes.grid": (counts(1),),
   "nodes.ratio": (ABOVE_0,),

@@ -57,6 +57,7 @@ class Features:
     crops = pixels.reshape(-1, *pixels.shape[2:])
     maps = self.backbone.encode(variables, crops)
     if self.view.is_whole:
+      maps = nodes.averaged(maps, self.view.cells)
       return nodes.pyramid(maps, self.pyramid)
     return nodes.from_crops(maps.reshape(*pixels.shape[:2], *maps.shape[1:]))
 
@@ -78,7 +79,8 @@ class Features:
       [n, 4] left, top, right, bottom in pixels of the input.
     """
     size = self.view.size
-    grids = [*self.pyramid, self.backbone.map_side(size)]
+    side = self.backbone.map_side(size)
+    grids = [*self.pyramid, min(side, self.view.cells or side)]
     return np.concatenate([nodes.cell_boxes(g, g, size) for g in grids])
 
 
