@@ -43,10 +43,10 @@ def rotation(
 
 
 def rotated(x: jax.Array, cosines, sines) -> jax.Array:
-  """Turns [N, n, heads, c], whose channels i and i + c / 2 are a plane."""
+  """Turns [..., n, c], whose channels i and i + c / 2 are a plane."""
   first, second = jnp.split(x, 2, -1)
   turned = jnp.concatenate([-second, first], -1)
-  cosines, sines = (y[:, None].astype(x.dtype) for y in (cosines, sines))
+  cosines, sines = (y.astype(x.dtype) for y in (cosines, sines))
   return x * cosines + turned * sines
 
 

@@ -288,15 +288,28 @@ def _attention(x: jax.Array, params: dict, heads: int, turn) -> jax.Array:
   count, length, width = x.shape
   x = _linear(x, params["attention"])
   x = x.reshape(count, length, 3, heads, width // heads)
-  query, key, value = (x[:, :, i] for i in range(3))
+  query, key, value = x.transpose(2, 3, 0, 1, 4)
   if turn is not None:
     query, key = (token_positions.rotated(x, *turn) for x in (query, key))
-  logits = jnp.einsum(
-    "nqhc,nkhc->nhqk", query, key, preferred_element_type=jnp.float32
+  # The similarities of one head stay in a CPU's cache, those of all do not.
+  x = lax.platform_dependent(
+    *(query, key, value),
+    cpu=lambda *heads: lax.map(lambda head: _mixed(*head), heads),
+    default=_mixed,
   )
-  weights = jax.nn.softmax(logits * (width // heads) ** -0.5, -1)
-  x = jnp.einsum("nhqk,nkhc->nqhc", weights.astype(x.dtype), value)
-  return _linear(x.reshape(count, length, width), params["project"])
+  x = x.transpose(1, 2, 0, 3).reshape(count, length, width)
+  return _linear(x, params["project"])
+
+
+def _mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Means of the values, by a softmax of the similarities: [..., n, c]."""
+  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+  similarity = product(query, key.swapaxes(-1, -2))
+  largest = similarity.max(-1, keepdims=True)
+  weights = jnp.exp((similarity - largest) * query.shape[-1] ** -0.5)
+  total = weights.sum(-1, keepdims=True)
+  mean = product(weights.astype(value.dtype), value) / total
+  return mean.astype(value.dtype)
 
 
 def _linear(x: jax.Array, params: dict) -> jax.Array:
