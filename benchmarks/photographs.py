@@ -142,7 +142,11 @@ def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--data", default="grocery", help="a data set")
   parser.add_argument("--directory", default="", help="of prepared data sets")
-  parser.add_argument("--backbone", default="efficientnet_lite0")
+  parser.add_argument(
+    "--backbone",
+    default="efficientnet_lite0",
+    help="as --checkpoint of classify takes it",
+  )
   parser.add_argument("--split", choices=OTHERS, default="val")
   parser.add_argument("--way", type=int, nargs="+", default=[5])
   parser.add_argument("--shot", type=int, default=1)

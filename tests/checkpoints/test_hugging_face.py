@@ -14,6 +14,7 @@ import tiny_hub
 from paths import GOLDEN
 
 from deepemd_jax.checkpoints import hugging_face, pretrained, state_dicts
+from deepemd_jax.config import resolve
 from deepemd_jax.errors import InputError
 
 DINOV2 = GOLDEN / "vit" / "dinov2"
@@ -298,6 +299,14 @@ def test_a_vit_without_a_folder_and_a_folder_without_a_vit(tmp_path):
     hugging_face.create()
   with pytest.raises(InputError, match="no config.json; .*hf:OWNER/NAME"):
     pretrained.load(tmp_path / "owner" / "name")
+
+
+def test_images_that_are_smaller_than_a_patch(tmp_path):
+  config = pretrained.config_of(copied(DINOV2, tmp_path / "m", patch_size=20))
+  assert resolve.resolve(config).backbone.map_side(20) == 1
+  config.image.size = 16
+  with pytest.raises(InputError, match="size is 16, .* at least 20 pixels"):
+    resolve.resolve(config)
 
 
 @pytest.fixture
