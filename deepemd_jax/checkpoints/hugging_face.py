@@ -103,8 +103,11 @@ def create(weights: str = "", precision: str = "float32") -> Backbone:
       f"{tokens} patches of {architecture.patch} pixels; between 1 and "
       f"{_MOST_TOKENS} are possible"
     )
+  names = [_CONFIG, _IMAGES, *_weight_files(folder)]
+  if _WEIGHTS not in names:
+    names.append(_INDEX)
   stamps = []
-  for name in (_CONFIG, _IMAGES, *_weight_files(folder)):
+  for name in names:
     found = (folder / name).stat()
     stamps.append((name, found.st_size, found.st_mtime_ns))
   return vit.create(
@@ -145,7 +148,7 @@ def _weight_files(folder: pathlib.Path) -> list[str]:
       + ("; PyTorch's own files are not read, save safetensors" * others)
     )
   listed = vit_config.read(folder / _INDEX).get("weight_map")
-  names = set(listed.values()) if isinstance(listed, dict) else set()
+  names = list(listed.values()) if isinstance(listed, dict) else []
   if not names or not all(
     isinstance(x, str) and re.fullmatch(r"[\w.-]+\.safetensors", x)
     for x in names
@@ -154,9 +157,10 @@ def _weight_files(folder: pathlib.Path) -> list[str]:
       f"in {str(folder / _INDEX)!r} weight_map should name the file of each "
       "tensor"
     )
-  for name in sorted(names):
+  names = sorted(set(names))
+  for name in names:
     if not (folder / name).is_file():
       raise InputError(
         f"{str(folder)!r} has no {name}, which {_INDEX} names; get it again"
       )
-  return sorted(names)
+  return names

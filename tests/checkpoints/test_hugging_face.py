@@ -113,12 +113,13 @@ def test_a_tower_within_a_larger_model_in_several_files(tmp_path):
   listed = {name: files[k % 2] for k, name in enumerate(names)}
   index = folder / f"{WEIGHTS}.index.json"
   index.write_text(json.dumps({"weight_map": listed}))
-  found = hugging_face.read(hugging_face.create(str(folder)).weights)
-  assert_equal(found, whole, rtol=0)
+  weights = hugging_face.create(str(folder)).weights
+  assert {x for x, *_ in weights.files} == {CONFIG, IMAGES, *files, index.name}
+  assert_equal(hugging_face.read(weights), whole, rtol=0)
   (folder / files[1]).unlink()
   with pytest.raises(InputError, match=f"model' has no {files[1]}, which"):
     hugging_face.create(str(folder))
-  for wrong in ({"a": "../a.safetensors"}, {"a": 3}, {}, []):
+  for wrong in ({"a": "../a.safetensors"}, {"a": 3}, {"a": []}, {}, []):
     index.write_text(json.dumps({"weight_map": wrong}))
     with pytest.raises(InputError, match="index.json' weight_map should name"):
       hugging_face.create(str(folder))
