@@ -8,9 +8,11 @@
         onnx onnxscript onnxruntime
     python -m benchmarks.backbone_speed --peers peers/bin/python
 
-Weights are random. Each library has a process of its own, with as many threads
-as it takes by itself; they take turns, and medians count. The memory is a
-process's peak, which has the library itself in it.
+Weights are random. Each library has a process of its own; they take turns, and
+medians count. The memory is a process's peak, which has the library itself in
+it. Threads of PyTorch and of ONNX Runtime wait for each other without sleep, so
+that on cores with other work the clock tells little: `--threads 1` then, and
+read the processor's milliseconds.
 """
 
 import argparse
@@ -71,7 +73,12 @@ class _Worker:
 
 
 def measure(
-  libraries: dict[str, str], case: tuple[str, int], count: int, turns: int
+  libraries: dict[str, str],
+  case: tuple[str, int],
+  count: int,
+  *,
+  turns: int,
+  threads: int,
 ) -> dict[str, dict]:
   """Medians of each library.
 
@@ -80,12 +87,14 @@ def measure(
     case: name of the network, and side of the images.
     count: images of a call.
     turns: calls of each library.
+    threads: of each library; 0 is all cores.
 
   Returns:
-    library -> {"ms": milliseconds an image, "peak_mb"}; or {"failed": reason}.
+    library -> milliseconds an image, "ms" by the clock and "cpu_ms" of all
+    cores together, and "peak_mb"; or {"failed": reason}.
   """
   workers = {
-    library: _Worker(python, library, *case, count)
+    library: _Worker(python, library, *case, count, threads)
     for library, python in libraries.items()
   }
   answers: dict[str, list[dict]] = {library: [] for library in workers}
@@ -108,9 +117,12 @@ def measure(
       worker.end()
   for library, own in answers.items():
     if own:
-      seconds = statistics.median(x["seconds"] for x in own)
+      seconds, cpu_seconds = (
+        1e3 / count * statistics.median(x[key] for x in own)
+        for key in ("seconds", "cpu_seconds")
+      )
       peak = max(x["peak_mb"] for x in own)
-      found[library] = {"ms": 1e3 * seconds / count, "peak_mb": peak}
+      found[library] = {"ms": seconds, "cpu_ms": cpu_seconds, "peak_mb": peak}
   return {library: found[library] for library in libraries}
 
 
@@ -120,6 +132,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--only", default="", help="networks that begin so")
   parser.add_argument("--images", type=int, nargs="+", default=[1, 8])
   parser.add_argument("--turns", type=int, default=7)
+  parser.add_argument("--threads", type=int, default=0, help="0: all cores")
   parser.add_argument("--json", help="also write the rows to this file")
   parser.add_argument("--smoke", action="store_true")
   return parser.parse_args()
@@ -129,7 +142,8 @@ def _smoke() -> None:
   """Ours, in this process, and as small as it can be."""
   call = backbone_worker.make("ours", "tiny", 28, 1)
   call()
-  print(f"tiny 28: {1e3 * backbone_worker.seconds_of(call):.2f} ms an image")
+  seconds = backbone_worker.seconds_of(call)["seconds"]
+  print(f"tiny 28: {1e3 * seconds:.2f} ms an image")
 
 
 def main() -> None:
@@ -141,13 +155,20 @@ def main() -> None:
   if options.peers:
     libraries |= dict.fromkeys(("torch", "onnx"), options.peers)
   print(f"{'network':<12}{'images':>7}  {'library':<8}", end="")
-  print(f"{'ms an image':>12}{'ours is':>9}{'peak MB':>9}")
+  print(f"{'ms an image':>12}{'ours is':>9}{'of CPU':>9}{'ours is':>9}", end="")
+  print(f"{'peak MB':>9}")
   rows = []
   for name, size in CASES:
     if not name.startswith(options.only):
       continue
     for count in options.images:
-      found = measure(libraries, (name, size), count, options.turns)
+      found = measure(
+        libraries,
+        (name, size),
+        count,
+        turns=options.turns,
+        threads=options.threads,
+      )
       for library, row in found.items():
         facts = {"network": name, "size": size, "images": count}
         rows.append(facts | {"library": library} | row)
@@ -155,9 +176,10 @@ def main() -> None:
         if "failed" in row:
           print(f"  {row['failed'].splitlines()[-1]:.80}", flush=True)
           continue
-        ratio = found["ours"]["ms"] / row["ms"]
-        print(f"{row['ms']:>12.1f}{ratio:>9.2f}{row['peak_mb']:>9.0f}")
-        sys.stdout.flush()
+        for key, width in (("ms", 12), ("cpu_ms", 9)):
+          ratio = found["ours"][key] / row[key]
+          print(f"{row[key]:>{width}.1f}{ratio:>9.2f}", end="")
+        print(f"{row['peak_mb']:>9.0f}", flush=True)
   measuring.write_json(options.json, rows)
 
 
