@@ -211,7 +211,9 @@ def _rows(facts: dict, values: dict, classes: np.ndarray) -> list[dict]:
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", nargs="?", help="GroceryStoreDataset")
-  parser.add_argument("--checkpoint", default="efficientnet_lite0")
+  parser.add_argument(
+    "--checkpoint", default="efficientnet_lite0", help="as classify takes it"
+  )
   parser.add_argument("--split", choices=("val", "test"), default="val")
   parser.add_argument(
     "--protocol", nargs="+", choices=grocery.PROTOCOLS, default=["pooled"]

@@ -47,6 +47,8 @@ def run(
   feasible.check_data(config)
   from deepemd_jax.config import resolve  # loads JAX
 
+  if config.model.weights:  # wherever the next command is given
+    config.model.weights = os.path.abspath(config.model.weights)
   settings = resolve.resolve(config)
   # Stated, so that test episodes may change in a workdir, and these may not.
   config.metatrain.update(dataclasses.asdict(settings.training_episode))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from deepemd_jax.checkpoints import published
+from deepemd_jax.checkpoints import hugging_face, published
 from deepemd_jax.checkpoints.manager import Checkpoints
 from deepemd_jax.config import defaults, stored
 from deepemd_jax.config.resolve import resolve
@@ -24,7 +24,7 @@ from deepemd_jax.config.settings import Settings
 from deepemd_jax.config.stages import TRAINING_STAGES
 from deepemd_jax.errors import InputError
 from deepemd_jax.models import backbone as backbones
-from deepemd_jax.models.backbone import Backbone
+from deepemd_jax.models.backbone import Backbone, FolderWeights
 from deepemd_jax.utils import random_streams
 
 DEFAULT = "efficientnet_lite0"
@@ -75,9 +75,10 @@ def load(checkpoint=None) -> Pretrained:
   """The best encoder of a run's last trained stage, or a published one.
 
   Args:
-    checkpoint: the workdir of a run, or what `convert` or `export` wrote; or
-      the name of a backbone that comes with its weights, if no run's workdir
-      is called so. None is efficientnet_lite0.
+    checkpoint: the workdir of a run, or what `convert` or `export` wrote; a
+      folder in Hugging Face's layout; hf:OWNER/NAME, a hub's; or the name of a
+      backbone that comes with its weights, if no folder is called so. None is
+      efficientnet_lite0.
 
   Raises:
     InputError: there is none, or it is damaged.
@@ -99,20 +100,26 @@ def load(checkpoint=None) -> Pretrained:
 def config_of(checkpoint=None) -> ConfigDict:
   """The config of what `load` reads; raises as that if there is none."""
   checkpoint = DEFAULT if checkpoint is None else checkpoint
+  if str(checkpoint).startswith(hugging_face.HUB):
+    checkpoint = hugging_face.from_hub(str(checkpoint))
   path = pathlib.Path(checkpoint) / "config.json"
-  if path.is_file():
+  if path.is_file() and not hugging_face.is_model(path):
     return stored.read(path)
+  config = defaults.get_config("photographs")
+  if path.is_file():
+    config.model.backbone = "vit"
+    config.model.weights = str(path.parent.absolute())
+    config.nodes.kind = "fcn"  # an image at once: a crop costs as much as that
+    return config
   names = [
-    name
-    for name in backbones.BACKBONES
-    if backbones.create(name).weights is not None
+    name for name, entry in backbones.BACKBONES.items() if entry.published
   ]
   if str(checkpoint) not in names:
     raise InputError(
       f"checkpoint {str(checkpoint)!r} is not the workdir of a run: it has no "
-      f"config.json; nor is it one of {', '.join(names)}"
+      f"config.json; nor is it one of {', '.join(names)}, nor a hub's "
+      f"{hugging_face.HUB}OWNER/NAME"
     )
-  config = defaults.get_config("photographs")
   config.model.backbone = str(checkpoint)
   return config
 
@@ -120,16 +127,19 @@ def config_of(checkpoint=None) -> ConfigDict:
 def fields_of(checkpoint=None) -> dict:
   """The same as plain JSON, to be written into another workdir's
   config.json."""
-  path = pathlib.Path(DEFAULT if checkpoint is None else checkpoint)
-  if (path / "config.json").is_file():
-    return stored.read_fields(path / "config.json")
+  path = pathlib.Path(checkpoint or DEFAULT) / "config.json"
+  if path.is_file() and not hugging_face.is_model(path):
+    return stored.read_fields(path)
   return config_of(checkpoint).to_dict() | {"streams": random_streams.VERSION}
 
 
 def _published(backbone: Backbone) -> BestEncoder:
   """The weights that a backbone comes with."""
-  assert backbone.weights is not None
-  return BestEncoder(_PUBLISHED, 0, 0.0, published.read(backbone.weights))
+  weights = backbone.weights
+  assert weights is not None
+  in_folder = isinstance(weights, FolderWeights)
+  read = hugging_face.read if in_folder else published.read
+  return BestEncoder(_PUBLISHED, 0, 0.0, read(weights))
 
 
 def best_encoder(

@@ -7,6 +7,7 @@ it. Whoever has PyTorch may let its own reader do that, which refuses the same
 """
 
 import importlib.util
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -76,29 +77,37 @@ def write(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_safetensors(path) -> dict[str, np.ndarray]:
+  """Its arrays, which are read from the file when they are used."""
   import safetensors
 
   try:
-    content = files.read_regular(path)
+    with files.opened_regular(path) as file:
+      length = int.from_bytes(file.read(8), "little")
+      header = file.read(min(length, _HEADER))
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from error
-  # The length of the header; ResNet-12's has 10 kB.
-  if int.from_bytes(content[:8], "little") > _HEADER:
+  if length > _HEADER:  # ResNet-12's has 10 kB
     raise InputError(
       f"{path} is not a safetensors file that is read here: its header is "
       f"larger than {_HEADER} bytes"
     )
   try:
-    entries = safetensors.deserialize(content)
+    with safetensors.safe_open(path, "numpy"):
+      pass  # the header is sound, and fits the rest of the file
+    content = np.memmap(path, np.uint8, "r")
     return {
-      name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(
-        entry["shape"]
+      name: np.ndarray(
+        entry["shape"],
+        _DTYPES[entry["dtype"]],
+        content,
+        8 + length + entry["data_offsets"][0],
       )
-      for name, entry in entries
+      for name, entry in json.loads(header).items()
+      if name != "__metadata__"
     }
   except KeyError as error:
     raise InputError(f"{path} holds numbers of kind {error}") from error
-  except (safetensors.SafetensorError, ValueError) as error:
+  except (OSError, safetensors.SafetensorError, ValueError) as error:
     raise InputError(
       f"{path} is not a safetensors file, or is damaged ({error!s:.80})"
     ) from error

@@ -77,6 +77,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # Channels of the linear map behind it that `python -m deepemd_jax adapt` has
   # learned; 0 is none.
   model.projection = 0
+  # vit: its folder, in Hugging Face's layout (config.json,
+  # preprocessor_config.json, model.safetensors); "" for the others.
+  model.weights = ""
   # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
   model.width = 1.0
   # float32, or bfloat16: convolutions and activations in bfloat16; parameters,
@@ -90,6 +93,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # (random crops). Of grid and sampling every crop is encoded and is one node.
   # Pre-training is the same for all three.
   nodes.kind = "fcn"
+  # fcn: cells along a side that the map is averaged to; 0, or more than the map
+  # has, is the map as it is. Of a transformer that is every token.
+  nodes.cells = 0
   # fcn: also averages over grids with so many cells along a side; () for none
   # (paper's best: (2, 1)).
   nodes.pyramid = ()

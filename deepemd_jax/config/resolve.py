@@ -16,6 +16,7 @@ from deepemd_jax.data.episodes import EpisodeShape
 from deepemd_jax.data.sources import DataSpec
 from deepemd_jax.data.views import View
 from deepemd_jax.emd.solvers import SOLVERS, make_solver
+from deepemd_jax.errors import InputError
 from deepemd_jax.models import backbone, projection
 from deepemd_jax.models.heads import HeadSettings, SfcSettings
 
@@ -25,6 +26,9 @@ def resolve(config: ConfigDict) -> Settings:
 
   Args:
     config: as `defaults.get_config`; its values have been validated.
+
+  Raises:
+    InputError: the backbone cannot be made, or does not fit the images.
   """
   episode = EpisodeShape(**config.episode.to_dict())
   return Settings(
@@ -34,7 +38,7 @@ def resolve(config: ConfigDict) -> Settings:
     view=_view(config),
     pyramid=tuple(config.nodes.pyramid),
     backbone=_backbone(config),
-    model=config.model.to_dict(),
+    model={k: x for k, x in config.model.to_dict().items() if x != ""},
     heads=_heads(config),
     solver_name=config.emd.solver,
     solver_settings=_solver_settings(config),
@@ -78,6 +82,11 @@ def _data(config) -> DataSpec:
 def _view(config) -> View:
   """What a field leaves open (0, or empty) is as the backbone wants it."""
   image, nodes, model = config.image, config.nodes, _backbone(config)
+  if model.map_side(image.size or model.image_size) < 1:
+    raise InputError(
+      f"config.image.size is {image.size}, and the backbone needs at least "
+      f"{model.stride} pixels"
+    )
   return View(
     kind=nodes.kind,
     size=image.size or model.image_size,
@@ -91,7 +100,7 @@ def _view(config) -> View:
     seed=config.seed,
     whole_crop=image.crop,
     flip=image.flip,
-    **_fields(nodes, "ratio patches redraw"),
+    **_fields(nodes, "cells ratio patches redraw"),
   )
 
 

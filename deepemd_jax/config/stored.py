@@ -7,6 +7,7 @@ by a checksum, what it should hold.
 import hashlib
 import json
 import math
+import os
 import pathlib
 import reprlib
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ MOST = {
   **dict.fromkeys(("image.size", "image.pretrain_size"), 4096),
   "model.width": 100,
   "model.projection": 16384,
-  **dict.fromkeys(("nodes.pyramid", "nodes.grid"), 32),
+  **dict.fromkeys(("nodes.pyramid", "nodes.cells", "nodes.grid"), 32),
   **dict.fromkeys(("nodes.patches", "nodes.test_patches"), 1024),
   **dict.fromkeys(("sfc.epochs", "sfc.batch_size"), 1_000_000),
 }
@@ -69,17 +70,24 @@ def _read(path: pathlib.Path) -> tuple[dict, ConfigDict]:
     verify(fields, path, remedy)
     del fields[CHECKSUM]
   try:
-    return fields, _config(fields)
+    config = _config(fields)
   except InputError as error:
     raise InputError(f"in {str(path)!r} {error}") from error
+  if config.model.weights:  # an exported folder has them within
+    config.model.weights = os.path.join(
+      os.path.abspath(path.parent), config.model.weights
+    )
+    fields["model"]["weights"] = config.model.weights
+  return fields, config
 
 
-def read_object(path: pathlib.Path, what: str) -> dict:
+def read_object(path: pathlib.Path, what: str, largest: int = LARGEST) -> dict:
   """The JSON object in a file that may be a stranger's.
 
   Args:
     path: of the file.
     what: it should be, for the message.
+    largest: bytes; a larger file is not read.
 
   Raises:
     InputError: it cannot be read, is too large, or is not JSON to the letter:
@@ -87,7 +95,7 @@ def read_object(path: pathlib.Path, what: str) -> dict:
   """
   try:
     fields = json.loads(
-      files.read_regular(path, LARGEST),
+      files.read_regular(path, largest),
       parse_constant=_number,
       parse_float=_number,
       parse_int=_whole,

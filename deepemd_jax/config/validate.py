@@ -114,6 +114,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "model.width": (ABOVE_0,),
   "model.precision": (one_of(PRECISIONS),),
   "nodes.kind": (one_of(NODE_KINDS),),
+  "nodes.cells": (at_least(0),),
   "nodes.pyramid": (counts(0),),
   "nodes.grid": (counts(1),),
   "nodes.ratio": (ABOVE_0,),
@@ -253,6 +254,11 @@ def _combinations(config) -> list[str]:
     if not 0 <= stage.warmup_epochs < max(stage.epochs, 1):
       remedy = "must be >= 0 and below epochs"
       problems.append(_problem(config, f"{name}.warmup_epochs", remedy))
+  entry = BACKBONES.get(config.model.backbone)
+  takes = entry is not None and "weights" in entry.settings
+  if bool(config.model.weights) != takes:
+    remedy = "name the folder of the vit" if takes else "only vit has a folder"
+    problems.append(_problem(config, "model.weights", remedy))
   sampling = config.nodes.kind == "sampling"
   if "retrieve" in config.stages and sampling and config.nodes.redraw:
     remedy = "retrieve encodes an image once; use False"

@@ -36,6 +36,7 @@ def _photographs(config):
   config.image.crop = "whole"
   config.nodes.kind = "grid"
   config.nodes.ratio = 1.2
+  config.nodes.cells = 5
   config.stages = tuple(x for x in config.stages if x not in _TRAINS)
 
 

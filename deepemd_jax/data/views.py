@@ -46,6 +46,8 @@ class View:
     flip: mirror half of the random crops.
     mean: gray levels (0 to 255) that are subtracted, red, green, blue.
     std: gray levels that are divided by.
+    cells: of "fcn" along a side: a map of more is averaged to so many. 0 is the
+      map as it is.
     grid: cells of "grid" along a side, one number per level.
     ratio: side of a crop of "grid" over side of its cell at test time.
     train_ratio: the range that it is drawn from in training.
@@ -63,6 +65,7 @@ class View:
   flip: bool = True
   mean: tuple[float, float, float] = (125.3, 123.0, 113.9)
   std: tuple[float, float, float] = (63.0, 62.1, 66.7)
+  cells: int = 0
   grid: tuple[int, ...] = (2, 3)
   ratio: float = 2.0
   train_ratio: tuple[float, float] = (1.0, 3.0)

@@ -57,6 +57,7 @@ class Features:
     crops = pixels.reshape(-1, *pixels.shape[2:])
     maps = self.backbone.encode(variables, crops)
     if self.view.is_whole:
+      maps = nodes.averaged(maps, self.view.cells)
       own = nodes.pyramid(maps, self.pyramid)
     else:
       maps = maps.reshape(*pixels.shape[:2], *maps.shape[1:])
@@ -81,7 +82,8 @@ class Features:
       [n, 4] left, top, right, bottom in pixels of the input.
     """
     size = self.view.size
-    grids = [*self.pyramid, self.backbone.map_side(size)]
+    side = self.backbone.map_side(size)
+    grids = [*self.pyramid, min(side, self.view.cells or side)]
     return np.concatenate([nodes.cell_boxes(g, g, size) for g in grids])
 
 

@@ -237,7 +237,8 @@ def nodes_fields(settings: Settings) -> dict[str, Any]:
   """What is matched at test time, for the record."""
   view = settings.view
   fields = {
-    "fcn": {"pyramid": list(settings.pyramid)},
+    "fcn": {"pyramid": list(settings.pyramid)}
+    | ({"cells": view.cells} if view.cells else {}),
     "grid": {"grid": list(view.grid), "ratio": view.ratio},
     "sampling": {"patches": view.test_patches, "redraw": view.redraw},
   }

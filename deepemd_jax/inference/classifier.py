@@ -61,8 +61,10 @@ class FewShotClassifier:
 
     Args:
       checkpoint: workdir of a run of `deepemd_jax.main`, a folder that
-        `deepemd_jax.checkpoints.convert` wrote, or a backbone that comes with
-        its weights; None is "efficientnet_lite0", which has seen photographs.
+        `deepemd_jax.checkpoints.convert` wrote, a folder of Hugging Face's with
+        a vision transformer, "hf:OWNER/NAME" from a hub, or a backbone that
+        comes with its weights; None is "efficientnet_lite0", which has seen
+        photographs.
       variant: "fcn", "grid" or "sampling"; None is the run's own.
       solver: a name ("auto", "interior_point", ...), an EMD solver, or None:
         the run's own.

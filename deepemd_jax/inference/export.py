@@ -27,6 +27,7 @@ import importlib.metadata
 import json
 import pathlib
 import reprlib
+import shutil
 from collections.abc import Callable
 
 from deepemd_jax.errors import InputError
@@ -37,6 +38,7 @@ HELP = "save the encoder and a classifier as programs that need only JAX"
 DESCRIPTION = __doc__
 PLATFORMS = ("cpu", "cuda", "tpu")
 _NAMES = ("encoder.stablehlo", "classifier.stablehlo")
+_WEIGHTS = "backbone"  # the folder of a vision transformer, copied
 _FORMAT = 2  # 1 had no checksum of the manifest
 _LARGEST = 2**31  # bytes of a program: FlatBuffers end there
 _LOAD = (
@@ -118,12 +120,20 @@ def _copy_run(checkpoint, trained, workdir: pathlib.Path) -> None:
   """Copies what `pretrained.load` needs: the config, and trained encoders."""
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.config import stored
+  from deepemd_jax.models.backbone import FolderWeights
 
-  fields = stored.sealed(pretrained.fields_of(checkpoint))
-  text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+  fields = pretrained.fields_of(checkpoint)
+  weights = trained.settings.backbone.weights
+  if isinstance(weights, FolderWeights):
+    fields["model"]["weights"] = _WEIGHTS
+    (workdir / _WEIGHTS).mkdir()
+    for name, *_ in weights.files:
+      source = pathlib.Path(weights.folder) / name
+      shutil.copyfile(source, workdir / _WEIGHTS / name)
+  text = json.dumps(stored.sealed(fields), indent=2, sort_keys=True) + "\n"
   (workdir / "config.json").write_text(text)
-  if trained.settings.backbone.weights is not None:
-    return  # they come with their package
+  if weights is not None:
+    return  # copied, or they come with their package
   source = pathlib.Path(checkpoint)
   meta = {"exported_from": source.resolve().name}
   # Of all stages: the prototype head is tested with the one that suits it.

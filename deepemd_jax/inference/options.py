@@ -14,7 +14,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     metavar="RUN",
-    help="workdir of a training run, what convert or export wrote, or a "
+    help="workdir of a training run, what convert or export wrote, a folder of "
+    "Hugging Face's (DINOv2, DINOv3, CLIP, SigLIP 2) or hf:OWNER/NAME, or a "
     "backbone that comes with its weights (default efficientnet_lite0, which "
     "has seen photographs)",
   )

@@ -48,6 +48,23 @@ class PublishedWeights:
 
 
 @dataclasses.dataclass(frozen=True)
+class FolderWeights:
+  """Weights that a person's own folder holds, in the layout of Hugging Face.
+
+  `checkpoints.hugging_face` reads them.
+
+  Attributes:
+    folder: its path, absolute.
+    files: of the weights and of what describes them: names in the folder, sizes
+      in bytes and times of the last change in nanoseconds. Other files are
+      another value, which is read anew.
+  """
+
+  folder: str
+  files: tuple[tuple[str, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Backbone:
   """A network from images to feature maps.
 
@@ -76,7 +93,7 @@ class Backbone:
   image_size: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
-  weights: PublishedWeights | None = None
+  weights: PublishedWeights | FolderWeights | None = None
   rounds_up: bool = False
   unit_nodes: bool = False
 
@@ -116,11 +133,13 @@ class Entry:
     title: for people.
     path: of the function that makes it, "package.module:name".
     settings: the fields of `config.model` that this function takes.
+    published: whether it comes with its weights, from a package.
   """
 
   title: str
   path: str
   settings: tuple[str, ...] = ()
+  published: bool = False
 
 
 BACKBONES = {
@@ -133,16 +152,24 @@ BACKBONES = {
     "EfficientNet-Lite0 with ImageNet weights, frozen: for photographs",
     "deepemd_jax.models.efficientnet_lite:lite0",
     ("precision",),
+    published=True,
   ),
   "efficientnet_lite1": Entry(
     "EfficientNet-Lite1: larger, for images of 240 pixels",
     "deepemd_jax.models.efficientnet_lite:lite1",
     ("precision",),
+    published=True,
   ),
   "efficientnet_lite2": Entry(
     "EfficientNet-Lite2: larger still, for images of 260 pixels",
     "deepemd_jax.models.efficientnet_lite:lite2",
     ("precision",),
+    published=True,
+  ),
+  "vit": Entry(
+    "a vision transformer from a folder of Hugging Face's layout, frozen",
+    "deepemd_jax.checkpoints.hugging_face:create",
+    ("weights", "precision"),
   ),
 }
 
@@ -155,7 +182,7 @@ def create(name: str, **settings) -> Backbone:
     **settings: fields of `config.model`; it gets those that it takes.
 
   Raises:
-    InputError: there is no such backbone.
+    InputError: there is no such backbone, or its folder does not hold one.
   """
   if name not in BACKBONES:
     raise InputError(f"no backbone {name!r}; {registry.hint(name, BACKBONES)}")

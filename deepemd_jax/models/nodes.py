@@ -22,6 +22,32 @@ def from_map(maps: jax.Array) -> jax.Array:
   return maps.reshape(*batch, height * width, channels)
 
 
+def averaged(maps: jax.Array, cells: int) -> jax.Array:
+  """A map with fewer cells.
+
+  Args:
+    maps: [..., h, w, c].
+    cells: along a side, at most; 0 leaves the map as it is.
+
+  Returns:
+    [..., min(h, cells), min(w, cells), c]. Each is the mean over its part of
+    the map; what lies in two of them is shared by area, so all weigh the same.
+  """
+  height, width = maps.shape[-3:-1]
+  if not cells or max(height, width) <= cells:
+    return maps
+  rows, columns = (_shares(min(cells, x), x) for x in (height, width))
+  return jnp.einsum("ih,jw,...hwc->...ijc", rows, columns, maps)
+
+
+def _shares(size: int, length: int) -> np.ndarray:
+  """[size, length] float32, which part of a cell each place is."""
+  edges = np.arange(size + 1)[:, None] * (length / size)
+  place = np.arange(length)
+  shared = np.minimum(edges[1:], place + 1) - np.maximum(edges[:-1], place)
+  return (shared.clip(0) * size / length).astype(np.float32)
+
+
 def pyramid(maps: jax.Array, sizes: Sequence[int] = ()) -> jax.Array:
   """Averages of a map over ever finer grids, then the map itself.
 

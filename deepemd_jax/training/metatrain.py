@@ -26,7 +26,7 @@ from deepemd_jax.data.sources import open_source
 from deepemd_jax.data.views import TrainingViews, crop_on_device
 from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation.episodes import Validator
-from deepemd_jax.models import deepemd
+from deepemd_jax.models import deepemd, nodes
 from deepemd_jax.training import loop
 from deepemd_jax.training.optimizers import make_optimizer
 from deepemd_jax.training.pretrain import init_backbone
@@ -127,10 +127,15 @@ def _episode_losses(settings: Settings, params, batch_stats, support, query):
   spec, view = settings.metatrain, settings.view
   crop = jax.vmap(functools.partial(crop_on_device, view, view.size))
   variables = {"params": params, "batch_stats": batch_stats}
+
+  def apply(images):
+    maps, stats = settings.backbone.apply(
+      variables, images, train=spec.batch_norm == "batch"
+    )
+    return nodes.averaged(maps, view.cells if view.is_whole else 0), stats
+
   logits, stats = deepemd.episode_logits(
-    functools.partial(
-      settings.backbone.apply, variables, train=spec.batch_norm == "batch"
-    ),
+    apply,
     crop(support),
     crop(query),
     crops=not view.is_whole,

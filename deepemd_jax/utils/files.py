@@ -12,6 +12,7 @@ import pathlib
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 # Every scratch file's name begins so; a killed process may leave one behind.
 SCRATCH_PREFIX = ".deepemd_jax."
@@ -72,27 +73,40 @@ def write_together(contents: Mapping[str, bytes | str]) -> None:
       scratch.write_bytes(_as_bytes(content))
 
 
-def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
-  """The content of a regular file; opens no pipe or device, nor waits for one.
+@contextlib.contextmanager
+def opened_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """Opens a regular file to read; no pipe or device, nor waits for one.
 
   Args:
     path: of the file; a link is followed.
+
+  Raises:
+    OSError: it cannot be read, or is not a regular file.
+  """
+  handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+  try:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+      raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    with open(handle, "rb", closefd=False) as file:
+      yield file
+  finally:
+    os.close(handle)
+
+
+def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
+  """The content of a regular file; see `opened_regular`.
+
+  Args:
+    path: of the file.
     limit: bytes; a larger file is not read.
 
   Raises:
     OSError: it cannot be read, is not a regular file, or is too large.
   """
-  handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-  try:
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode):
-      raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-    if limit is not None and found.st_size > limit:
+  with opened_regular(path) as file:
+    if limit is not None and os.fstat(file.fileno()).st_size > limit:
       raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fspath(path))
-    with open(handle, "rb", closefd=False) as file:
-      return file.read()
-  finally:
-    os.close(handle)
+    return file.read()
 
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:

@@ -11,9 +11,9 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.models import backbone
 
 FROZEN = [
-  made
-  for name in backbone.BACKBONES
-  if (made := backbone.create(name)).weights is not None
+  backbone.create(name)
+  for name, entry in backbone.BACKBONES.items()
+  if entry.published
 ]
 
 

@@ -75,7 +75,7 @@ EXPECTED = {
   "sampling": {"nodes.kind", "variant"},
   "photographs": {
     *("model.backbone", "nodes.kind", "nodes.ratio", "variant", "stages"),
-    *("image.size", "image.mean", "image.std", "image.crop"),
+    *("image.size", "image.mean", "image.std", "image.crop", "nodes.cells"),
   },
   "5shot": {"episode.shot", "evaluate.episodes"},
   "10shot": {"episode.shot", "evaluate.episodes"},

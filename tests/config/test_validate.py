@@ -43,6 +43,8 @@ MISTAKES = {
   "model.width": (0.0, "above 0"),
   "model.precision": ("half", "float32, bfloat16"),
   "nodes.kind": ("voc", "fcn, grid, sampling"),
+  "model.weights": ("folder", "only vit has a folder"),
+  "nodes.cells": (-1, "at least 0"),
   "nodes.pyramid": ((0,), "at least 1"),
   "nodes.grid": ((), "at least 1"),
   "nodes.ratio": (0.0, "above 0"),

@@ -1,6 +1,7 @@
 """Images become nodes in one way, the same whatever the batch or the memory."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,9 @@ def test_nodes_are_those_of_the_maps(small, encode, variables, images):
   """The slow and obvious: one image, one crop at a time."""
   settings = small("fcn", nodes={"pyramid": (1,)})
   backbone, view = settings.backbone, settings.view
-  pixels = evaluation_view(view, jnp.asarray(images.images[3:4]))
-  maps, _ = backbone.apply(variables, pixels, train=False)
+  look = functools.partial(evaluation_view, view)
+  pixels = jax.jit(look)(images.images[3:4])
+  maps = backbone.encode(variables, pixels)
   cells = np.asarray(maps)[0].reshape(4, 6)
   expected = np.concatenate([cells.mean(0, keepdims=True), cells])
   found = encode(settings).array
@@ -64,6 +66,10 @@ def test_nodes_are_those_of_the_maps(small, encode, variables, images):
   assert boxes[0].tolist() == [0, 0, 16, 16]
   np.testing.assert_array_equal(boxes[1:], nodes.cell_boxes(2, 2, 16))
   assert len(boxes) == found.shape[1]
+  # One cell that is averaged has the whole map's place.
+  single = dataclasses.replace(view, cells=1)
+  features = Features(backbone, single, ())
+  np.testing.assert_array_equal(features.node_boxes(), boxes[:1])
 
 
 @pytest.mark.parametrize("kind", ["fcn", "grid", "sampling", "redraw"])

@@ -198,7 +198,7 @@ def test_one_test_does_not_wipe_out_another(found, tmp_path):
   ("section", "text"),
   [
     ({}, "fcn"),
-    ({"pyramid": (2, 1)}, "fcn, pyramid (2, 1)"),
+    ({"pyramid": (2, 1), "cells": 4}, "fcn, pyramid (2, 1), cells 4"),
     ({"kind": "grid"}, "grid, grid (2, 3), ratio 2.0"),
     ({"kind": "sampling"}, "sampling, patches 9"),
     (

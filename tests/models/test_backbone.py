@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import recipes
 import toy_backbone
+from paths import GOLDEN
 from PIL import Image
 
 from configs import folder
@@ -18,7 +19,7 @@ from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.errors import InputError
 from deepemd_jax.evaluation.features import Features
 from deepemd_jax.inference import export
-from deepemd_jax.models import backbone, efficientnet_lite, resnet12
+from deepemd_jax.models import backbone, efficientnet_lite, resnet12, vit
 
 MADE = {
   "toy": toy_backbone.create,
@@ -26,7 +27,12 @@ MADE = {
   "efficientnet_lite0": efficientnet_lite.lite0,
   "efficientnet_lite1": efficientnet_lite.lite1,
   "efficientnet_lite2": efficientnet_lite.lite2,
+  "vit": lambda: vit.create(TINY_VIT, image_size=32, mean=GRAY, std=GRAY),
 }
+TINY_VIT = vit.Architecture(
+  width=8, hidden=16, depth=1, heads=2, patch=8, grid=4, registers=1
+)
+GRAY = (128.0, 128.0, 128.0)
 SLOW = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 # Those have the same code, of which few blocks are enough.
 FEW_BLOCKS = "efficientnet_lite, few blocks"
@@ -60,18 +66,20 @@ def made(request):
 def maps(made):
   """Variables, images, their maps, and what two batches at once make of them in
   training: beside each other, and each beside something else."""
-  variables = made.init(jax.random.key(0))
-  images = jax.random.normal(jax.random.key(1), (2, 3, 48, 32, 3))
+  init = jax.jit(made.init)  # a shape at a time compiles for longer
+  variables = init(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((2, 3, 48, 32, 3), np.float32)
   trained = jax.jit(made.apply, static_argnames="train")
   together = trained(variables, images, train=True)
-  other = jax.random.normal(jax.random.key(2), images[0].shape)
-  apart = trained(variables, images[::-1].at[0].set(other), train=True)
+  other = rng.standard_normal(images[0].shape, np.float32)
+  apart = trained(variables, np.stack([other, images[0]]), train=True)
   looked = trained(variables, images[0], train=False)
-  return variables, images, together, apart, looked
+  return variables, images, together, apart, looked, init
 
 
 def test_maps_are_as_large_as_it_says(made, maps):
-  variables, images, together, _, (looked, stats) = maps
+  variables, images, together, _, (looked, stats), _ = maps
   height, width = made.map_side(48), made.map_side(32)
   assert looked.shape == (3, height, width, made.channels)
   assert together[0].shape == (2, *looked.shape)
@@ -84,7 +92,7 @@ def test_maps_are_as_large_as_it_says(made, maps):
 
 def test_each_of_several_batches_is_by_itself(maps):
   """The first one's maps and statistics, whatever is beside it."""
-  _, _, (together, stats), (apart, others), _ = maps
+  _, _, (together, stats), (apart, others), *_ = maps
   scale = np.abs(apart[1]).max()
   np.testing.assert_allclose(together[0], apart[1], atol=1e-4 * scale)
   assert np.abs(together[1] - apart[0]).max() > 0.01 * scale
@@ -95,17 +103,19 @@ def test_each_of_several_batches_is_by_itself(maps):
 
 
 def _pairs(tree, other):
+  """Leaves beside each other, NumPy's: JAX would compile for every shape."""
   assert jax.tree.structure(tree) == jax.tree.structure(other)
-  return zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+  trees = (jax.tree.leaves(jax.device_get(x)) for x in (tree, other))
+  return zip(*trees, strict=True)
 
 
 def test_the_seed_decides_and_the_shapes_are_known_before(made, maps):
-  variables = maps[0]
-  for own, other in _pairs(variables, made.init(jax.random.key(0))):
+  variables, *_, init = maps
+  for own, other in _pairs(variables, init(jax.random.key(0))):
     np.testing.assert_array_equal(own, other)
-  for own, abstract in _pairs(variables, made.abstract()):
-    assert (own.shape, own.dtype) == (abstract.shape, abstract.dtype)
-  fresh = made.init(jax.random.key(7))["params"]
+  shapes = jax.eval_shape(lambda: variables)
+  assert made.abstract() == shapes
+  fresh = init(jax.random.key(7))["params"]
   kernels = [x for x in _pairs(variables["params"], fresh) if x[0].ndim > 1]
   assert kernels and all((a != b).any() for a, b in kernels)
 
@@ -120,8 +130,11 @@ def test_a_backbone_is_a_value():
 def test_every_backbone_can_be_made_by_its_name():
   for name, entry in backbone.BACKBONES.items():
     assert entry.title
-    unknown = {"not_a_setting": 1}
-    assert isinstance(backbone.create(name, **unknown), backbone.Backbone)
+    more = {"not_a_setting": 1, "weights": str(GOLDEN / "vit" / "dinov2")}
+    made = backbone.create(name, **more)
+    assert isinstance(made, backbone.Backbone)
+    published = isinstance(made.weights, backbone.PublishedWeights)
+    assert entry.published == published
   with pytest.raises(InputError, match="resnet12"):
     backbone.create("resnet21")
 

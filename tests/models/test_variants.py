@@ -70,6 +70,22 @@ def test_a_pyramid_that_does_not_divide_the_map():
   assert nodes.pyramid(maps, (2, 1)).shape == (1, 4 + 1 + 14, 1)
 
 
+def test_a_map_is_averaged_to_fewer_cells():
+  """By area: 5 places into 2 cells are 2.5 each, and the mean stays."""
+  maps = np.arange(10.0).reshape(1, 5, 2, 1)
+  found = nodes.averaged(maps, 2)
+  assert found.shape == (1, 2, 2, 1)
+  np.testing.assert_allclose(found[0, 0, :, 0], [(0 + 2 + 4 / 2) / 2.5, 2.6])
+  np.testing.assert_allclose(found.mean((1, 2)), maps.mean((1, 2)))
+  # As many, or more than there are, are the map as it is; so is none.
+  for cells in (5, 7, 0):
+    np.testing.assert_array_equal(nodes.averaged(maps, cells), maps)
+  square = np.arange(16.0).reshape(1, 4, 4, 1)
+  np.testing.assert_allclose(
+    nodes.averaged(square, 2)[0, ..., 0], [[2.5, 4.5], [10.5, 12.5]]
+  )
+
+
 def test_crops_are_pooled_one_node_each():
   maps = np.random.default_rng(0).random((2, 13, 5, 5, 8))
   expected = maps.reshape(2, 13, 25, 8).mean(2)
