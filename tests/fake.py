@@ -21,7 +21,8 @@ from deepemd_jax.data.published import catalogue, splits
 
 def small(name, per_class=2, classes=3):
   """A published benchmark with its first few classes of each split, and so many
-  images of each. `per_class` may be a function of the class name."""
+  images of each. `per_class` may be a function of the class name. Copies have
+  16 pixels: those of 160 would enlarge the images, which is refused."""
   benchmark = catalogue.BENCHMARKS[name]
   count = per_class if callable(per_class) else lambda name: per_class
   lists = {
@@ -30,7 +31,11 @@ def small(name, per_class=2, classes=3):
       for split in benchmark.splits
     }
   }
-  return dataclasses.replace(benchmark, lists=Lists(json.dumps(lists)))
+  return dataclasses.replace(
+    benchmark,
+    lists=Lists(json.dumps(lists)),
+    side=benchmark.native or min(benchmark.side, 16),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,9 +238,10 @@ def cars_folder(root, per_class=2, classes=3):
   return root
 
 
-def ready_files(name, per_class=2, classes=3):
-  """{split: {class: {file name: bytes}}} for the ready layouts."""
-  side = catalogue.BENCHMARKS[name].native
+def ready_files(name, per_class=2, classes=3, side=0):
+  """{split: {class: {file name: bytes}}} for the ready layouts; with a side,
+  the images are squares."""
+  side = side or catalogue.BENCHMARKS[name].native
   size = {"height": side, "width": side} if side else {}
   return {
     split: {
@@ -261,11 +267,13 @@ def ready_folders(root, name, per_class=2, classes=3, *, meta=False):
   return root
 
 
-def ready_tables(root, name, per_class=2, classes=3, *, below="images/"):
+def ready_tables(
+  root, name, per_class=2, classes=3, *, below="images/", side=0
+):
   """images/ and split/*.csv, the official DeepEMD layout of miniImageNet and
   CUB, and FEAT's, whose header has spaces."""
   root = pathlib.Path(root)
-  for split, labels in ready_files(name, per_class, classes).items():
+  for split, labels in ready_files(name, per_class, classes, side).items():
     lines = ["filename, label"]
     for label, files in labels.items():
       unpack(files, root / below)

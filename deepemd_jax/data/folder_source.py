@@ -85,7 +85,7 @@ class FolderSource:
 
     Raises:
       InputError: some images cannot be read, and the error names them; or the
-        copies cannot be written.
+        copies cannot be written, or would be larger than the images.
     """
     classes = self._classes(split)
     if not classes:
@@ -104,6 +104,7 @@ class FolderSource:
       side=self.side,
       made_from=_fingerprint(keys),
       name=f"the images in {self.root}",
+      data_set="folder",
     )
     row_of = {key: row for row, key in enumerate(cache.keys)}
     paths = [path for each in classes.values() for path in each]

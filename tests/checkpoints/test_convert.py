@@ -102,7 +102,7 @@ def test_a_converted_file_is_tested_as_a_trained_one(
   main.run(evaluation_of_folders(tmp_path), tmp_path / "run")
   found = json.loads((tmp_path / "run" / "results.json").read_text())
   assert found["protocol"]["trained on"]["name"] == "converted checkpoint"
-  assert "converted checkpoint to folder:61" in capsys.readouterr().out
+  assert "converted checkpoint to folder:40" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])

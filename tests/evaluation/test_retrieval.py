@@ -57,6 +57,7 @@ def flags(images):
 
 def places(images):
   return {
+    "data.name": "folder:32",  # as the drawings
     "data.folder": str(images),
     "data.csv": str(images / "split.csv"),
     "data.directory": f"{images}-kept",
