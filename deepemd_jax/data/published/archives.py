@@ -101,10 +101,12 @@ def describe(
   path, is_ready_folder = _locate(benchmark, source)
   if path.is_dir():
     words = f"made from {os.path.basename(os.path.realpath(source))}"
-    if not is_ready_folder:
-      words += ", an unpacked archive"
-    else:
+    if is_ready_folder:
       words += ", a ready folder, its images as they were"
+    elif archive_formats.is_mirrored(path):
+      words += ", a mirror's folders"
+    else:
+      words += ", an unpacked archive"
     if benchmark.squares:
       words += f", squares of {benchmark.squares} pixels"
     if is_ready_folder:
@@ -172,4 +174,6 @@ def _unpacked_folder(
     return None
   kind = archive_formats.FORMATS[benchmark.kind]
   candidates = (folder, folder / kind.folder)
-  return next((f for f in candidates if (f / kind.sign).is_file()), None)
+  return next(
+    (f for f in candidates for sign in kind.signs if (f / sign).exists()), None
+  )

@@ -55,6 +55,7 @@ class Benchmark:
       is only ever a ready folder.
     archives: the files it is made from; () if it is only ever a ready folder.
     layouts: of ready folders that hold the same images; see `layouts`.
+    mirrored: what the archive has become where people have it from elsewhere.
     splits: their names.
     native: side of every original, if all are squares of one size; else 0.
     squares: side of the ready squares that it is prepared from; 0 if it is
@@ -71,6 +72,7 @@ class Benchmark:
   kind: str = ""
   archives: tuple[Archive, ...] = ()
   layouts: tuple[str, ...] = ()
+  mirrored: str = ""
   splits: tuple[str, ...] = _FEW_SHOT
   native: int = 0
   squares: int = 0
@@ -245,6 +247,8 @@ _ALL = (
     "Cars196, whole images, classes 1 to 98 train, 99 to 196 test",
     kind="cars",
     archives=_CARS,
+    mirrored="cars_train/, cars_test/, cars_train_annos.mat and "
+    "cars_test_annos_withlabels.mat, the tables in devkit/ or beside it",
     splits=_RETRIEVAL,
   ),
   Benchmark(

@@ -148,6 +148,8 @@ def missing(
   for archive in benchmark.archives:
     size = f" ({human_size(archive.size)})" if archive.size else ""
     lines.append(f"  needed: {archive.file}{size} from {archive.url}")
+  if benchmark.mirrored:
+    lines.append(f"  if that is gone, mirrors have {benchmark.mirrored}")
   lines.append(f"  put into: {download.manual_folder(directory)}")
   if _may_download(benchmark):
     lines[-1] += " (or it is downloaded)"

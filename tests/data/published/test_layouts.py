@@ -5,6 +5,7 @@ import json
 import os
 
 import fake
+import fake_basics
 import pytest
 from preparing import expected, labels, read
 
@@ -77,7 +78,7 @@ def test_a_class_may_lie_in_folders_of_several_names(tmp_path):
   benchmark = dataclasses.replace(
     catalogue.BENCHMARKS["grocery"],
     splits=("a", "b"),
-    lists=fake.Lists(json.dumps(lists)),
+    lists=fake_basics.Lists(json.dumps(lists)),
   )
   for name in ("train/Mushroom/Brown", "val/Brown", "val/Plain"):
     (tmp_path / name).mkdir(parents=True)
