@@ -56,7 +56,9 @@ class FolderSource:
   @property
   def title(self) -> str:
     """What it is, in one line."""
-    how = f"by {self.csv}" if self.csv else "by folders, or fractions and seed"
+    how = f"by folders, or fractions {self.fractions} and seed {self.seed}"
+    if self.csv:
+      how = f"by {self.csv}"
     return f"images of {self.root}, split {how}"
 
   def check(self) -> None:
