@@ -131,6 +131,15 @@ def test_prefixes_of_other_libraries(prefix):
   jax.tree.map(np.testing.assert_array_equal, found, convert.from_torch(narrow))
 
 
+@pytest.mark.parametrize("name", ["params", "model"])
+def test_a_state_dict_among_other_things(name, torch, tmp_path):
+  array = np.arange(4, dtype=np.float32)
+  save(tmp_path / "x.pth", {"epoch": 3, name: {"a": Tensor(array)}})
+  found = state_dicts.read(tmp_path / "x.pth")
+  assert list(found) == ["a"]
+  np.testing.assert_array_equal(found["a"], array)
+
+
 def test_heads_of_other_libraries_are_left_out_by_name(tmp_path, capsys):
   zeros = np.zeros(3, np.float32)
   heads = ["encoder.fc.bias", "slf_attn.w_qs.weight", "slf_attn.fc", "module.w"]
