@@ -5,7 +5,8 @@
 
 64/16/20 classes of 600 images, the split of Ravi and Larochelle. FOLDER is
 ILSVRC-2012, out of which the published file lists cut it, or a folder that is
-ready.
+ready. One of squares of 84 pixels is miniimagenet:84, for `prepare` and for
+--config.data.name.
 
 Variants stand behind a colon, as in `configs/miniimagenet.py:grid,5shot`: fcn
 (the same as none), pyramid, grid, sampling, 5shot, 10shot, 10way, ablation,

@@ -3,9 +3,7 @@
 `small` makes a benchmark that expects as few images as these hold.
 """
 
-import dataclasses
 import functools
-import gzip
 import io
 import json
 import pathlib
@@ -13,88 +11,10 @@ import tarfile
 import zipfile
 
 import numpy as np
-import scipy.io
-from PIL import Image
+from fake_basics import all_names, names, picture, small, tar, unpack
+from fake_cars import cars_folder
 
 from deepemd_jax.data.published import catalogue, splits
-
-
-def small(name, per_class=2, classes=3):
-  """A published benchmark with its first few classes of each split, and so many
-  images of each. `per_class` may be a function of the class name."""
-  benchmark = catalogue.BENCHMARKS[name]
-  count = per_class if callable(per_class) else lambda name: per_class
-  lists = {
-    "splits": {
-      split: {c: {"images": count(c)} for c in names(name, split, classes)}
-      for split in benchmark.splits
-    }
-  }
-  return dataclasses.replace(benchmark, lists=Lists(json.dumps(lists)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Lists:
-  """Hashable and equal by content, as the published ones are."""
-
-  text: str
-
-  def __call__(self):
-    return json.loads(self.text)
-
-
-def names(name, split, classes=3):
-  """The first classes of a split of a published benchmark."""
-  return list(catalogue.BENCHMARKS[name].counts(split))[:classes]
-
-
-def all_names(name, classes=3):
-  found = catalogue.BENCHMARKS[name].splits
-  return [c for split in found for c in names(name, split, classes)]
-
-
-@functools.cache
-def picture(seed, height=24, width=32, kind="JPEG", mode="RGB", **options):
-  """The bytes of an image: smooth random colors, another for each seed."""
-  rng = np.random.default_rng(abs(hash_of(seed)))
-  pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
-  image = Image.fromarray(pixels).resize((width, height)).convert(mode)
-  file = io.BytesIO()
-  image.save(file, kind, **options)
-  return file.getvalue()
-
-
-def hash_of(seed):
-  """A number for a text or a number, the same in every process."""
-  return int.from_bytes(str(seed).encode()[-8:], "big")
-
-
-def tar(path, files, mode="w:gz"):
-  """Writes {member name: bytes} into a tar, in that order."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  target = path
-  if mode == "w:gz":  # as the real ones: one stream, compressed a little
-    target = gzip.open(path, "wb", compresslevel=1)
-    mode = "w|"
-  with tarfile.open(
-    **{"name": target} if target is path else {"fileobj": target}, mode=mode
-  ) as archive:
-    for name, content in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
-  if target is not path:
-    target.close()
-  return path
-
-
-def unpack(files, root):
-  """Writes {name: bytes} below a folder."""
-  for name, content in files.items():
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-  return root
 
 
 @functools.cache
@@ -210,32 +130,10 @@ def products_archive(path, per_class=2, classes=3):
   return path
 
 
-def cars_folder(root, per_class=2, classes=3):
-  """car_ims.tgz and cars_annos.mat, side by side."""
-  root = pathlib.Path(root)
-  root.mkdir(parents=True, exist_ok=True)
-  every = list(catalogue.BENCHMARKS["cars196"].split_of())
-  rows, files = [], {}
-  for label in all_names("cars196", classes):
-    for _ in range(per_class):
-      name = f"car_ims/{len(rows) + 1:06d}.jpg"
-      files[name] = picture(name)
-      rows.append((name, 1, 1, 9, 9, every.index(label) + 1, 0))
-  kinds = [(n, "O") for n in ("relative_im_path", "bbox_x1", "bbox_y1")]
-  kinds += [(n, "O") for n in ("bbox_x2", "bbox_y2", "class", "test")]
-  mat = {"annotations": np.array([rows], object)}
-  table = np.empty((1, len(rows)), kinds)
-  for i, row in enumerate(rows):
-    table[0, i] = row
-  mat = {"annotations": table, "class_names": np.array([every], object)}
-  scipy.io.savemat(root / "cars_annos.mat", mat)
-  tar(root / "car_ims.tgz", files)
-  return root
-
-
-def ready_files(name, per_class=2, classes=3):
-  """{split: {class: {file name: bytes}}} for the ready layouts."""
-  side = catalogue.BENCHMARKS[name].native
+def ready_files(name, per_class=2, classes=3, side=0):
+  """{split: {class: {file name: bytes}}} for the ready layouts; with a side,
+  the images are squares."""
+  side = side or catalogue.BENCHMARKS[name].native
   size = {"height": side, "width": side} if side else {}
   return {
     split: {
@@ -261,11 +159,13 @@ def ready_folders(root, name, per_class=2, classes=3, *, meta=False):
   return root
 
 
-def ready_tables(root, name, per_class=2, classes=3, *, below="images/"):
+def ready_tables(
+  root, name, per_class=2, classes=3, *, below="images/", side=0
+):
   """images/ and split/*.csv, the official DeepEMD layout of miniImageNet and
   CUB, and FEAT's, whose header has spaces."""
   root = pathlib.Path(root)
-  for split, labels in ready_files(name, per_class, classes).items():
+  for split, labels in ready_files(name, per_class, classes, side).items():
     lines = ["filename, label"]
     for label, files in labels.items():
       unpack(files, root / below)

@@ -124,6 +124,7 @@ def evaluation_of_folders(directory, episodes=2, images=3):
     pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
     Image.fromarray(pixels).resize((40, 40)).save(path)
   config = folder.get_config()
+  config.data.name = "folder:40"
   config.data.folder = str(directory / "images")
   config.data.directory = str(directory / "data")
   config.stages = ("evaluate",)

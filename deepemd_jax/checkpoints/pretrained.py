@@ -3,6 +3,7 @@ new workdir that holds nothing else."""
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -48,6 +49,15 @@ class BestEncoder:
   score: float
   variables: dict[str, Any]
 
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """SHA-256, hexadecimal, of the variables."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+      digest.update(f"{path}{leaf.dtype}{leaf.shape}".encode())
+      digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
   @property
   def place(self) -> str:
     """Such as "metatrain, step 90", or "published weights"."""
@@ -63,12 +73,15 @@ class Pretrained:
   Attributes:
     settings: of the run.
     encoder: the best one of its last trained stage.
-    fingerprint: SHA-256, hexadecimal, of the encoder's variables.
   """
 
   settings: Settings
   encoder: BestEncoder
-  fingerprint: str
+
+  @property
+  def fingerprint(self) -> str:
+    """Of the encoder."""
+    return self.encoder.fingerprint
 
 
 def load(checkpoint=None) -> Pretrained:
@@ -85,12 +98,11 @@ def load(checkpoint=None) -> Pretrained:
   """
   settings = resolve(config_of(checkpoint))
   if settings.backbone.weights is not None:
-    best = _published(settings.backbone)
-    return Pretrained(settings, best, _fingerprint(best.variables))
+    return Pretrained(settings, _published(settings.backbone))
   for stage in reversed(TRAINING_STAGES):
     best = best_encoder(pathlib.Path(checkpoint), stage, settings.backbone)
     if best is not None:
-      return Pretrained(settings, best, _fingerprint(best.variables))
+      return Pretrained(settings, best)
   raise InputError(
     f"checkpoint {str(checkpoint)!r} holds no trained encoder yet; let its run "
     "go on"
@@ -252,11 +264,3 @@ def _uninterrupted() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
   if asked:
     raise KeyboardInterrupt
-
-
-def _fingerprint(variables) -> str:
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-    digest.update(f"{path}{leaf.dtype}{leaf.shape}".encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()

@@ -41,7 +41,8 @@ def read(path: str | os.PathLike, reader: str = "own") -> dict[str, Any]:
 
   Args:
     path: a `.safetensors` file; or what `torch.save` wrote: a state dict, or
-      {"params": state dict}, as the authors of DeepEMD do.
+      {"params": state dict}, as the authors of DeepEMD and FEAT do, or
+      {"model": state dict, ...}, as LibFewShot's `model_last.pth`.
     reader: of what `torch.save` wrote: "own", or "torch", PyTorch's.
 
   Returns:
@@ -54,8 +55,9 @@ def read(path: str | os.PathLike, reader: str = "own") -> dict[str, Any]:
   if pathlib.Path(path).suffix == SUFFIX:
     return _read_safetensors(path)
   found = _read_by_torch(path) if reader == "torch" else torch_file.load(path)
-  if isinstance(found, Mapping) and isinstance(found.get("params"), Mapping):
-    found = found["params"]
+  for name in ("params", "model"):
+    if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+      found = found[name]
   if not isinstance(found, Mapping):
     raise InputError(f"{path} holds a {type(found).__name__}, not a state dict")
   return dict(found)

@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # once, to squares whose side, in pixels, is part of the name: cub is cub:160
   # (random crops within 2 gray levels of crops of the originals); cub:84 are
   # the small ones of many papers, another protocol; cub:original decodes
-  # whenever an image is read.
+  # whenever an image is read. Copies that would enlarge images are refused.
   data.name = "glyph_clutter"
   # The same for the split test alone; "" is data.name. To train on one data set
   # and test on another.

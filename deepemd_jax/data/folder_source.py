@@ -56,7 +56,9 @@ class FolderSource:
   @property
   def title(self) -> str:
     """What it is, in one line."""
-    how = f"by {self.csv}" if self.csv else "by folders, or fractions and seed"
+    how = f"by folders, or fractions {self.fractions} and seed {self.seed}"
+    if self.csv:
+      how = f"by {self.csv}"
     return f"images of {self.root}, split {how}"
 
   def check(self) -> None:
@@ -85,7 +87,7 @@ class FolderSource:
 
     Raises:
       InputError: some images cannot be read, and the error names them; or the
-        copies cannot be written.
+        copies cannot be written, or would be larger than the images.
     """
     classes = self._classes(split)
     if not classes:
@@ -104,6 +106,7 @@ class FolderSource:
       side=self.side,
       made_from=_fingerprint(keys),
       name=f"the images in {self.root}",
+      data_set="folder",
     )
     row_of = {key: row for row, key in enumerate(cache.keys)}
     paths = [path for each in classes.values() for path in each]

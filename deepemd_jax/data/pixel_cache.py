@@ -6,6 +6,10 @@ reading. A set of copies is a folder with `pixels`, which is uint8
 The folder is written beside its final place, synced and renamed, so it is there
 as a whole or not at all. If images are decoded whenever they are read (side 0),
 there is only the index.
+
+Copies are squares of one side, whatever the images are, and that side is part
+of a data set's name. So they are refused where they would be enlargements: the
+name would promise pixels that never were.
 """
 
 import dataclasses
@@ -22,6 +26,7 @@ import numpy as np
 
 from deepemd_jax.data import image_io, image_set, loader
 from deepemd_jax.data.file_lock import locked
+from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.progress import Progress
 from deepemd_jax.utils.terminal import note
@@ -119,6 +124,7 @@ def load(
   side: int,
   made_from: str,
   name: str,
+  data_set: str,
 ) -> PixelCache:
   """Opens a set of copies; makes it if it is missing, outdated or damaged.
 
@@ -130,13 +136,17 @@ def load(
     made_from: identifies the images; copies that were made from others are
       made again.
     name: what messages call the images.
+    data_set: its name without a side, for the one that messages propose.
 
   Raises:
-    InputError: some images cannot be read, and the error names them; or the
-      folder cannot be written.
+    InputError: some images cannot be read, and the error names them; most
+      images are smaller than the copies would be; or the folder cannot be
+      written.
   """
   cache = _open_or_explain(place, side, made_from)
   if isinstance(cache, PixelCache):
+    # A version that enlarged images may have made them.
+    _refuse_enlargements(cache.sizes, side, name, data_set)
     return cache
   try:
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +163,7 @@ def load(
           old = place.with_name(f"incomplete.{place.name}.old")
           os.rename(place, old)
           shutil.rmtree(old)
-        _build(place, items, count, side, made_from, name)
+        _build(place, items, count, side, made_from, name, data_set)
         cache = _open_or_explain(place, side, made_from)
   except OSError as error:
     raise InputError(
@@ -205,7 +215,27 @@ def _open_or_explain(
   return PixelCache(keys, labels, sizes, pixels)
 
 
-def _build(place, items, count, side, made_from, name) -> None:
+def _refuse_enlargements(sizes, side: int, name: str, data_set: str) -> None:
+  """Raises if more than half of the images are smaller than their copies.
+
+  Few may be: photographs have all sizes, but the copies of a set have one.
+
+  Args:
+    sizes: [N, 2], height and width of the images in pixels.
+    side: of the copies; 0 if there are none.
+    name: what the message calls the images.
+    data_set: its name without a side.
+  """
+  typical = int(np.median(np.max(sizes, axis=1))) if len(sizes) else side
+  if side > typical:
+    raise InputError(
+      f"copies of {side} pixels would enlarge {name}: the longer side of the "
+      f"median image is {typical}; use "
+      f"{catalogue.name_of_side(data_set, typical)}"
+    )
+
+
+def _build(place, items, count, side, made_from, name, data_set) -> None:
   """Writes everything into a folder beside `place`, then renames it."""
   free = shutil.disk_usage(place.parent).free
   needed = count * side * side * 3
@@ -216,6 +246,7 @@ def _build(place, items, count, side, made_from, name) -> None:
   try:
     index = {"format": _FORMAT, "side": side, "made_from": made_from}
     index |= _write_pixels(scratch / "pixels", items(), count, side, name)
+    _refuse_enlargements(index["sizes"], side, name, data_set)
     with open(scratch / "index.json", "w", encoding="utf-8") as file:
       json.dump(index, file)
       _sync(file)

@@ -37,8 +37,17 @@ class PublishedSource:
 
   @property
   def protocol(self) -> str:
-    """The name in full: "cub:160"."""
-    return catalogue.protocol(*catalogue.parse(self.name))
+    """The name in full, "cub:160"; of what the pixels were, once it is known.
+
+    A folder of ready squares has no originals, whatever the name asked for.
+    """
+    benchmark, side = self._prepared()
+    return catalogue.protocol(benchmark, side or benchmark.squares)
+
+  def _prepared(self) -> tuple[catalogue.Benchmark, int]:
+    """Returns what is read, and the side of its copies; see `prepare.find`."""
+    benchmark, side = catalogue.parse(self.name)
+    return prepare.find(benchmark, side, self.directory), side
 
   @property
   def title(self) -> str:
@@ -47,7 +56,7 @@ class PublishedSource:
     Once the data set is prepared, the line also says what it was made from and
     how many images are missing.
     """
-    benchmark, _ = catalogue.parse(self.name)
+    benchmark, _ = self._prepared()
     held_out = "" if "val" in benchmark.splits else f"; {catalogue.HELD_OUT}"
     if not prepare.is_ready(benchmark, self.directory):
       return benchmark.title + held_out
@@ -62,9 +71,9 @@ class PublishedSource:
     Raises:
       MissingData: it is not; the message tells how to get it.
     """
-    benchmark, _ = catalogue.parse(self.name)
+    benchmark, side = self._prepared()
     if not prepare.is_ready(benchmark, self.directory):
-      raise prepare.missing(benchmark, self.directory)
+      raise prepare.missing(benchmark, self.directory, side=side)
 
   def counts(self, split: str) -> dict[str, int]:
     """Returns the images by class.
@@ -72,14 +81,14 @@ class PublishedSource:
     These are the images that are there, or, before the data set is prepared,
     those that were published.
     """
-    benchmark, _ = catalogue.parse(self.name)
+    benchmark, _ = self._prepared()
     whole, belongs = catalogue.published_split(benchmark, split)
     counts = enumerate(self._stored_counts(whole).items())
     return {name: count for i, (name, count) in counts if belongs(i)}
 
   def _stored_counts(self, split: str) -> dict[str, int]:
     """Returns the same of a split as it was published and is stored."""
-    benchmark, _ = catalogue.parse(self.name)
+    benchmark, _ = self._prepared()
     published = benchmark.counts(split)
     if not prepare.is_ready(benchmark, self.directory):
       return published
@@ -90,15 +99,16 @@ class PublishedSource:
 
     Raises:
       MissingData: the data set is not prepared.
-      InputError: the copies cannot be written.
+      InputError: the copies cannot be written, or would be larger than the
+        images.
     """
     self.check()
-    benchmark, side = catalogue.parse(self.name)
+    benchmark, side = self._prepared()
     classes = tuple(self.counts(split))
     whole, _ = catalogue.published_split(benchmark, split)
     prepared = prepare.prepared_folder(benchmark, self.directory)
     records = Records(str(prepared), whole)
-    copies = pathlib.Path(self.directory, "stored", benchmark.name)
+    copies = pathlib.Path(self.directory, "stored", benchmark.folder)
     cache = pixel_cache.load(
       copies / benchmark.version / pixel_cache.side_name(side) / whole,
       records.items,
@@ -106,6 +116,7 @@ class PublishedSource:
       side=side,
       made_from=_fingerprint(prepared),
       name=f"{self.protocol}, {whole}",
+      data_set=benchmark.name,
     )
     index = {name: i for i, name in enumerate(classes)}
     # -1 marks the classes of the other part of a published split.

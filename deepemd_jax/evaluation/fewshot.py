@@ -7,6 +7,7 @@ rival.
 
 import pathlib
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.checkpoints.pretrained import BestEncoder
 from deepemd_jax.config.changes import changed
 from deepemd_jax.config.settings import Settings
+from deepemd_jax.data.episodes import AmongRows
 from deepemd_jax.data.image_set import ImageSet
 from deepemd_jax.data.sources import open_source
 from deepemd_jax.distributed import runtime, sharding
@@ -38,6 +40,7 @@ from deepemd_jax.utils import terminal
 from deepemd_jax.utils.progress import Progress
 
 STAGE = "evaluate"
+_PLENTY = 4  # times the test set: then 98% of it are in some episode
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
@@ -53,17 +56,20 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
   cache = NodeCache(encoders)
   measure = HeadComparison(settings, encoders, cache)
   evaluate = settings.evaluate
+  changes = {change: changed(settings, change) for change in evaluate.more}
+  cache.expect(test, [settings], evaluate.episodes)
+  cache.expect(test, changes.values(), evaluate.more_episodes)
   main = measure(test, evaluate.episodes, "test")
   more = {}
-  for change in evaluate.more:
-    own = HeadComparison(changed(settings, change), encoders, cache)
+  for change, other in changes.items():
+    own = HeadComparison(other, encoders, cache)
     more[change] = own(test, evaluate.more_episodes, f"test, {change}")
   variants = {}
   for variant in evaluate.variants:
-    images = open_source(settings.data, variant=variant, split="test")
-    variants[variant] = measure(
-      images.load("test"), evaluate.variant_episodes, variant
-    )
+    source = open_source(settings.data, variant=variant, split="test")
+    images = source.load("test")
+    cache.expect(images, [settings], evaluate.variant_episodes)
+    variants[variant] = measure(images, evaluate.variant_episodes, variant)
   results = FewShotResults(
     main=main,
     more=more,
@@ -108,7 +114,7 @@ def choose_encoders(
 
 class NodeCache:
   """The nodes of an image set, encoded once a stage, however many heads and
-  kinds of episodes look at them."""
+  kinds of episodes look at them; without the images that none of them uses."""
 
   def __init__(self, encoders: dict[str, BestEncoder]) -> None:
     self._variables = {
@@ -118,23 +124,60 @@ class NodeCache:
     self._encoders: dict = {}  # by what is looked at; each compiles once
     self._images: ImageSet | None = None
     self._nodes: dict = {}
+    self._rows: dict = {}  # what is looked at -> rows that episodes use
 
   @property
   def encoded_images(self) -> int:
     """How many images were encoded so far."""
     return sum(x.encoded_images for x in self._encoders.values())
 
-  def __call__(self, settings: Settings, stage: str, images: ImageSet):
-    """The nodes of `images` by the encoder of `stage`."""
+  def expect(
+    self, images: ImageSet, tests: Iterable[Settings], count: int
+  ) -> None:
+    """Says which tests will look at an image set, before the first one does.
+
+    Args:
+      images: the image set; the one before is forgotten.
+      tests: their settings.
+      count: test episodes of each.
+    """
+    self._turn_to(images)
+    for settings in tests:
+      used = rows_of_episodes(settings, images, count)
+      kind = settings.view, settings.pyramid
+      self._rows[kind] = np.union1d(self._rows.get(kind, used), used)
+
+  def rows(self, settings: Settings, images: ImageSet) -> np.ndarray:
+    """The rows that the nodes belong to, int [k], ascending."""
+    self._turn_to(images)
+    everything = np.arange(len(images.labels), dtype=np.int32)
+    return self._rows.get((settings.view, settings.pyramid), everything)
+
+  def _turn_to(self, images: ImageSet) -> None:
     if images is not self._images:  # one image set at a time fits in memory
-      self._images, self._nodes = images, {}
+      self._images, self._nodes, self._rows = images, {}, {}
+
+  def __call__(self, settings: Settings, stage: str, images: ImageSet):
+    """The nodes of `rows` of `images` by the encoder of `stage`."""
+    self._turn_to(images)
     kind = settings.view, settings.pyramid
     if (kind, stage) not in self._nodes:
       if kind not in self._encoders:
         self._encoders[kind] = ImageSetEncoder.of(settings, STAGE)
-      encode = self._encoders[kind]
-      self._nodes[kind, stage] = encode(self._variables[stage], images)
+      encode, rows = self._encoders[kind], self.rows(settings, images)
+      self._nodes[kind, stage] = encode(self._variables[stage], images, rows)
     return self._nodes[kind, stage]
+
+
+def rows_of_episodes(
+  settings: Settings, images: ImageSet, count: int
+) -> np.ndarray:
+  """The rows that test episodes use, int32 [k], ascending; all of them if the
+  episodes are so many that hardly one would be left out."""
+  shape, total = settings.episode, len(images.labels)
+  if count * shape.way * (shape.shot + shape.query) >= _PLENTY * total:
+    return np.arange(total, dtype=np.int32)
+  return AmongRows.of(episode_sampler(settings, images, "test"), count).rows
 
 
 class HeadComparison:
@@ -195,7 +238,10 @@ class HeadComparison:
     """A head's accuracies [count], percent, and its episodes a second."""
     score = self._scorers[head]
     nodes = self._cache(self._settings, self._stages[head], images)
-    sampler = episode_sampler(self._settings, images, "test")
+    sampler = AmongRows(
+      episode_sampler(self._settings, images, "test"),
+      self._cache.rows(self._settings, images),
+    )
     size = min(self._settings.evaluate.batch_size, count)
     score(nodes, sampler, size, size)  # compiles
     began = time.monotonic()

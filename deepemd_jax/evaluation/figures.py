@@ -19,13 +19,9 @@ from deepemd_jax.data.views import (
 )
 from deepemd_jax.evaluation import curves, metric_rows, plots
 from deepemd_jax.evaluation.features import Features
+from deepemd_jax.evaluation.ranking import EMD, GLOBAL, Ranking
 from deepemd_jax.evaluation.results import EpisodeResults, FewShotResults
-from deepemd_jax.evaluation.retrieval_results import (
-  EMD,
-  GLOBAL,
-  Ranking,
-  RetrievalResults,
-)
+from deepemd_jax.evaluation.retrieval_results import RetrievalResults
 from deepemd_jax.models import heads, matching
 from deepemd_jax.utils.random_streams import Stream, stream
 

@@ -11,7 +11,10 @@ import numpy as np
 from deepemd_jax.config import resolve, stored
 from deepemd_jax.config.settings import Settings
 from deepemd_jax.data.sources import open_source
+from deepemd_jax.data.views import View
 from deepemd_jax.distributed import sharding
+from deepemd_jax.emd.api import default_solver
+from deepemd_jax.emd.solvers import SOLVERS
 from deepemd_jax.utils.version import VERSION
 
 
@@ -21,18 +24,20 @@ class Protocol:
 
   Attributes:
     data: name of the data set in the config.
-    trained_on: "name" and "title" of the data that the encoders have seen.
-    tested_on: the same of those that they were tested on.
-    image: "size" and "crop".
+    trained_on: "name" and "title" of the data that the encoders have seen, and
+      the "seed" of their training.
+    tested_on: "name" and "title" of those that they were tested on.
+    image: how images are looked at: "size" and "crop" of whole ones, "mean" and
+      "std"; and what the random crops of the nodes "sampling" are drawn from.
     model: what the backbone was made from.
     emd: solver, its settings, and the temperature; "sinkhorn_epsilon" is of the
       head deepemd_sinkhorn.
     sfc: how the structured FC layer is trained.
-    seed: of all draws.
+    seed: of all draws of the test.
   """
 
   data: str
-  trained_on: dict[str, str]
+  trained_on: dict[str, Any]
   tested_on: dict[str, str]
   image: dict[str, Any]
   model: dict[str, Any]
@@ -47,10 +52,10 @@ class Protocol:
       data=settings.data.name,
       trained_on=_trained_on(settings, workdir),
       tested_on=_described(open_source(settings.data, split="test")),
-      image={"size": settings.view.size, "crop": settings.view.whole_crop},
+      image=_image(settings.view),
       model=settings.model,
       emd={
-        "solver": settings.solver_name,
+        "solver": _solver(settings.solver_name),
         **settings.solver_settings,
         "temperature": settings.heads.temperature,
         "sinkhorn_epsilon": settings.heads.sinkhorn.epsilon,
@@ -96,15 +101,30 @@ def _versions() -> dict[str, str]:
   }
 
 
+def _solver(name: str) -> str:
+  """The name of a solver; for "auto", of what it stands for here."""
+  if SOLVERS[name].path:
+    return name
+  path = f":{type(default_solver()).__name__}"
+  return next(x for x, entry in SOLVERS.items() if entry.path.endswith(path))
+
+
+def _image(view: View) -> dict[str, Any]:
+  names = ("mean", "std", "scale", "aspect", "flip")
+  values = {name: getattr(view, name) for name in names}
+  return {"size": view.size, "crop": view.whole_crop} | values
+
+
 def _described(source) -> dict[str, str]:
   return {"name": source.protocol, "title": source.title}
 
 
-def _trained_on(settings: Settings, workdir: pathlib.Path) -> dict[str, str]:
+def _trained_on(settings: Settings, workdir: pathlib.Path) -> dict[str, Any]:
   """The data that the workdir's encoders were trained on."""
   fields = stored.read_fields(workdir / "config.json")
   if "data" not in fields:  # written by `convert`
     title = "a file of other people's, which does not say what it has seen"
     return {"name": "converted checkpoint", "title": title}
   data = resolve.stored_data(settings.data, fields)
-  return _described(open_source(data))
+  seed = {"seed": fields["seed"]} if "seed" in fields else {}
+  return _described(open_source(data)) | seed

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,7 @@ class FewShotResults:
       name: {
         "stage": best.stage,
         "step": best.step,
+        "sha256": best.fingerprint,
         "validation": self.validation[name],
       }
       for name, best in self.encoders.items()
@@ -199,33 +201,22 @@ class FewShotResults:
       yield f"{pair:<40}{difference.mean:+.2f} +- {difference.ci95:.2f}"
 
   def save(self, workdir: pathlib.Path) -> None:
-    """Writes results.json, which is of the latest test, and the same into
-    results/, where one test does not wipe out what another has found."""
-    fields = self.to_json()
-    write_json(workdir / "results.json", fields)
-    write_json(workdir / "results" / f"{self.test_name()}.json", fields)
+    """Writes results.json and a file in results/; see `save`."""
+    save(workdir, "results.json", self.test_name(), self.to_json())
 
   def test_name(self) -> str:
     """What was tested, as a file name: cub-160_5way_1shot_fcn_seed0_1f2e3d4c.
 
-    The last part tells apart what the others do not say: solver, temperature,
-    number of episodes, and whatever else changes a number.
+    See `test_name`.
     """
-    shape, nodes = self.main.shape, self.main.nodes
-    settings = dataclasses.asdict(self.protocol) | {
-      "nodes": nodes,
-      "shape": dataclasses.asdict(shape),
-      "episodes": self.main.episodes,
-      "heads": list(self.main.accuracy),
+    shape, kind = self.main.shape, self.main.nodes["kind"]
+    tests = {"": self.main} | self.more | self.variants
+    settings = {
+      name: [x.nodes, dataclasses.asdict(x.shape), x.episodes, [*x.accuracy]]
+      for name, x in tests.items()
     }
-    number = zlib.crc32(json.dumps(settings, sort_keys=True).encode())
-    return "_".join(
-      (
-        self.protocol.tested_on["name"].replace(":", "-"),
-        *(f"{shape.way}way", f"{shape.shot}shot", nodes["kind"]),
-        *(f"seed{self.protocol.seed}", f"{number:08x}"),
-      )
-    )
+    words = f"{shape.way}way", f"{shape.shot}shot", kind
+    return test_name(self.protocol, words, self.encoders, settings)
 
 
 def encoder_name(head: str) -> str:
@@ -255,7 +246,48 @@ def nodes_text(fields: dict[str, Any]) -> str:
   return ", ".join(shown)
 
 
-def write_json(path: pathlib.Path, document: dict) -> None:
+def test_name(
+  protocol: Protocol,
+  words: Iterable[str],
+  encoders: dict[str, BestEncoder],
+  settings: dict[str, Any],
+) -> str:
+  """A file name that no other test has: data set, `words`, seed and a number.
+
+  The number tells apart what the words do not say: solver, temperature, number
+  of episodes, the weights, and whatever else changes what a test finds.
+
+  Args:
+    protocol: of the test.
+    words: what people look for in the name.
+    encoders: of the test.
+    settings: what else it was made with, as JSON has it.
+  """
+  seen = [
+    dataclasses.asdict(protocol),
+    {name: best.fingerprint for name, best in encoders.items()},
+    settings,
+  ]
+  number = zlib.crc32(json.dumps(seen, sort_keys=True).encode())
+  data = protocol.tested_on["name"].replace(":", "-")
+  return "_".join((data, *words, f"seed{protocol.seed}", f"{number:08x}"))
+
+
+def save(workdir: pathlib.Path, latest: str, name: str, document: dict) -> None:
+  """Writes the latest test of its kind, and the same into results/, where one
+  test does not wipe out what another has found.
+
+  Args:
+    workdir: of the run.
+    latest: the name of the file that the next test replaces.
+    name: as `test_name`.
+    document: the JSON.
+  """
+  _write_json(workdir / latest, document)
+  _write_json(workdir / "results" / f"{name}.json", document)
+
+
+def _write_json(path: pathlib.Path, document: dict) -> None:
   """A JSON file, whole or not at all."""
   path.parent.mkdir(exist_ok=True)
   files.write(path, json.dumps(document, indent=2) + "\n")

@@ -25,12 +25,11 @@ from deepemd_jax.distributed import runtime, sharding
 from deepemd_jax.evaluation import figures, nearest
 from deepemd_jax.evaluation.features import ImageSetEncoder, empty_or_memmap
 from deepemd_jax.evaluation.protocol import Protocol
+from deepemd_jax.evaluation.ranking import Ranking, choose
 from deepemd_jax.evaluation.results import nodes_fields
 from deepemd_jax.evaluation.retrieval_results import (
   Gallery,
-  Ranking,
   RetrievalResults,
-  choose,
   measure,
 )
 from deepemd_jax.utils.progress import Progress

@@ -10,97 +10,16 @@ from deepemd_jax.checkpoints.pretrained import BestEncoder
 from deepemd_jax.config.settings import RetrieveSettings
 from deepemd_jax.evaluation import statistics
 from deepemd_jax.evaluation.protocol import Protocol
-from deepemd_jax.evaluation.results import nodes_text, write_json
-
-CHOSEN_BY = "MAP@R"
-GLOBAL, EMD = "global", "EMD"  # the two rankings
-# metric -> percent, of each query [q] or on average
-Metrics = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ranking:
-  """What one encoder makes of an image set.
-
-  Attributes:
-    queries: int [q], the rows that ask.
-    rows: int [q, L], what they get, by cosine, most similar first.
-    emd: float32 [q, K], 1 - EMD / number of nodes, of the first K.
-    seconds: what "encoding", "global" and "EMD" took.
-    milliseconds: {k: of re-ranking k images, a query}; empty if not asked for.
-  """
-
-  queries: np.ndarray
-  rows: np.ndarray
-  emd: np.ndarray
-  seconds: dict[str, float]
-  milliseconds: dict[int, float]
-
-  def order(self, method: str, depth: int) -> np.ndarray:
-    """Int [q, L]; with "EMD" the first `depth` are put in order."""
-    if method != EMD:
-      return self.rows
-    return statistics.reordered(self.rows, self.emd[:, :depth])
-
-
-def metrics(
-  spec: RetrieveSettings, labels: np.ndarray, ranking: Ranking, rows: np.ndarray
-) -> dict[str, np.ndarray]:
-  """{"Recall@1": [q], ..., "R-Precision": [q], "MAP@R": [q]}, percent.
-
-  Args:
-    spec: says which recalls.
-    labels: of the gallery.
-    ranking: says who asks.
-    rows: int [q, L], what they get.
-  """
-  own = labels[ranking.queries]
-  relevant = labels[rows] == own[:, None]
-  others = np.bincount(labels)[own] - 1
-  length = relevant.shape[1]
-  return {
-    **{
-      f"Recall@{k}": statistics.recall(relevant, min(k, length))
-      for k in spec.recalls
-    },
-    "R-Precision": statistics.r_precision(relevant, others),
-    "MAP@R": statistics.map_at_r(relevant, others),
-  }
-
-
-def choose(
-  spec: RetrieveSettings, labels: np.ndarray, tried: dict[str, Ranking]
-) -> tuple[dict[str, str], dict]:
-  """The stage whose encoder suits each ranking best, by MAP@R.
-
-  Args:
-    spec: of the run.
-    labels: of the validation images.
-    tried: the stages' rankings of them.
-
-  Returns:
-    {"global": stage, "EMD": stage}; and all that was looked at, mean percent by
-    method, stage and metric.
-  """
-  depth = max(spec.depths)
-  seen = {
-    method: {
-      stage: _means(
-        metrics(spec, labels, ranking, ranking.order(method, depth))
-      )
-      for stage, ranking in tried.items()
-    }
-    for method in (GLOBAL, EMD)
-  }
-  best = {
-    method: max(means, key=lambda stage: means[stage][CHOSEN_BY])
-    for method, means in seen.items()
-  }
-  return best, seen
-
-
-def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
-  return {name: float(np.mean(v)) for name, v in values.items()}
+from deepemd_jax.evaluation.ranking import (
+  CHOSEN_BY,
+  EMD,
+  GLOBAL,
+  Metrics,
+  Ranking,
+  means_of,
+  metrics,
+)
+from deepemd_jax.evaluation.results import nodes_text, save, test_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +110,7 @@ def measure(
       )
       for name, stage in stages.items()
     }
-    means = {name: _means(v) for name, v in values.items()}
+    means = {name: means_of(v) for name, v in values.items()}
     curve.append(Depth(depth, means, round(milliseconds, 3)))
   # What follows is of the largest depth, which came last.
   count, own = len(last.queries), labels[last.queries]
@@ -293,15 +212,25 @@ class RetrievalResults:
       "timing": measured.timing | {"seconds": round(self.seconds, 1)},
       "chosen": self.chosen | {"by": CHOSEN_BY, "on": self.validation},
       "encoders": {
-        stage: {"step": best.step} for stage, best in self.encoders.items()
+        stage: {"step": best.step, "sha256": best.fingerprint}
+        for stage, best in self.encoders.items()
       },
       "nodes": self.nodes,
       **self.protocol.to_json(),
     }
 
   def save(self, workdir: pathlib.Path) -> None:
-    """Writes retrieve.json."""
-    write_json(workdir / "retrieve.json", self.to_json())
+    """Writes retrieve.json and a file in results/; see `results.save`."""
+    measured = self.measured
+    settings = {
+      "nodes": self.nodes,
+      "queries": measured.queries,
+      "depths": [point.depth for point in measured.curve],
+      "metrics": list(measured.methods[EMD]),
+    }
+    words = "retrieve", self.split, self.nodes["kind"]
+    name = test_name(self.protocol, words, self.encoders, settings)
+    save(workdir, "retrieve.json", name, self.to_json())
 
   def table(self) -> str:
     """For the terminal."""

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -29,6 +30,7 @@ from deepemd_jax.config import stored
 from deepemd_jax.errors import InputError
 
 
+@functools.cache
 def narrow_state(divisor):
   """The recorded parameters; every `divisor`th channel."""
 
@@ -102,7 +104,7 @@ def test_a_converted_file_is_tested_as_a_trained_one(
   main.run(evaluation_of_folders(tmp_path), tmp_path / "run")
   found = json.loads((tmp_path / "run" / "results.json").read_text())
   assert found["protocol"]["trained on"]["name"] == "converted checkpoint"
-  assert "converted checkpoint to folder:61" in capsys.readouterr().out
+  assert "converted checkpoint to folder:40" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -115,6 +117,51 @@ def test_a_safetensors_file_is_read_as_well(kind, tmp_path):
   convert.convert(tmp_path / "x.safetensors", tmp_path / "run")
   found = pretrained.load(tmp_path / "run").encoder.variables
   jax.tree.map(np.testing.assert_array_equal, found, convert.from_torch(state))
+
+
+# The prefixes of FEAT on one GPU and on several, and of LibFewShot.
+@pytest.mark.parametrize(
+  "prefix",
+  ["encoder.", "encoder.module.", "module.encoder.", "emb_func.", "module."],
+)
+def test_prefixes_of_other_libraries(prefix):
+  narrow = narrow_state(16)
+  state = {prefix + name: value for name, value in narrow.items()}
+  found = convert.from_torch(state | {"module.fc.bias": np.zeros(3)})
+  jax.tree.map(np.testing.assert_array_equal, found, convert.from_torch(narrow))
+
+
+@pytest.mark.parametrize("name", ["params", "model"])
+def test_a_state_dict_among_other_things(name, torch, tmp_path):
+  array = np.arange(4, dtype=np.float32)
+  save(tmp_path / "x.pth", {"epoch": 3, name: {"a": Tensor(array)}})
+  found = state_dicts.read(tmp_path / "x.pth")
+  assert list(found) == ["a"]
+  np.testing.assert_array_equal(found["a"], array)
+
+
+def test_heads_of_other_libraries_are_left_out_by_name(tmp_path, capsys):
+  zeros = np.zeros(3, np.float32)
+  heads = ["encoder.fc.bias", "slf_attn.w_qs.weight", "slf_attn.fc", "module.w"]
+  state = narrow_state(16) | dict.fromkeys(heads, zeros)
+  path, new = tmp_path / "x.safetensors", tmp_path / "run"
+  path.write_bytes(safetensors_of(state))
+  result = commands.call(capsys, "convert", path, new)
+  commands.assert_refused(result, "3 unknown .module.w, slf.* with --ignore$")
+  command = ["convert", path, new, "--ignore", "slf_attn", "--ignore=w"]
+  result = commands.call(capsys, *command, "--ignore=slf")
+  commands.assert_refused(result, "--ignore=slf: .* are fc, layer1, .*slf_attn")
+  assert not new.exists()
+  code, out, _ = commands.call(capsys, *command)
+  *lines, _ = out.splitlines()
+  assert code == 0 and sorted(lines) == [f"left out {x}" for x in sorted(heads)]
+
+
+def test_two_networks_in_a_file_are_not_mixed():
+  state = narrow_state(16)
+  twice = state | {f"emb_func.{name}": value for name, value in state.items()}
+  with pytest.raises(InputError, match="comes twice.*--ignore"):
+    convert.from_torch(twice)
 
 
 def test_a_run_becomes_a_file_and_the_file_a_run(tmp_path, capsys):

@@ -43,7 +43,7 @@ def test_the_split_test_may_be_of_another_data_set(tmp_path):
     assert open_source(spec, split=split).protocol == protocol
   data["name"] = "glyph_clutter"  # always there
   feasible.check_feasible(recipes.settings(data=data, stages=("pretrain",)))
-  with pytest.raises(MissingData, match="cub is not prepared"):
+  with pytest.raises(MissingData, match="cub:84 is not prepared"):
     feasible.check_feasible(recipes.settings(data=data, stages=("evaluate",)))
 
 

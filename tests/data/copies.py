@@ -36,7 +36,13 @@ def load(place, made, *, side=16, made_from="these", made_before=False):
     return iter(made)
 
   return pixel_cache.load(
-    place, make, count=len(made), side=side, made_from=made_from, name="them"
+    place,
+    make,
+    count=len(made),
+    side=side,
+    made_from=made_from,
+    name="them",
+    data_set="folder",
   )
 
 

@@ -82,6 +82,7 @@ def make_copies(place, items):
       side=16,
       made_from="these",
       name="them",
+      data_set="folder",
     )
   except InputError as error:
     sys.exit(f"error: {error}")

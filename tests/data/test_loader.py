@@ -14,6 +14,7 @@ import threading
 import time
 
 import batching
+import copies
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -135,9 +136,7 @@ def images(tmp_path_factory):
     path = str(root / f"{i}.png")
     Image.fromarray(pixels).save(path)
     items.append(pixel_cache.ImageFile(path, str(i)))
-  found = pixel_cache.load(
-    root / "kept", lambda: items, count=48, side=24, made_from="", name="x"
-  )
+  found = copies.load(root / "kept", items, side=24)
   return CachedImages(
     images=found.pixels,
     labels=np.repeat(np.arange(6), 8).astype(np.int32),

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from deepemd_jax.data import pixel_cache
 from deepemd_jax.errors import InputError
 
+NAMES = {"name": "them", "data_set": "folder"}
+
 
 def test_copies_are_made_once_and_are_what_they_should_be(tmp_path, capfd):
   made = items(70)
@@ -33,6 +35,28 @@ def test_copies_are_made_once_and_are_what_they_should_be(tmp_path, capfd):
   part = found.pixels.only(np.array([5, 60, 2]))
   assert part.shape[0] == 3
   np.testing.assert_array_equal(part[np.array([1])][0], found.pixels[60])
+
+
+def test_copies_are_never_enlarged(tmp_path, monkeypatch):
+  """Few images may be smaller, but not most; nor in the copies of a version
+  that did not mind."""
+  sizes = [(9, 30)] * 3 + [(8, 20), (21, 5), (4, 4)]
+  made = [
+    pixel_cache.ImageFile(picture(i, *size), str(i))
+    for i, size in enumerate(sizes)
+  ]
+  check(load(tmp_path / "kept", made, side=25), made, 25)
+  message = "of 26 pixels would enlarge them: .* is 25; use folder:25"
+  with pytest.raises(InputError, match=message):
+    load(tmp_path / "larger", made, side=26)
+  assert sorted(os.listdir(tmp_path)) == [".kept.lock", ".larger.lock", "kept"]
+  with monkeypatch.context() as patch:
+    patch.setattr(pixel_cache, "_refuse_enlargements", lambda *unused: None)
+    load(tmp_path / "larger", made, side=26)
+  with pytest.raises(InputError, match=message):
+    load(tmp_path / "larger", made, side=26)
+  with pytest.raises(InputError, match=r"is 4; use folder:original"):
+    load(tmp_path / "small", made[-1:])
 
 
 def test_pickled_copies_are_a_path(tmp_path):
@@ -164,7 +188,7 @@ def test_whatever_happens_on_the_way_leaves_nothing(kind, tmp_path):
   for _ in range(2):
     with pytest.raises(kind):
       pixel_cache.load(
-        tmp_path / "kept", broken, count=40, side=16, made_from="", name="them"
+        tmp_path / "kept", broken, count=40, side=16, made_from="", **NAMES
       )
     assert os.listdir(tmp_path) == [".kept.lock"]
 
@@ -183,7 +207,7 @@ def test_too_little_room_is_told_before_the_work(tmp_path):
       count=10**12,
       side=160,
       made_from="",
-      name="them",
+      **NAMES,
     )
 
 
@@ -198,7 +222,7 @@ def test_one_thread_at_a_time_makes_them(tmp_path):
   def run():
     results.append(
       pixel_cache.load(
-        tmp_path / "kept", make, count=40, side=16, made_from="", name="them"
+        tmp_path / "kept", make, count=40, side=16, made_from="", **NAMES
       )
     )
 

@@ -41,7 +41,7 @@ def cub(prepared, tmp_path, monkeypatch):
 
 
 def test_a_published_data_set_is_as_counted(cub, capfd):
-  for name, side in (("cub", 160), ("cub:84", 84), ("cub:original", 0)):
+  for name, side in (("cub", 16), ("cub:20", 20), ("cub:original", 0)):
     source = PublishedSource(name, str(cub))
     source.check()
     assert source.protocol == f"cub:{side or 'original'}"
@@ -66,6 +66,8 @@ def test_a_published_data_set_is_as_counted(cub, capfd):
         *[side or 84] * 2,
         3,
       )
+  with pytest.raises(InputError, match="would enlarge cub:21.*use cub:20"):
+    PublishedSource("cub:21", str(cub)).load("val")
   assert capfd.readouterr() == ("", "")
 
 
@@ -73,11 +75,11 @@ def test_copies_and_originals_are_of_the_same_images(cub):
   rows = np.arange(12)
   copies, originals = (
     PublishedSource(name, str(cub)).load("val")
-    for name in ("cub:84", "cub:original")
+    for name in ("cub:20", "cub:original")
   )
   assert copies.keys == originals.keys
   np.testing.assert_array_equal(copies.labels, originals.labels)
-  seen = [each.whole(rows, 84).astype(int) for each in (copies, originals)]
+  seen = [each.whole(rows, 20).astype(int) for each in (copies, originals)]
   assert np.abs(seen[0] - seen[1]).mean() < 3  # bicubic, bilinear
   assert np.abs(seen[0] - seen[1][::-1]).mean() > 20
 
@@ -89,7 +91,7 @@ def test_rows_do_not_depend_on_what_it_was_prepared_from(cub, tmp_path):
   archive = fake.tar(tmp_path / "backwards.tgz", backwards)
   small, other = catalogue.BENCHMARKS["cub"], str(tmp_path / "other")
   prepare.prepare(small, other, source=archive)
-  for name in ("cub:84", "cub:original"):
+  for name in ("cub:20", "cub:original"):
     here, there = (
       PublishedSource(name, place).load("val") for place in (str(cub), other)
     )
@@ -98,7 +100,7 @@ def test_rows_do_not_depend_on_what_it_was_prepared_from(cub, tmp_path):
       zip(here.labels, here.keys, strict=True)
     )
     rows = np.arange(len(here.keys))
-    np.testing.assert_array_equal(here.whole(rows, 84), there.whole(rows, 84))
+    np.testing.assert_array_equal(here.whole(rows, 20), there.whole(rows, 20))
 
 
 def test_what_is_not_prepared_is_explained(cub):
@@ -142,7 +144,7 @@ def test_the_data_command_makes_the_copies(prepared, tmp_path, monkeypatch):
   command.run(
     argparse.Namespace(
       data_command="prepare",
-      name="cub:84",
+      name="cub:20",
       directory=str(tmp_path / "tfds"),
       source=archive,
       skip_bad=False,
@@ -152,4 +154,4 @@ def test_the_data_command_makes_the_copies(prepared, tmp_path, monkeypatch):
     pixel_cache, "_copy", lambda *unused: pytest.fail("decoded")
   )
   for split in ("train", "val", "test"):
-    PublishedSource("cub:84", str(tmp_path / "tfds")).load(split)
+    PublishedSource("cub:20", str(tmp_path / "tfds")).load(split)

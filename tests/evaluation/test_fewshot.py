@@ -1,6 +1,8 @@
 """The stage `evaluate`: who gets which encoder, and that images are encoded
 once."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -46,6 +48,20 @@ def test_an_image_is_encoded_once(small, images, encoders, monkeypatch):
         difference = results.paired[f"deepemd - {other}"].mean
         own = results.accuracy["deepemd"].mean
         assert difference == pytest.approx(own - accuracy.mean, abs=1e-4)
+
+
+def test_images_that_no_episode_uses_are_not_encoded(small, images, encoders):
+  settings = small(evaluate={"heads": ("deepemd",)})
+  cache = fewshot.NodeCache(encoders)
+  cache.expect(images, [settings], 1)
+  cache.expect(images, [changed(settings, "2-shot")], 1)
+  compare = fewshot.HeadComparison(settings, encoders, cache)
+  few = compare(images, 1, "test")
+  assert few.timing.encoded_images == len(cache.rows(settings, images)) < 24
+  every = compare(dataclasses.replace(images), 1, "test")  # unexpected
+  assert every.timing.encoded_images == 24
+  assert few.accuracy == every.accuracy
+  assert len(fewshot.rows_of_episodes(settings, images, 99)) == 24
 
 
 def test_other_nodes_and_other_images_are_encoded_anew(small, images, encoders):

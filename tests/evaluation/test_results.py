@@ -1,6 +1,7 @@
 """results.json and the table say what was found, in words that stay."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -94,6 +95,7 @@ def test_json_has_the_keys_that_others_read(found):
   assert document["encoders"]["prototype"] == {
     "stage": "pretrain",
     "step": 16,
+    "sha256": hashlib.sha256().hexdigest(),
     "validation": {"accuracy": 60.0, "prototype": 58.0},
   }
   assert document["episode"] == {"way": 5, "shot": 1, "query": 15}
@@ -177,6 +179,13 @@ def test_one_test_does_not_wipe_out_another(found, tmp_path):
     dataclasses.replace(
       found, main=dataclasses.replace(found.main, episodes=5000)
     ),
+    dataclasses.replace(found, more={}),
+    dataclasses.replace(found, variants={"d0_plain": found.more["grid"]}),
+    dataclasses.replace(
+      found,
+      encoders=found.encoders
+      | {"deepemd": BestEncoder("metatrain", 90, 60.0, {"x": np.zeros(1)})},
+    ),
     grid,
   ]
   for results_ in (found, *others, dataclasses.replace(found, seconds=1.0)):
@@ -213,11 +222,15 @@ def test_nodes_in_words(section, text):
 
 
 def test_what_was_trained_on_is_read_from_the_workdir(tmp_path):
-  trained = recipes.config(data={"name": "miniimagenet"})
+  trained = recipes.config({"seed": 7}, data={"name": "miniimagenet"})
   (tmp_path / "config.json").write_text(trained.to_json_best_effort())
   tested = recipes.settings(data={"name": "cub", "test_name": "fc100"})
   protocol = Protocol.of(tested, tmp_path)
+  assert protocol.emd["solver"] == "network_simplex"  # auto, on a CPU
+  assert protocol.emd["temperature"] == 12.5 and protocol.sfc["epochs"] == 100
+  assert protocol.image["mean"] == (125.3, 123.0, 113.9)
   assert protocol.data == "cub"
+  assert (protocol.trained_on["seed"], protocol.seed) == (7, 0)
   assert protocol.trained_on["name"] == "miniimagenet:160"
   assert protocol.tested_on["name"] == "fc100:32"
   assert protocol.model == {

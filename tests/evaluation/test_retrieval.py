@@ -57,6 +57,7 @@ def flags(images):
 
 def places(images):
   return {
+    "data.name": "folder:32",  # as the drawings
     "data.folder": str(images),
     "data.csv": str(images / "split.csv"),
     "data.directory": f"{images}-kept",
@@ -212,6 +213,8 @@ def test_nothing_depends_on_batches_or_memory(workdir, images, tmp_path):
   fields = {"evaluate.encode_batch_size": 9, "evaluate.memory": 0.0}
   made = settings(images, fields, batch_size=5, search_batch_size=4, block=7)
   assert again(workdir, tmp_path, made) == results(workdir)
+  (kept,) = (tmp_path / "copy" / "results").iterdir()  # the same test
+  assert kept.name.startswith("folder-32_retrieve_test_fcn_seed0_")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,7 @@ def test_some_ask_and_validation_classes_serve_while_settings_are_chosen(
   # More than there are is all.
   assert found["depth"] == found["gallery"]["images"] - 1
   assert "5 of 11 images are queries" in capsys.readouterr().out
+  assert len(list((tmp_path / "copy" / "results").iterdir())) == 2
 
 
 def test_who_asks():

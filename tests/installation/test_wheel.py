@@ -51,7 +51,7 @@ print(json.dumps({
 TWO_STEPS = [
   "--config=quickstart",
   '--config.stages=("pretrain",)',
-  "--config.data.name=folder",
+  "--config.data.name=folder:32",
   "--config.image.size=32",
   "--config.image.pretrain_size=32",
   "--config.model.width=0.0625",

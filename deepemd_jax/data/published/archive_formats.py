@@ -32,6 +32,7 @@ from deepemd_jax.utils import files
 _CIFAR_RECORD = 2 + 3 * 32 * 32  # bytes: coarse label, fine label, pixels
 _LARGEST_MAT = 1 << 26  # bytes, inflated: 4,000 for each image of Cars196
 _COMPRESSED = 15  # the kind of such a part of a file of MATLAB's
+_MIRRORED_CARS = "cars_train"  # a folder that only mirrors have
 
 
 def read_cub(benchmark: Benchmark, path: pathlib.Path) -> Iterator[SourceImage]:
@@ -159,12 +160,47 @@ def read_products(
 def read_cars(
   benchmark: Benchmark, path: pathlib.Path
 ) -> Iterator[SourceImage]:
-  """Reads car_ims.tgz, and cars_annos.mat beside it; or the folder of both."""
-  import scipy.io
-
+  """Reads car_ims.tgz, and cars_annos.mat beside it; or the folder of both; or
+  what mirrors have: cars_train/ and cars_test/, with a table for each in
+  devkit/ or beside them."""
   lists = splits.load(benchmark.name)["splits"]
   names = [name for split in lists.values() for name in split]
-  table = (path if path.is_dir() else path.parent) / "cars_annos.mat"
+  folder = path if path.is_dir() else path.parent
+  label_of = {}
+  if is_mirrored(path):
+    for part, file in (
+      (_MIRRORED_CARS, "cars_train_annos.mat"),
+      ("cars_test", "cars_test_annos_withlabels.mat"),
+    ):
+      table = folder / "devkit" / file
+      if not table.is_file():
+        table = folder / file
+      rows = _rows_of_cars(table, "fname", names, path)
+      label_of |= {f"{part}/{name}": label for name, label in rows.items()}
+  else:
+    table = folder / "cars_annos.mat"
+    label_of = _rows_of_cars(table, "relative_im_path", names, path)
+  yield from _images_in_table(path, label_of)
+
+
+def is_mirrored(folder: pathlib.Path) -> bool:
+  """Returns whether it is Cars196 as mirrors have it; see `read_cars`."""
+  return (folder / _MIRRORED_CARS).is_dir()
+
+
+def _rows_of_cars(
+  table: pathlib.Path, column: str, names: list[str], path: pathlib.Path
+) -> dict[str, str]:
+  """Returns {image: class} of a table.
+
+  Args:
+    table: a file of MATLAB's.
+    column: that names the image.
+    names: of the classes, in the order of their numbers.
+    path: of the archive or the folder, for messages.
+  """
+  import scipy.io
+
   if path.is_dir():
     links.refuse_outside(table, os.path.realpath(path))
   if not table.is_file():
@@ -175,8 +211,8 @@ def read_cars(
   try:
     content = _inflated_mat(files.read_regular(table, _LARGEST_MAT))
     rows = scipy.io.loadmat(io.BytesIO(content))["annotations"]
-    label_of = {
-      str(row["relative_im_path"].item()): names[int(row["class"].item()) - 1]
+    return {
+      str(row[column].item()): names[int(row["class"].item()) - 1]
       for row in rows.ravel()
     }
   except Exception as error:  # scipy raises nearly anything on broken files
@@ -184,7 +220,6 @@ def read_cars(
       f"{str(table)!r} is damaged, or not the table it should be; fetch it "
       "again"
     ) from error
-  yield from _images_in_table(path, label_of)
 
 
 def _inflated_mat(content: bytes) -> bytes:
@@ -232,21 +267,23 @@ class ArchiveFormat:
     read: yields the images of a benchmark in an archive, or in the folder that
       it was unpacked into.
     folder: into which folder the archive unpacks.
-    sign: a file in that folder, by which it is recognized; "" if the folder is
-      recognized by its classes.
+    signs: what may be in that folder, by any of which it is recognized; ()
+      if the folder is recognized by its classes.
   """
 
   read: Callable[[Benchmark, pathlib.Path], Iterator[SourceImage]]
   folder: str = ""
-  sign: str = ""
+  signs: tuple[str, ...] = ()
 
 
 FORMATS = {
-  "cub": ArchiveFormat(read_cub, "CUB_200_2011", "images.txt"),
-  "cifar": ArchiveFormat(read_cifar, "cifar-100-binary", "train.bin"),
+  "cub": ArchiveFormat(read_cub, "CUB_200_2011", ("images.txt",)),
+  "cifar": ArchiveFormat(read_cifar, "cifar-100-binary", ("train.bin",)),
   "ilsvrc": ArchiveFormat(read_ilsvrc),
-  "cars": ArchiveFormat(read_cars, "", "cars_annos.mat"),
+  "cars": ArchiveFormat(
+    read_cars, "stanford_cars", ("cars_annos.mat", _MIRRORED_CARS)
+  ),
   "products": ArchiveFormat(
-    read_products, "Stanford_Online_Products", "Ebay_train.txt"
+    read_products, "Stanford_Online_Products", ("Ebay_train.txt",)
   ),
 }

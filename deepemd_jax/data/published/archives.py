@@ -4,7 +4,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
-from deepemd_jax.data import links
+from deepemd_jax.data import image_io, links
 from deepemd_jax.data.published import archive_formats, authenticity, layouts
 from deepemd_jax.data.published.archive_members import report_damage
 from deepemd_jax.data.published.catalogue import Benchmark
@@ -43,6 +43,44 @@ def _without_links_outside(images, inside: str) -> Iterator[SourceImage]:
     yield image
 
 
+def side_of_squares(benchmark: Benchmark, source: str | os.PathLike) -> int:
+  """Returns the side in pixels of ready squares, which are somebody's copies.
+
+  It looks at the size that each file states, and ends at the first photograph.
+
+  Args:
+    benchmark: which data set.
+    source: as for `read`.
+
+  Returns:
+    The side, if `source` is a folder and its images are squares of one size
+    that are not native to the data set; else 0.
+
+  Raises:
+    InputError: as `read`.
+  """
+  path, _ = _locate(benchmark, source)
+  if benchmark.native or not path.is_dir():
+    return 0
+  sides = set()
+  for image in read(benchmark, source):
+    size = _stated_size(image)
+    if size is not None:
+      sides.update(size)
+    if len(sides) > 1 or image.box:
+      return 0
+  return max(sides, default=0)
+
+
+def _stated_size(image: SourceImage) -> tuple[int, int] | None:
+  """Returns width and height of a file; None if it is bad, as is told later."""
+  try:
+    with image_io.open_image(image.content) as opened:
+      return opened.size
+  except Exception:  # decoders raise nearly anything on broken files
+    return None
+
+
 def describe(
   benchmark: Benchmark,
   source: str | os.PathLike,
@@ -64,8 +102,15 @@ def describe(
   if path.is_dir():
     words = f"made from {os.path.basename(os.path.realpath(source))}"
     if is_ready_folder:
-      return f"{words}, a ready folder, its images as they were"
-    words += ", an unpacked archive"
+      words += ", a ready folder, its images as they were"
+    elif archive_formats.is_mirrored(path):
+      words += ", a mirror's folders"
+    else:
+      words += ", an unpacked archive"
+    if benchmark.squares:
+      words += f", squares of {benchmark.squares} pixels"
+    if is_ready_folder:
+      return words
   else:
     words = f"made from {os.path.basename(os.path.realpath(path))}"
     with report_damage(path):
@@ -129,4 +174,6 @@ def _unpacked_folder(
     return None
   kind = archive_formats.FORMATS[benchmark.kind]
   candidates = (folder, folder / kind.folder)
-  return next((f for f in candidates if (f / kind.sign).is_file()), None)
+  return next(
+    (f for f in candidates for sign in kind.signs if (f / sign).exists()), None
+  )

@@ -18,6 +18,7 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils import registry
 
 ORIGINAL = 0  # the side that stands for images as they are
+SIDES = (16, 1024)  # the smallest and the largest of stored copies
 _FEW_SHOT = ("train", "val", "test")
 _RETRIEVAL = ("train", "test")
 
@@ -54,8 +55,11 @@ class Benchmark:
       is only ever a ready folder.
     archives: the files it is made from; () if it is only ever a ready folder.
     layouts: of ready folders that hold the same images; see `layouts`.
+    mirrored: what the archive has become where people have it from elsewhere.
     splits: their names.
     native: side of every original, if all are squares of one size; else 0.
+    squares: side of the ready squares that it is prepared from; 0 if it is
+      prepared from its originals. See `prepare.find`.
     boxed: whether images are cropped to the bounding boxes in the archive.
     version: of the recipe that makes it.
     lists: returns the published classes and numbers of images, as
@@ -68,8 +72,10 @@ class Benchmark:
   kind: str = ""
   archives: tuple[Archive, ...] = ()
   layouts: tuple[str, ...] = ()
+  mirrored: str = ""
   splits: tuple[str, ...] = _FEW_SHOT
   native: int = 0
+  squares: int = 0
   boxed: bool = False
   version: str = "1.0.0"
   lists: Callable[[], dict] = dict
@@ -120,6 +126,11 @@ class Benchmark:
   def split_of(self) -> dict[str, str]:
     """Returns {class name: split}, in the order of the classes' labels."""
     return {name: split for split in self.splits for name in self.counts(split)}
+
+  @property
+  def folder(self) -> str:
+    """Returns the name that folders have: squares have folders of their own."""
+    return f"{self.name}_{self.squares}" if self.squares else self.name
 
 
 _CUB = Archive(
@@ -236,6 +247,8 @@ _ALL = (
     "Cars196, whole images, classes 1 to 98 train, 99 to 196 test",
     kind="cars",
     archives=_CARS,
+    mirrored="cars_train/, cars_test/, cars_train_annos.mat and "
+    "cars_test_annos_withlabels.mat, the tables in devkit/ or beside it",
     splits=_RETRIEVAL,
   ),
   Benchmark(
@@ -263,11 +276,12 @@ def stored_side(name: str) -> int | None:
   if suffix == "original":
     return ORIGINAL
   number = suffix.isascii() and suffix.isdecimal() and suffix[0] != "0"
-  if number and 16 <= int(suffix) <= 1024:
+  if number and SIDES[0] <= int(suffix) <= SIDES[1]:
     return int(suffix)
   raise InputError(
     f"data set {name!r}: {suffix!r} is no size of stored copies; use "
-    f"{plain}:original or a side of 16 to 1024 pixels, such as {plain}:84"
+    f"{plain}:original or a side of {SIDES[0]} to {SIDES[1]} pixels, such as "
+    f"{plain}:84"
   )
 
 
@@ -320,6 +334,11 @@ def protocol(benchmark: Benchmark, side: int) -> str:
   return f"{benchmark.name}:{side if side != ORIGINAL else 'original'}"
 
 
+def name_of_side(data_set: str, side: int) -> str:
+  """Returns the name of copies that do not enlarge images of this side."""
+  return f"{data_set}:{side if side >= SIDES[0] else 'original'}"
+
+
 def folder_name(benchmark: Benchmark) -> str:
   """Returns the name that TFDS gets: some of its own builders differ."""
-  return f"deepemd_{benchmark.name}"
+  return f"deepemd_{benchmark.folder}"

@@ -23,6 +23,25 @@ class BadImages(InputError):
     self.lines = lines
 
 
+def compare_size(benchmark: catalogue.Benchmark, example: dict) -> None:
+  """Compares the size of an image with what the data set's name says.
+
+  Args:
+    benchmark: says how large its images are, if all are squares of one size.
+    example: "key", "height" and "width" of the image.
+
+  Raises:
+    InputError: they differ.
+  """
+  side = benchmark.native or benchmark.squares
+  height, width = example["height"], example["width"]
+  if side and (height, width) != (side, side):
+    raise InputError(
+      f"image {example['key']!r} has {width} x {height} pixels, and all of "
+      f"{benchmark.name}:{side} have {side} x {side}; use images as they were"
+    )
+
+
 def compare_counts(
   benchmark: catalogue.Benchmark,
   written: collections.Counter,

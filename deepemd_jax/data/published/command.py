@@ -1,6 +1,7 @@
 """The command `data`: lists the published data sets, and prepares them."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import textwrap
@@ -65,7 +66,10 @@ def run(options: argparse.Namespace) -> str:
 def table(directory: str) -> str:
   """Returns a text on all data sets: what they hold, and which are ready."""
   rows = [("name", "classes", "images", "state", "on disk")]
-  rows += [_row(b, directory) for b in catalogue.BENCHMARKS.values()]
+  for benchmark in catalogue.BENCHMARKS.values():
+    forms = prepare.ready(benchmark, directory)
+    forms = [benchmark, *(form for form in forms if form.squares)]
+    rows += [_row(form, directory) for form in forms]
   rows.append(("glyph_clutter", "47/16/31", "made on first use", "-", "-"))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
@@ -92,11 +96,11 @@ def _row(benchmark: catalogue.Benchmark, directory: str) -> tuple[str, ...]:
       state += f", {len(metadata['skipped'])} bad left out"
     folders = (
       prepare.prepared_folder(benchmark, directory),
-      pathlib.Path(directory, "stored", benchmark.name),
+      pathlib.Path(directory, "stored", benchmark.folder),
     )
     size = human_size(sum(map(_bytes_in_folder, folders)))
   return (
-    catalogue.protocol(benchmark, benchmark.side),
+    catalogue.protocol(benchmark, benchmark.squares or benchmark.side),
     "/".join(map(str, classes)),
     "/".join(f"{count:,}" for count in images),
     state,
@@ -113,30 +117,58 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
   from deepemd_jax.data import published_source
 
   benchmark, side = catalogue.parse(options.name)
-  folder = prepare.prepared_folder(benchmark, directory)
-  if options.source and prepare.is_ready(benchmark, directory):
-    raise InputError(
-      f"{benchmark.name} is ready in {folder}; delete that folder to make it "
-      "anew from another source"
-    )
+  if options.source:
+    form = _form_of(benchmark, side, options.source)
+    if prepare.is_ready(form, directory):
+      raise InputError(
+        f"{benchmark.name} is ready in "
+        f"{prepare.prepared_folder(form, directory)}; delete that folder to "
+        "make it anew from another source"
+      )
+  else:
+    form = prepare.find(benchmark, side, directory)
   with Progress() as progress:
     prepare.prepare(
-      benchmark,
+      form,
       directory,
       source=options.source,
       skip_bad=options.skip_bad,
       progress=progress,
     )
-  name = catalogue.protocol(benchmark, side)
+  source = published_source.PublishedSource(
+    catalogue.protocol(benchmark, side), directory
+  )
   for split in benchmark.splits:
-    published_source.PublishedSource(name, directory).load(split)
-  metadata = prepare.metadata(benchmark, directory)
+    source.load(split)
+  form = prepare.find(benchmark, side, directory)
+  metadata = prepare.metadata(form, directory)
   lines = [
     f"left out {printable(key)}: {printable(reason)}"
     for key, reason in metadata["skipped"]
   ]
-  lines += [metadata["source"], f"{name} is ready in {folder}"]
+  folder = prepare.prepared_folder(form, directory)
+  lines += [metadata["source"], f"{source.protocol} is ready in {folder}"]
   return "\n".join(lines)
+
+
+def _form_of(
+  benchmark: catalogue.Benchmark, side: int, source: str
+) -> catalogue.Benchmark:
+  """Returns the form of a data set that a source holds; see `prepare.find`.
+
+  Raises:
+    InputError: it holds squares that are smaller than the copies wanted.
+  """
+  from deepemd_jax.data.published import archives  # loads NumPy
+
+  squares = archives.side_of_squares(benchmark, source)
+  if 0 < squares < side:
+    raise InputError(
+      f"the images in {source!r} are {squares} pixels wide, and copies of "
+      f"{side} would enlarge them; prepare "
+      f"{catalogue.name_of_side(benchmark.name, squares)}"
+    )
+  return dataclasses.replace(benchmark, squares=squares)
 
 
 def _prepare_glyphs(options: argparse.Namespace, directory: str) -> str:

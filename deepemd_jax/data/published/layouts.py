@@ -139,6 +139,8 @@ def _what_was_expected(benchmark, root) -> str:
   expected = []
   if benchmark.archives:
     expected += [benchmark.archives[0].file, "what is in it, unpacked"]
+  if benchmark.mirrored:
+    expected.append(benchmark.mirrored)
   for layout, (_, places) in _LAYOUTS.items():
     if layout in benchmark.layouts:
       below = "/<class>" * (layout == "folders")

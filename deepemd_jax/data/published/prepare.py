@@ -4,6 +4,7 @@ TFDS is imported where it is needed, so `is_ready` and `missing` answer at once.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -56,6 +57,44 @@ def is_ready(benchmark: catalogue.Benchmark, directory: str) -> bool:
   return all((folder / name).is_file() for name in files)
 
 
+def ready(
+  benchmark: catalogue.Benchmark, directory: str
+) -> list[catalogue.Benchmark]:
+  """Returns the forms of a data set that are prepared: that from its originals,
+  then those from ready squares, by their side."""
+  prefix = f"{catalogue.folder_name(benchmark)}_"
+  suffixes = (
+    path.name.removeprefix(prefix)
+    for path in pathlib.Path(directory).glob(f"{prefix}[0-9]*")
+  )
+  sides = sorted(int(text) for text in suffixes if text.isdecimal())
+  forms = [dataclasses.replace(benchmark, squares=side) for side in sides]
+  return [form for form in (benchmark, *forms) if is_ready(form, directory)]
+
+
+def find(
+  benchmark: catalogue.Benchmark, side: int, directory: str
+) -> catalogue.Benchmark:
+  """Returns the prepared form of a data set that a name means.
+
+  Args:
+    benchmark: which data set.
+    side: of the copies that are wanted, or `catalogue.ORIGINAL`.
+    directory: where TFDS keeps prepared data sets.
+
+  Returns:
+    That from ready squares of this very side; else that from the originals;
+    else that from the smallest squares that are larger. If originals are
+    wanted and there are none, the largest squares. If nothing will do,
+    `benchmark`, which is then not ready.
+  """
+  forms = {form.squares: form for form in ready(benchmark, directory)}
+  order = [side, 0, *(squares for squares in forms if squares > side)]
+  if side == catalogue.ORIGINAL:
+    order = [0, *sorted(forms, reverse=True)]
+  return next((forms[x] for x in order if x in forms), benchmark)
+
+
 def metadata(benchmark: catalogue.Benchmark, directory: str) -> dict:
   """Reads `info.metadata` of a prepared data set, without loading TFDS.
 
@@ -79,7 +118,10 @@ def _damaged(folder: pathlib.Path) -> InputError:
 
 
 def missing(
-  benchmark: catalogue.Benchmark, directory: str, reason: str = ""
+  benchmark: catalogue.Benchmark,
+  directory: str,
+  reason: str = "",
+  side: int | None = None,
 ) -> MissingData:
   """Returns the error that tells how to get a data set, in at most eight lines.
 
@@ -87,12 +129,18 @@ def missing(
     benchmark: which data set.
     directory: where TFDS keeps prepared data sets.
     reason: what failed, in a sentence; "" says that it is not prepared.
+    side: of the copies that are wanted; None is the usual one.
   """
   name = benchmark.name
+  if side not in (None, benchmark.side):
+    name = catalogue.protocol(benchmark, side)
   command = f"{COMMAND} prepare {name}"
   if directory != default_directory():
     command += f" --directory {directory}"
   lines = [reason or f"data set {name} is not prepared in {directory}"]
+  if smaller := ready(benchmark, directory):
+    there = catalogue.protocol(benchmark, smaller[-1].squares)
+    lines[0] += f"; its ready squares are: {there}"
   if not benchmark.archives:
     lines.append(f"  needed: a folder of its images ({benchmark.title})")
     lines.append(f"  then run: {command} --from FOLDER")
@@ -100,6 +148,8 @@ def missing(
   for archive in benchmark.archives:
     size = f" ({human_size(archive.size)})" if archive.size else ""
     lines.append(f"  needed: {archive.file}{size} from {archive.url}")
+  if benchmark.mirrored:
+    lines.append(f"  if that is gone, mirrors have {benchmark.mirrored}")
   lines.append(f"  put into: {download.manual_folder(directory)}")
   if _may_download(benchmark):
     lines[-1] += " (or it is downloaded)"

@@ -124,6 +124,7 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
           bad.append([image.key, problem])
           skipped[image.label] += 1
         else:
+          checks.compare_size(benchmark, example)
           written[image.label] += 1
           examples[split_of[image.label]].append(example)
       # Even if some are bad and this will fail: the disk may be full, too.

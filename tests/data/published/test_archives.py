@@ -6,6 +6,7 @@ import tarfile
 import zlib
 
 import fake
+import fake_cars
 import numpy as np
 import pytest
 import scipy.io
@@ -121,6 +122,28 @@ def test_cars(tmp_path):
     (root / "cars_annos.mat").write_bytes(broken)
     with pytest.raises(InputError, match="cars_annos.mat.*is damaged"):
       read(benchmark, root)
+
+
+@pytest.mark.parametrize("place", ["devkit", "."])
+def test_cars_as_mirrors_have_them(place, tmp_path):
+  """Their two tables name the images of both folders alike."""
+  benchmark = fake.small("cars196")
+  root = fake_cars.mirrored_cars(tmp_path / "cars", tables=("devkit", place))
+  found = read(benchmark, root)
+  assert labels(found) == expected(benchmark)
+  first = "AM General Hummer SUV 2000"
+  for part in ("cars_train", "cars_test"):
+    content = (root / part / "00001.jpg").read_bytes()
+    assert found[f"{part}/00001.jpg"] == (first, content, None)
+  assert "made from cars, a mirror's folders" in archives.describe(
+    benchmark, root
+  )
+  os.rename(root, tmp_path / "stanford_cars")
+  assert read(benchmark, tmp_path) == found
+  table = "cars_test_annos_withlabels.mat"
+  (tmp_path / "stanford_cars" / place / table).unlink()
+  with pytest.raises(InputError, match=f"there is no .*{table}.*put it there"):
+    read(benchmark, tmp_path)
 
 
 def test_a_compressed_table_of_cars(tmp_path, monkeypatch):

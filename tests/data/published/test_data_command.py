@@ -51,7 +51,8 @@ def small_cub(monkeypatch):
 
   class Source:
     def __init__(self, name, directory):
-      self.name, self.directory = name, directory
+      self.name = self.protocol = name
+      self.directory = directory
 
     def load(self, split):
       made.append((self.name, self.directory, split))
@@ -77,16 +78,16 @@ def test_list_shows_every_data_set_at_once(tmp_path, capfd):
 def test_prepare_makes_the_set_and_its_copies(small_cub, tmp_path, capfd):
   source = fake.cub_archive(tmp_path / "x.tgz", 5)
   directory = str(tmp_path / "tfds")
-  cub = ["prepare", "cub:84", "--directory", directory]
+  cub = ["prepare", "cub:20", "--directory", directory]
   text = run(*cub, "--from", source)
   assert small_cub == [
-    ("cub:84", directory, split) for split in ("train", "val", "test")
+    ("cub:20", directory, split) for split in ("train", "val", "test")
   ]
   place = prepare.prepared_folder(catalogue.BENCHMARKS["cub"], directory)
   title = catalogue.BENCHMARKS["cub"].title
   assert text == (
     f"{title}; made from x.tgz (not the official file)\n"
-    f"cub:84 is ready in {place}"
+    f"cub:20 is ready in {place}"
   )
   assert capfd.readouterr() == ("", f"preparing deepemd_cub in {place}\n")
   # Again: the copies are asked for, nothing else happens.
@@ -95,7 +96,7 @@ def test_prepare_makes_the_set_and_its_copies(small_cub, tmp_path, capfd):
   with pytest.raises(InputError, match="delete that folder"):
     run(*cub, "--from", source)
   lines = run("list", "--directory", directory).splitlines()
-  (line,) = [x for x in lines if x.startswith("cub:160")]
+  (line,) = [x for x in lines if x.startswith("cub:16 ")]
   assert "15/15/15" in line and "ready" in line and "kB" in line
 
 
@@ -144,7 +145,7 @@ def test_what_was_prepared_before_the_comparison_still_loads(
   metadata = json.loads(path.read_text())
   metadata["source"] = f"{cub.title}; made from x.tgz"
   path.write_text(json.dumps(metadata))
-  assert run(*where).startswith(f"{cub.title}; made from x.tgz\ncub:160 is")
+  assert run(*where).startswith(f"{cub.title}; made from x.tgz\ncub:16 is")
 
 
 def test_the_comparison_of_a_large_archive_shows_progress(
@@ -317,10 +318,10 @@ def test_a_data_set_is_a_list_and_a_folder(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message):
       run("prepare", "flowers", *where, "--from", path)
   folder = fake.ready_folders(tmp_path / "flowers", "cub_full")
-  text = run("prepare", "flowers:84", *where, "--from", folder)
-  assert text.splitlines()[1].startswith("flowers:84 is ready in ")
-  images = published_source.PublishedSource("flowers:84", str(where[1]))
-  assert images.load("val").images.shape == (6, 84, 84, 3)
+  text = run("prepare", "flowers:24", *where, "--from", folder)
+  assert text.splitlines()[1].startswith("flowers:24 is ready in ")
+  images = published_source.PublishedSource("flowers:24", str(where[1]))
+  assert images.load("val").images.shape == (6, 24, 24, 3)
   assert images.title.endswith(
     "made from flowers, a ready folder, its images as they were"
   )

@@ -5,6 +5,7 @@ import json
 import os
 
 import fake
+import fake_basics
 import pytest
 from preparing import expected, labels, read
 
@@ -50,15 +51,19 @@ def test_the_published_list_decides_on_the_split(tmp_path):
 
 @pytest.mark.parametrize(
   "places",
-  [("", ""), ("images", "images"), ("train", "val"), ("dataset/val", "test")],
+  [
+    *[("", ""), ("images", "images"), ("train", "val"), ("train", "test")],
+    ("dataset/val", "test"),
+  ],
 )
 @pytest.mark.parametrize(
   "name", ["miniimagenet", "cifar_fs", "fc100", "grocery"]
 )
 def test_class_folders_as_classifiers_have_them(name, places, tmp_path):
   """Whatever their split: all of miniImageNet's 100 classes in train/ and val/,
-  say, in files called n0153282900000005.jpg."""
+  say, in files called n0153282900000005.jpg. CIFAR's are PNG."""
   benchmark = fake.small(name)
+  suffix = "png" if benchmark.native else "jpg"
   same_names = places[0] != places[1]
   for classes in fake.ready_files(name).values():
     for label, images in classes.items():
@@ -66,7 +71,7 @@ def test_class_folders_as_classifiers_have_them(name, places, tmp_path):
         folder = tmp_path / places[number] / label
         folder.mkdir(parents=True, exist_ok=True)
         last = 5 if same_names else number
-        (folder / f"{folder.name}{last:08}.jpg").write_bytes(content)
+        (folder / f"{folder.name}{last:08}.{suffix}").write_bytes(content)
   found = read(benchmark, tmp_path)
   assert labels(found) == expected(benchmark)
 
@@ -77,7 +82,7 @@ def test_a_class_may_lie_in_folders_of_several_names(tmp_path):
   benchmark = dataclasses.replace(
     catalogue.BENCHMARKS["grocery"],
     splits=("a", "b"),
-    lists=fake.Lists(json.dumps(lists)),
+    lists=fake_basics.Lists(json.dumps(lists)),
   )
   for name in ("train/Mushroom/Brown", "val/Brown", "val/Plain"):
     (tmp_path / name).mkdir(parents=True)

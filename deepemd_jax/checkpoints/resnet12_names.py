@@ -1,0 +1,246 @@
+"""ResNet-12's variables under our names and under those of PyTorch code.
+
+DeepEMD's, FEAT's and LibFewShot's networks are the same and call their parts
+alike; what stands in front differs, and what their files hold besides it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from deepemd_jax.errors import InputError
+
+_BN = {
+  "weight": ("params", "scale"),
+  "bias": ("params", "bias"),
+  "running_mean": ("batch_stats", "mean"),
+  "running_var": ("batch_stats", "var"),
+}
+# Of DataParallel, and of the network in the code of DeepEMD and FEAT, and of
+# LibFewShot; in any order: encoder.module.layer1.0.conv1.weight.
+_PREFIXES = re.compile(r"((module|encoder|emb_func)\.)*")
+_CLASSIFIER = "fc"  # of pre-training, in DeepEMD's and FEAT's files
+_NAME = re.compile(
+  r"(layer[1-4])\.0\.(?:(conv[123]|bn[123])|downsample\.([01]))\.(\w+)"
+)
+
+
+def from_torch(state_dict: Mapping[str, Any]) -> dict:
+  """Variables of ResNet-12 from the official code's state dict.
+
+  Args:
+    state_dict: {name: array} with the names of icoz69/DeepEMD's ResNet, bare or
+      behind "module.", "encoder." or "emb_func.", or several of these;
+      convolutions are OIHW. The pre-training classifier (`fc.*`) and
+      `num_batches_tracked` are left out.
+
+  Returns:
+    {"params": ..., "batch_stats": ...}, float32.
+
+  Raises:
+    InputError: names are missing, or no ResNet-12 has them; two have the same
+      name but for what stands in front; an entry is not an array of
+      floating-point numbers, or has another shape than the network.
+  """
+  import jax
+  import numpy as np
+
+  variables: dict = {"params": {}, "batch_stats": {}}
+  extra = []
+  for name, value in state_dict.items():
+    bare = _bare(name)
+    if is_of_classifier(name) or bare.endswith("num_batches_tracked"):
+      continue
+    match = _NAME.fullmatch(bare)
+    target = match and _target(*match.groups())
+    if not target:
+      extra.append(name)
+      continue
+    collection, layer, module, leaf = target
+    _check_floats(name, value)
+    if leaf == "kernel" and value.ndim == 4:
+      value = value.transpose(2, 3, 1, 0)
+    block = variables[collection].setdefault(layer, {}).setdefault(module, {})
+    if leaf in block:
+      raise InputError(
+        f"not a DeepEMD ResNet-12 checkpoint: {bare} comes twice, behind two "
+        "prefixes; leave one network out with --ignore"
+      )
+    block[leaf] = value
+  _check_names(variables, extra)
+  _check_shapes(variables)
+  # Only now: what is too large would be larger yet.
+  return jax.tree.map(lambda array: np.asarray(array, np.float32), variables)
+
+
+def _bare(name) -> str:
+  """The name of an entry without what stands in front of the network's."""
+  return _PREFIXES.sub("", name, count=1) if isinstance(name, str) else ""
+
+
+def _is_below(name, prefix: str) -> bool:
+  """Whether an entry is `prefix`, or a part of it."""
+  return isinstance(name, str) and f"{name}.".startswith(f"{prefix}.")
+
+
+def is_of_classifier(name) -> bool:
+  """Whether an entry belongs to the classifier of pre-training."""
+  return _is_below(_bare(name), _CLASSIFIER)
+
+
+def missing(variables: Mapping[str, Any]) -> list[str]:
+  """The places of ResNet-12 that variables lack, sorted."""
+  return sorted(_expected() - _names(variables))
+
+
+def without(
+  state_dict: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, Any]:
+  """A state dict without some of its parts.
+
+  Args:
+    state_dict: as `from_torch` takes it.
+    names: of the parts: all below "classifier" is left out, say. Each is a
+      whole name's beginning, up to a dot, or that of a bare one.
+
+  Raises:
+    InputError: there is nothing of such a name.
+  """
+  kept = dict(state_dict)
+  for part in names:
+    below = [x for x in kept if _is_below(x, part) or _is_below(_bare(x), part)]
+    if not below:
+      raise InputError(
+        f"--ignore={part}: nothing in the file has a name that begins so; its "
+        f"parts are {', '.join(_parts(state_dict))}"
+      )
+    for name in below:
+      del kept[name]
+  return kept
+
+
+def _parts(state_dict) -> list[str]:
+  """The first few beginnings of bare names."""
+  parts = {_bare(name).partition(".")[0] for name in state_dict} - {""}
+  return [f"{part:.40}" for part in sorted(parts)[:9]]
+
+
+def _check_names(variables: dict, extra: list) -> None:
+  """Refuses a file that lacks a part of the network, or has another's."""
+  lacks = missing(variables)
+  if lacks or extra:
+    hint = "; leave out a head with --ignore" * (not lacks)
+    raise InputError(
+      f"not a DeepEMD ResNet-12 checkpoint: {len(lacks)} names missing "
+      f"({', '.join(lacks[:5])}), {len(extra)} unknown "
+      f"({', '.join(f'{name!s:.80}' for name in sorted(map(str, extra))[:5])})"
+      f"{hint}"
+    )
+
+
+def _check_floats(name: str, value) -> None:
+  """Refuses an entry that is no array of floating-point numbers."""
+  import jax.numpy as jnp
+  import numpy as np
+
+  if not isinstance(value, np.ndarray | np.generic):
+    raise InputError(
+      f"not a DeepEMD ResNet-12 checkpoint: {name} is a "
+      f"{type(value).__name__}, not a tensor"
+    )
+  if not jnp.issubdtype(value.dtype, jnp.floating):  # bfloat16 is one, too
+    raise InputError(
+      f"not a DeepEMD ResNet-12 checkpoint: {name} is {value.dtype}, not "
+      "floating-point"
+    )
+
+
+def _check_shapes(variables: dict) -> None:
+  """Refuses arrays that do not fit each other, before anything is written."""
+  import jax
+
+  from deepemd_jax.models import resnet12
+
+  stem = variables["params"]["layer1"]["conv1"]["kernel"]
+  width = stem.shape[-1] / resnet12.CHANNELS[0] if stem.ndim else 0
+  expected = resnet12.create(width=width).abstract()
+  wrong = [
+    f"{'/'.join(key.key for key in path)} is {list(array.shape)}, not "
+    f"{list(shape.shape)}"
+    for (path, array), shape in zip(
+      jax.tree_util.tree_leaves_with_path(variables),
+      jax.tree.leaves(expected),
+      strict=True,
+    )
+    if array.shape != shape.shape
+  ]
+  if wrong:
+    raise InputError(
+      f"not a DeepEMD ResNet-12 checkpoint: {len(wrong)} shapes differ "
+      f"({'; '.join(wrong[:5])})"
+    )
+
+
+def _target(layer, module, downsample, leaf):
+  """(collection, layer, module, leaf) of one official name, or None."""
+  if downsample:
+    module = {"0": "downsample_conv", "1": "downsample_bn"}[downsample]
+  if "conv" in module:
+    return ("params", layer, module, "kernel") if leaf == "weight" else None
+  if leaf not in _BN:
+    return None
+  collection, ours = _BN[leaf]
+  return collection, layer, module, ours
+
+
+def _expected() -> set[str]:
+  convs = ("conv1", "conv2", "conv3", "downsample_conv")
+  norms = ("bn1", "bn2", "bn3", "downsample_bn")
+  layers = [f"layer{i}" for i in range(1, 5)]
+  return {f"params/{x}/{c}/kernel" for x in layers for c in convs} | {
+    f"{collection}/{x}/{b}/{leaf}"
+    for x in layers
+    for b in norms
+    for collection, leaf in _BN.values()
+  }
+
+
+def _names(variables) -> set[str]:
+  """The places of all arrays, such as params/layer1/conv1/kernel."""
+  import jax
+
+  paths = jax.tree_util.tree_leaves_with_path(variables)
+  return {"/".join(str(key.key) for key in path) for path, _ in paths}
+
+
+def to_torch(variables: Mapping[str, Any]) -> dict:
+  """The state dict that the official code's ResNet takes, bare names.
+
+  Args:
+    variables: of ResNet-12, as `from_torch` makes them.
+
+  Returns:
+    {name: float32 array}; convolutions are OIHW.
+  """
+  import numpy as np
+
+  state = {}
+  for layer in (f"layer{i}" for i in range(1, 5)):
+    for number in "123":
+      for ours in (f"conv{number}", f"bn{number}"):
+        state |= _entries(variables, layer, ours, ours)
+    state |= _entries(variables, layer, "downsample_conv", "downsample.0")
+    state |= _entries(variables, layer, "downsample_bn", "downsample.1")
+  return {name: np.asarray(x, np.float32) for name, x in state.items()}
+
+
+def _entries(variables, layer: str, ours: str, theirs: str) -> dict:
+  """Those of one convolution or batch norm."""
+  prefix = f"{layer}.0.{theirs}"
+  if "conv" in ours:
+    kernel = variables["params"][layer][ours]["kernel"]
+    return {f"{prefix}.weight": kernel.transpose(3, 2, 0, 1)}
+  return {
+    f"{prefix}.{leaf}": variables[collection][layer][ours][name]
+    for leaf, (collection, name) in _BN.items()
+  }
