@@ -1,8 +1,9 @@
 """Files as `torch.save` makes them, without PyTorch: two formats, and classes
-that are named by their place in PyTorch."""
+that are named by their place in PyTorch. And `.safetensors` files."""
 
 import collections
 import io
+import json
 import pickle
 import struct
 import sys
@@ -108,3 +109,20 @@ def row(pickled: bytes, storages, counts) -> bytes:
   for count, content in zip(counts, storages, strict=True):
     parts.append(struct.pack("<q", count) + content)
   return b"".join(parts)
+
+
+def safetensors_of(state):
+  """A file of little-endian numbers behind a header, as the format says."""
+  kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+  header, place = {}, 0
+  for name, value in state.items():
+    end = place + value.nbytes
+    header[name] = {
+      "dtype": kinds[str(value.dtype)],
+      "shape": value.shape,
+      "data_offsets": [place, end],
+    }
+    place = end
+  text = json.dumps(header).encode()
+  content = b"".join(value.tobytes() for value in state.values())
+  return struct.pack("<Q", len(text)) + text + content

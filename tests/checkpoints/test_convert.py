@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import json
 import os
-import struct
 import sys
 import types
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import toy_backbone
 from recipes import evaluation_of_folders, recipe_state_dict, tiny_run
-from torch_files import Tensor, save
+from torch_files import Tensor, safetensors_of, save
 
 from deepemd_jax import main
 from deepemd_jax.checkpoints import (
@@ -223,23 +222,6 @@ def test_the_reader_of_pytorch_is_offered(torch, tmp_path, capsys, monkeypatch):
   code, _, errors = commands.call(capsys, "convert", *arguments)
   assert code == 0, errors
   assert asked == {"map_location": "cpu", "weights_only": True}
-
-
-def safetensors_of(state):
-  """A file of little-endian numbers behind a header, as the format says."""
-  kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-  header, place = {}, 0
-  for name, value in state.items():
-    end = place + value.nbytes
-    header[name] = {
-      "dtype": kinds[str(value.dtype)],
-      "shape": value.shape,
-      "data_offsets": [place, end],
-    }
-    place = end
-  text = json.dumps(header).encode()
-  content = b"".join(value.tobytes() for value in state.values())
-  return struct.pack("<Q", len(text)) + text + content
 
 
 WRONG = {
