@@ -17,6 +17,7 @@ import os
 import stat
 import struct
 import threading
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -105,7 +106,9 @@ def _identified(content: bytes) -> Image.Image:
     except (SyntaxError, IndexError, TypeError, struct.error):
       continue  # as Pillow takes it: of another format
     except Image.DecompressionBombError as error:  # some formats have their own
-      raise _too_large("more pixels than Pillow takes of this kind") from error
+      raise _too_large(
+        "more pixels than Pillow takes of this format"
+      ) from error
   raise ValueError(picture_files.why_not_read(head))
 
 
@@ -130,7 +133,11 @@ def _too_large(what: str) -> TooLarge:
 
 def to_rgb(image: Image.Image) -> Image.Image:
   """Returns the image as a person sees it, in RGB."""
-  image = ImageOps.exif_transpose(image)
+  return _flat(ImageOps.exif_transpose(image))
+
+
+def _flat(image: Image.Image) -> Image.Image:
+  """Returns the image in RGB, without regard to how it is turned."""
   if image.mode.startswith("I") or image.mode == "F":
     return _eight_bit(image).convert("RGB")
   if "A" in image.getbands() or "transparency" in image.info:
@@ -208,10 +215,33 @@ def upright(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
     turned = rgb.size != image.size
   else:
     with _one_at_a_time:  # else several threads would need as many times 1 GB
-      rgb = to_rgb(image)
-      turned = rgb.size != image.size
-      rgb = rgb.reduce(_factor(rgb, WHOLE))
+      rgb = _smaller(image)
+    turned = (rgb.width > rgb.height) != (width > height)
   return rgb, (width, height) if turned else (height, width)
+
+
+def _smaller(image: Image.Image) -> Image.Image:
+  """Decodes an image whole, and returns `to_rgb` of it with at most `WHOLE`
+  pixels; some rows at a time, so that there is no second copy."""
+  try:
+    with warnings.catch_warnings():  # of TIFF, at Pillow's own limit
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      image.load()
+  except Image.DecompressionBombError as error:
+    raise _too_large("more pixels than Pillow takes of this format") from error
+  orientation = image.getexif().get(_ORIENTATION, 1)
+  if image.mode.startswith("I") or image.mode == "F":
+    image = _eight_bit(image)
+  factor = _factor(image, WHOLE)
+  size = tuple(-(-side // factor) for side in image.size)
+  small = Image.new("RGB", size)
+  step = factor * max(1, _PIXELS_AT_ONCE // (image.width * factor))
+  for top in range(0, image.height, step):
+    bottom = min(top + step, image.height)
+    rows = _flat(image.crop((0, top, image.width, bottom)))
+    small.paste(rows.reduce(factor), (0, top // factor))
+  small.getexif()[_ORIENTATION] = orientation
+  return ImageOps.exif_transpose(small)
 
 
 def shrink_while_decoding(image: Image.Image, most: int) -> bool:
