@@ -43,12 +43,12 @@ def test_classified_as_the_classifier_does(port, run):
     **{f"support{k}": files for k, files in enumerate(support)},
     query=[(png(RED, 9, (40, 20)), "q.png")],
     variant=["grid"],
-    solver=["interior_point"],
+    solver=["network_simplex"],
   )
   status, found = classify(port, values)
   assert status == 200, found
   decoded = [Image.open(io.BytesIO(image)) for image in images]
-  ours = FewShotClassifier(run, "grid", "interior_point")
+  ours = FewShotClassifier(run, "grid", "network_simplex")
   ours.fit(decoded, [0, 1, 2])
   query = Image.open(io.BytesIO(values["query"][0][0]))
   (expected,) = ours.predict_proba([query])
@@ -58,7 +58,7 @@ def test_classified_as_the_classifier_does(port, run):
   assert [r["images"] for r in rows] == [1, 1, 1]
   assert found["predicted"] == expected.argmax()
   assert found["facts"]["variant"] == "grid, 4 nodes"
-  assert found["facts"]["solver"] == "InteriorPoint"
+  assert found["facts"]["solver"] == "NetworkSimplex"
   assert opened(found["query"]).size == (20, 40)
   for row in rows:
     total = sum(pair["contribution"] for pair in row["pairs"])

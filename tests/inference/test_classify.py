@@ -150,7 +150,8 @@ def test_names_that_trick(call, folder):
   )
   (folder / "support" / "green").rename(folder / "support" / "$x^$ &")
   (folder / "query" / "green").rename(folder / "query" / "$x^$ &")
-  code, _, errors = call("classify", *USUAL, "--report=r.html")
+  usual = (*USUAL, "--report=r.html", "--pictures=2")
+  code, _, errors = call("classify", *usual)
   assert code == 0, errors
   page = pathlib.Path("r.html").read_text("utf-8")
   assert "<script" not in page and "&lt;script&gt;alert(&#x27;1&#x27;)" in page

@@ -178,7 +178,6 @@ class OfRows(FewShotClassifier):
 
 CHECKS = (
   "check_classifiers_regression_target",
-  "check_dict_unchanged",
   "check_estimators_unfitted",
   "check_get_params_invariance",
   "check_no_attributes_set_in_init",
