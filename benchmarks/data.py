@@ -33,7 +33,7 @@ from PIL import Image
 
 from deepemd_jax.config import defaults, resolve
 from deepemd_jax.data import boxes as box_geometry
-from deepemd_jax.data import image_io, views
+from deepemd_jax.data import image_io, picture_files, views
 from deepemd_jax.data.image_set import COPY_FILTER
 from deepemd_jax.data.published import catalogue, prepare
 from deepemd_jax.data.published_source import PublishedSource
@@ -58,7 +58,7 @@ def photographs(folder: str | None) -> dict[str, Image.Image]:
         paths.append(pathlib.Path(spec.origin).parent.glob(pattern))
   images = {}
   for path in sorted(path for several in paths for path in several):
-    if path.suffix.lower() in image_io.SUFFIXES:
+    if picture_files.is_picture(path):
       images[path.name] = image_io.read_rgb(path)
       images[path.name].thumbnail((500, 500), Image.Resampling.LANCZOS)
   return images

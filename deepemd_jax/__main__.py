@@ -61,6 +61,25 @@ class Parser(argparse.ArgumentParser):
     }
     super().__init__(**ours | options)
 
+  def parse_known_args(self, args=None, namespace=None):
+    """As argparse's, but a flag that is unknown is told before one that is
+    missing: mostly it is the same one, misspelt."""
+    known = self._option_string_actions
+    for argument in args or ():
+      name = argument.partition("=")[0]
+      if name == "--" or name in ("-h", "--help") or self._subparsers:
+        break
+      if name.startswith("--") and name not in known:
+        flags = [flag for flag in known if flag.startswith("--")]
+        hint = registry.hint(name, flags)
+        self.error(f"unrecognized arguments: {argument}; {hint}")
+    return super().parse_known_args(args, namespace)
+
+  def _check_value(self, action, value) -> None:
+    if action.choices is not None and value not in action.choices:
+      hint = registry.hint(str(value), action.choices)
+      raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
+
   def error(self, message: str) -> NoReturn:
     """Raises instead of exiting."""
     raise InputError(message)

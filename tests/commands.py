@@ -44,5 +44,5 @@ def paint_folders(directory):
 
 def rows(path="out.csv"):
   """The rows of a CSV, by column."""
-  with open(path, newline="", encoding="utf-8") as file:
+  with open(path, newline="", encoding="utf-8-sig") as file:
     return list(csv.DictReader(file))

@@ -79,6 +79,19 @@ def test_mistakes_are_told_before_anything_heavy_is_loaded(arguments):
     (["search", "--gallery=a", "--query=b", "--variant=frid"], "mean grid"),
     (["search", "--gallery=a", "--query=b", "--solver=x"], "network_simplex"),
     (["search", "--gallery=a", "--query=b", "--to=3"], "arguments: --to=3"),
+    (["search", "--galery=a"], "--galery=a; did you mean --gallery"),
+    (["convert", "--helf"], "--helf; did you mean --help"),
+    (
+      ["convert", "--reader=pytorch", "a", "b"],
+      "'pytorch'; did you mean torch",
+    ),
+    (["convert", "a", "b", "c"], "unrecognized arguments: c"),
+    (["data"], "required: list.prepare"),
+    (["data", "prepar"], "there is no 'prepar'; did you mean prepare"),
+    (["data", "prepare", "cubb"], "'cubb'; did you mean cub"),
+    (["data", "prepare", "cub", "--form=x"], "--form=x; did you mean --from"),
+    (["demo", "--prot=1"], "--prot=1; did you mean --port"),
+    (["export", "--ot=x"], "--ot=x; did you mean --out"),
   ],
 )
 def test_wrong_names_are_told_in_one_line(arguments, message, capsys):

@@ -130,7 +130,7 @@ def test_predictions(executed):
 
 
 def check_predictions(workdir):
-  with (workdir / "predictions.csv").open() as file:
+  with (workdir / "predictions.csv").open(encoding="utf-8-sig") as file:
     rows = list(csv.DictReader(file))
   assert [row["image"] for row in rows] == [f"query-{x}.png" for x in "AKZ"]
   for row in rows:

@@ -18,7 +18,8 @@ def init(key):
   first, second = jax.random.split(key)
   shapes = (STRIDE, STRIDE, 3, 4), (2, 2, 4, CHANNELS)
   kernels = [
-    jax.random.normal(key, shape) / (shape[0] * shape[1] * shape[2]) ** 0.5
+    jax.random.normal(key, shape, jnp.float32)
+    / (shape[0] * shape[1] * shape[2]) ** 0.5
     for key, shape in zip((first, second), shapes, strict=True)
   ]
   params = {"patches": {"kernel": kernels[0]}, "mix": {"kernel": kernels[1]}}

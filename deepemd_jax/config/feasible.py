@@ -59,7 +59,22 @@ def check_feasible(settings: Settings) -> None:
       _check_retrievable(counts, split)
     if split in of_episodes:
       shape = own.episode if split == "test" else own.training_episode
-      episodes.check_feasible(counts, shape, split=split)
+      try:
+        episodes.check_feasible(counts, shape, split=split)
+      except InputError as error:
+        raise InputError(f"{error}{_otherwise(own, split)}") from error
+
+
+def _otherwise(settings: Settings, split: str) -> str:
+  """What to do with few classes or images of one's own."""
+  data = settings.data
+  name = data.test_name if split == "test" and data.test_name else data.name
+  if name.partition(":")[0] != "folder":
+    return ""
+  return (
+    "; or train nothing: python -m deepemd_jax classify and FewShotClassifier "
+    "tell two or more classes apart by a few images of each"
+  )
 
 
 def _refuse_frozen(settings: Settings) -> None:

@@ -6,22 +6,22 @@
     CSV filename,label,split                images anywhere below root
 
 This module says which files there are, and for which split; `folder_source`
-reads them.
+reads them. What a picture is, and what the system's, `picture_files` says;
+directories without pictures are no classes.
 """
 
-import csv
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import numpy as np
 
-from deepemd_jax.data import image_io, links
+from deepemd_jax.data import folder_table, links, names, picture_files
+from deepemd_jax.data.folder_table import SPLITS, Classes, split_called
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils.random_streams import Stream, stream
-
-SPLITS = ("train", "val", "test")
+from deepemd_jax.utils.terminal import note, note_once
 
 
 def listing(
@@ -44,56 +44,59 @@ def listing(
     InputError: there is no such folder, it holds no images, or the CSV does not
       fit.
   """
-  root = pathlib.Path(root)
-  if not os.path.isdir(root):
-    raise InputError(f"there is no image folder {str(root)!r}")
-  _directories(root)  # refuses an unreadable one
-  split_folders = [root / name for name in SPLITS if (root / name).is_dir()]
+  root = _existing(root)
+  split_folders = _split_folders(root)
   if table:
-    splits = _splits_in_table(root, pathlib.Path(table))
-  elif any(_directories(folder) for folder in split_folders):
+    splits = folder_table.splits(
+      pathlib.Path(table),
+      root,
+      classes=lambda: _classes(root, root),
+      images=lambda: _images(root, root),
+    )
+  elif split_folders:
     splits = {name: {} for name in SPLITS}
-    splits |= {folder.name: _classes(folder, root) for folder in split_folders}
+    for name, child in split_folders.items():
+      splits[name] = _classes(child, root)
   else:
     classes = _classes(root, root)
+    if loose := _loose(root):
+      note_once(
+        f"{len(loose)} images in {str(root)!r} belong to no class, such as "
+        f"{loose[0].name!r}; they are left out"
+      )
     splits = {name: {} for name in SPLITS}
     for name, split in _share_out(list(classes), fractions, seed).items():
       splits[split][name] = classes[name]
   if not any(splits.values()):
     raise InputError(
       f"image folder {str(root)!r} holds no images; put those of each class "
-      f"into a directory of their own ({', '.join(image_io.SUFFIXES)})"
+      f"into a directory of their own ({picture_files.USUAL})"
     )
   _refuse_shared_classes(splits)
   return splits
 
 
-def classes(root: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
+def classes(root: str | os.PathLike) -> Classes:
   """Returns {class name: sorted image paths} of a folder of classes.
 
   Raises:
-    InputError: there is no such folder or no class in it, a class has no
-      images, or an image lies outside of all classes.
+    InputError: there is no such folder or no class in it, or an image lies
+      outside of all classes.
   """
   root = _existing(root)
-  inside = os.path.realpath(root)
-  loose = [path for path in _images(root, inside) if path.parent == root]
-  if loose:
+  if loose := _loose(root):
     raise InputError(
       f"{str(loose[0])!r} belongs to no class; put the images of each class "
       "into a directory of their own"
     )
-  classes = {child.name: _images(child, inside) for child in _directories(root)}
-  empty = [name for name, paths in classes.items() if not paths]
-  if empty:
-    raise InputError(
-      f"class {empty[0]!r} in {str(root)!r} has no images; put some there "
-      f"({', '.join(image_io.SUFFIXES)}) or remove it"
-    )
+  classes = _classes(root, root)
+  for child in _directories(root):
+    if child.name not in classes:
+      note(f"{str(child)!r} is no class: it holds no images")
   if not classes:
     raise InputError(
-      f"image folder {str(root)!r} holds no directories; put the images of "
-      "each class into one of their own"
+      f"image folder {str(root)!r} holds no directories of images; put the "
+      f"images of each class into one of their own ({picture_files.USUAL})"
     )
   return classes
 
@@ -107,11 +110,10 @@ def below(root: str | os.PathLike) -> list[pathlib.Path]:
   if os.path.isfile(root):
     return [pathlib.Path(root)]
   root = _existing(root)
-  paths = _images(root, os.path.realpath(root))
+  paths = _images(root, root)
   if not paths:
     raise InputError(
-      f"image folder {str(root)!r} holds no images "
-      f"({', '.join(image_io.SUFFIXES)})"
+      f"image folder {str(root)!r} holds no images ({picture_files.USUAL})"
     )
   return paths
 
@@ -119,7 +121,26 @@ def below(root: str | os.PathLike) -> list[pathlib.Path]:
 def _existing(root: str | os.PathLike) -> pathlib.Path:
   if not os.path.isdir(root):
     raise InputError(f"there is no image folder {os.fspath(root)!r}")
-  return pathlib.Path(root)
+  root = pathlib.Path(root)
+  _directories(root)  # refuses an unreadable one
+  return root
+
+
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Directories of classes that are called as a split is, by split; none if no
+  one of them has classes."""
+  found: dict[str, pathlib.Path] = {}
+  for child in _directories(root):
+    split = split_called(child.name)
+    if split is None or not _directories(child):
+      continue
+    if split in found:
+      raise InputError(
+        f"in {str(root)!r} both {found[split].name!r} and {child.name!r} are "
+        f"split {split}; leave one"
+      )
+    found[split] = child
+  return found
 
 
 def _refuse_shared_classes(splits) -> None:
@@ -127,20 +148,33 @@ def _refuse_shared_classes(splits) -> None:
   split_of: dict[str, str] = {}
   for split, classes in splits.items():
     for name in classes:
-      if name in split_of:
+      if names.same(name) in split_of:
         raise InputError(
-          f"class {name!r} is in {split_of[name]} and in {split}; few-shot "
-          "splits share no classes: give each class one split"
+          f"class {name!r} is in {split_of[names.same(name)]} and in {split}; "
+          "few-shot splits share no classes: give each class one split"
         )
-      split_of[name] = split
+      split_of[names.same(name)] = split
 
 
 def _directories(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The directories in a folder, sorted, without the system's."""
   try:
     children = sorted(folder.iterdir())
-    return [c for c in children if c.is_dir() and not c.name.startswith(".")]
+    shown = [c for c in children if not picture_files.is_system(c.name)]
+    return [child for child in shown if child.is_dir()]
   except OSError as error:
     _unreadable(error)
+
+
+def _loose(root: pathlib.Path) -> list[pathlib.Path]:
+  """The pictures that lie in a folder itself, sorted."""
+  return [
+    child
+    for child in sorted(root.iterdir())
+    if not picture_files.is_system(child.name)
+    and not child.is_dir()
+    and picture_files.is_picture(child)
+  ]
 
 
 def _unreadable(error: OSError) -> NoReturn:
@@ -150,22 +184,66 @@ def _unreadable(error: OSError) -> NoReturn:
   ) from error
 
 
-def _classes(folder: pathlib.Path, root) -> dict[str, list[pathlib.Path]]:
-  inside = os.path.realpath(root)
-  classes = {
-    child.name: _images(child, inside) for child in _directories(folder)
+def _classes(folder: pathlib.Path, root: pathlib.Path) -> Classes:
+  """Returns {class name: sorted image paths} of the directories with images.
+
+  Raises:
+    InputError: these are not classes but hold some, or two look the same.
+  """
+  classes = {child.name: _images(child, root) for child in _directories(folder)}
+  classes = {name: paths for name, paths in classes.items() if paths}
+  deep = {
+    name: paths
+    for name, paths in classes.items()
+    if not any(path.parent == folder / name for path in paths)
   }
-  return {name: paths for name, paths in classes.items() if paths}
+  for some in (classes, deep):
+    if len(some) > 1 and all(map(split_called, some)):
+      _refuse_root(folder, list(some), deep)
+  if deep and len(deep) == len(classes):
+    raise InputError(
+      f"no directory in {str(folder)!r} holds images itself, they lie deeper; "
+      "give the folder whose directories are the classes, "
+      f"{_parents(deep.values())}, say; or put all images of a class into one "
+      "directory"
+    )
+  names.refuse_twins(classes, "classes")
+  return classes
 
 
-def _images(folder: pathlib.Path, inside: str) -> list[pathlib.Path]:
-  """Returns the image files below a directory, sorted, without hidden ones."""
+def _refuse_root(folder: pathlib.Path, splits: list, deep: Classes) -> NoReturn:
+  """Refuses a folder whose directories are splits."""
+  splits.sort(key=lambda name: SPLITS.index(split_called(name)))
+  remedy = "put the images of each class into a directory of their own"
+  if deep:
+    within = [deep[name] for name in splits if name in deep]
+    remedy = f"give one of them: {_parents(within)}"
+  raise InputError(
+    f"{str(folder)!r} is the root of a data set: {', '.join(splits)} are "
+    f"splits, not classes; {remedy}"
+  )
+
+
+def _parents(classes: Iterable[list]) -> str:
+  """Some folders that hold the directories in which images lie."""
+  found = dict.fromkeys(paths[0].parent.parent for paths in classes)
+  return " or ".join(repr(str(path)) for path in list(found)[:3])
+
+
+def _images(folder: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the pictures below a directory, sorted, without the system's.
+
+  Args:
+    folder: the directory.
+    root: no link may lead out of it.
+  """
   paths = []
+  inside = os.path.realpath(root)
   links.refuse_outside(folder, inside)
   for here, directories, files in os.walk(folder, onerror=_unreadable):
-    directories[:] = [name for name in directories if name[0] != "."]
-    shown = [name for name in files if name[0] != "."]
-    chosen = [n for n in shown if n.lower().endswith(image_io.SUFFIXES)]
+    directories[:] = [x for x in directories if not picture_files.is_system(x)]
+    shown = [name for name in files if not picture_files.is_system(name)]
+    chosen = [x for x in shown if picture_files.is_picture(f"{here}/{x}")]
     for name in directories + chosen:
       if os.path.islink(os.path.join(here, name)):
         links.refuse_outside(os.path.join(here, name), inside)
@@ -187,49 +265,3 @@ def _share_out(names: list[str], fractions, seed: int) -> dict[str, str]:
     SPLITS, [first, second - first, len(names) - second]
   ).tolist()
   return {names[i]: split for i, split in zip(order, split_of, strict=True)}
-
-
-def _splits_in_table(root: pathlib.Path, table: pathlib.Path):
-  """Reads a CSV with the columns label,split or filename,label,split."""
-  try:
-    with open(table, newline="", encoding="utf-8-sig") as file:
-      rows = list(csv.DictReader(file))
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise InputError(f"cannot read the CSV {str(table)!r}: {error}") from error
-  if not rows or not {"label", "split"} <= set(rows[0]):
-    raise InputError(
-      f"CSV {str(table)!r} needs a header with label,split or "
-      f"filename,label,split; it has {list(rows[0]) if rows else 'no rows'}"
-    )
-  splits: dict = {split: {} for split in SPLITS}
-  classes = None if "filename" in rows[0] else _classes(root, root)
-  inside = os.path.realpath(root)
-  names = set()
-  for number, row in enumerate(rows, 2):
-    where = f"CSV {str(table)!r} line {number}"
-    label, split = row["label"], row["split"]
-    name = label if classes is not None else row["filename"]
-    if not label or not name:
-      raise InputError(f"{where}: a field is empty; fill it or drop the line")
-    if split not in SPLITS:
-      raise InputError(
-        f"{where}: split is {split!r}; use one of {', '.join(SPLITS)}"
-      )
-    if os.path.normpath(name) in names:  # it could be support and query at once
-      raise InputError(f"{where}: {name!r} comes twice; drop one of the lines")
-    names.add(os.path.normpath(name))
-    if classes is not None:
-      if label not in classes:
-        raise InputError(
-          f"{where}: class {label!r} has no images in {str(root)!r}"
-        )
-      splits[split][label] = classes[label]
-      continue
-    path = root / name
-    climbs = os.path.normpath(name).split(os.sep)[0] == ".."
-    # Not `path.is_file()`, which raises at a name that is too long.
-    if climbs or not os.path.isfile(path):
-      raise InputError(f"{where}: no file {name!r} in {str(root)!r}")
-    links.refuse_outside(path, inside)
-    splits[split].setdefault(label, []).append(path)
-  return splits

@@ -1,7 +1,7 @@
 """Images as people hand them over: a path, a Pillow image or an array.
 
-`read` identifies one and `decode` makes it upright RGB; `image_io` opens the
-files.
+`read` identifies one and `decode` makes it upright RGB, of a size that fits in
+memory; `image_io` opens the files.
 """
 
 import hashlib
@@ -69,11 +69,14 @@ def read(source) -> tuple[str, bytes | Image.Image]:
   return fingerprint(image), image
 
 
-def decode(content: bytes | Image.Image) -> Image.Image:
-  """Returns the upright RGB image of what `read` returned; raises the same."""
+def decode(
+  content: bytes | Image.Image,
+) -> tuple[Image.Image, tuple[int, int]]:
+  """Returns the upright RGB image of what `read` returned, and the height and
+  width of its original: as `image_io.read_upright`. Raises the same."""
   if isinstance(content, Image.Image):
-    return content
-  return image_io.read_rgb(content)
+    return image_io.upright(content)
+  return image_io.read_upright(content)
 
 
 def fingerprint(image: Image.Image) -> str:

@@ -3,26 +3,44 @@
 The EXIF tag turns an image, alpha lies on white, 16-bit gray is scaled to 8
 bits, CMYK and palettes become RGB, and an animation is its first frame, as in a
 thumbnail. A file that is not such an image (unreadable, cut off, without
-pixels, or suspiciously large) is reported in a few words.
+pixels, or larger than the limit) is reported in a few words.
+
+An image of more than `WHOLE` pixels becomes a smaller one: a JPEG is decoded at
+half its size, or a quarter; another is decoded whole, one at a time, and then
+made smaller. No more than `LIMIT` million pixels are taken, because a file of a
+few kilobytes may ask for any number; the environment variable `VARIABLE` sets
+another limit.
 """
 
 import io
 import os
 import stat
+import struct
+import threading
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from deepemd_jax.data import picture_files
+from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# What these suffixes stand for, whatever a file is called. Pillow's other
-# decoders stay out: the one for EPS would run another program.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+LIMIT = 250  # million pixels: phones have 200; 750 MB of RGB
+VARIABLE = "DEEPEMD_MAX_MEGAPIXELS"
+WHOLE = 89_478_485  # pixels, 256 MiB of RGB: Pillow's own limit
 _LARGEST_FILE = 2**30  # bytes; no honest image file is larger
 _PIXELS_AT_ONCE = 2**16
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of a TIFF
+# Tags of a TIFF.
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_PREVIEW, _CAMERA, _DNG = 254, 271, 50706
 _LARGEST_TILE = 2**20  # pixels; the usual ones have 2**16
+_ORIENTATION = 0x0112
+_one_at_a_time = threading.Lock()
+
+
+class TooLarge(ValueError):
+  """An image has more pixels than are taken."""
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -40,7 +58,8 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
-  """Opens an image file of one of `FORMATS`; close it after use.
+  """Opens an image file of `picture_files.FORMATS`, or one that an installed
+  plug-in reads; close it after use.
 
   Args:
     source: its path, or its bytes.
@@ -52,25 +71,73 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
   content = source if isinstance(source, bytes) else read_file(source)
   if not content:
     raise ValueError("an empty file")
-  image = Image.open(io.BytesIO(content), formats=FORMATS)
+  image = _identified(content)
   if not image.width or not image.height:
     raise ValueError(f"no pixels: {image.width} x {image.height}")
-  limit = Image.MAX_IMAGE_PIXELS
-  if limit and image.width * image.height > limit:  # Pillow waits for twice it
-    raise Image.DecompressionBombError(
-      f"{image.width} x {image.height} pixels: taken for a decompression bomb"
-    )
+  limit = _limit()
+  if image.width * image.height > limit * 1e6:
+    raise _too_large(f"{image.width} x {image.height} pixels")
   if image.format == "TIFF":
     tags = image.tag_v2
     tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
     if tile > 4 * image.width * image.height + _LARGEST_TILE:
       raise ValueError(f"tiles of {tile} pixels, which is more than the image")
+    preview = int(tags.get(_PREVIEW, 0)) & 1 and _CAMERA in tags
+    if preview or _DNG in tags:  # Pillow would show a preview of a few pixels
+      raise ValueError(picture_files.RAW)
   return image
+
+
+def _identified(content: bytes) -> Image.Image:
+  """The image in a file's bytes, by the first format that fits.
+
+  As `Image.open` does, but with a limit of ours: Pillow's holds for the whole
+  process, in which others may have images too.
+  """
+  head = content[: picture_files.HEAD]
+  for name in picture_files.formats(head):
+    if name not in Image.OPEN:
+      Image.init()
+    opening, accepts = Image.OPEN[name]
+    try:
+      fits = accepts is None or accepts(head[:16])
+      if fits and not isinstance(fits, str):  # text: Pillow was built without
+        return opening(io.BytesIO(content), "")
+    except (SyntaxError, IndexError, TypeError, struct.error):
+      continue  # as Pillow takes it: of another format
+    except Image.DecompressionBombError as error:  # some formats have their own
+      raise _too_large(
+        "more pixels than Pillow takes of this format"
+      ) from error
+  raise ValueError(picture_files.why_not_read(head))
+
+
+def _limit() -> float:
+  """The most pixels that an image may have, in millions."""
+  given = os.environ.get(VARIABLE) or LIMIT
+  try:
+    limit = float(given)
+  except ValueError:
+    limit = 0
+  if not limit > 0:  # nor NaN
+    raise InputError(f"{VARIABLE} is {given!r}; use a number above 0")
+  return limit
+
+
+def _too_large(what: str) -> TooLarge:
+  return TooLarge(
+    f"{what}; at most {_limit():g} million are taken: make it smaller, or set "
+    f"the environment variable {VARIABLE} to more"
+  )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
   """Returns the image as a person sees it, in RGB."""
-  image = ImageOps.exif_transpose(image)
+  return _flat(ImageOps.exif_transpose(image))
+
+
+def _flat(image: Image.Image) -> Image.Image:
+  """Returns the image in RGB, without regard to how it is turned."""
   if image.mode.startswith("I") or image.mode == "F":
     return _eight_bit(image).convert("RGB")
   if "A" in image.getbands() or "transparency" in image.info:
@@ -112,19 +179,93 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def read_rgb(source: str | os.PathLike | bytes) -> Image.Image:
-  """Decodes a file, given by its path or its bytes, to an upright RGB image.
+  """Decodes a file, given by its path or its bytes, to an upright RGB image,
+  which may be smaller than the original; see `read_upright`.
+
+  Raises:
+    OSError, ValueError and nearly anything else: as `open_image`.
+  """
+  return read_upright(source)[0]
+
+
+def read_upright(
+  source: str | os.PathLike | bytes,
+) -> tuple[Image.Image, tuple[int, int]]:
+  """Decodes a file to an upright RGB image.
+
+  Args:
+    source: its path, or its bytes.
+
+  Returns:
+    The image, of at most `WHOLE` pixels; and the height and width in pixels of
+    the upright original.
 
   Raises:
     OSError, ValueError and nearly anything else: as `open_image`.
   """
   with open_image(source) as image:
-    return to_rgb(image)
+    return upright(image)
+
+
+def upright(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
+  """As `read_upright`, of an image that is open; it may come out changed."""
+  width, height = image.size
+  if shrink_while_decoding(image, WHOLE):
+    rgb = to_rgb(image)
+    turned = rgb.size != image.size
+  else:
+    with _one_at_a_time:  # else several threads would need as many times 1 GB
+      rgb = _smaller(image)
+    turned = (rgb.width > rgb.height) != (width > height)
+  return rgb, (width, height) if turned else (height, width)
+
+
+def _smaller(image: Image.Image) -> Image.Image:
+  """Decodes an image whole, and returns `to_rgb` of it with at most `WHOLE`
+  pixels; some rows at a time, so that there is no second copy."""
+  try:
+    with warnings.catch_warnings():  # of TIFF, at Pillow's own limit
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      image.load()
+  except Image.DecompressionBombError as error:
+    raise _too_large("more pixels than Pillow takes of this format") from error
+  orientation = image.getexif().get(_ORIENTATION, 1)
+  if image.mode.startswith("I") or image.mode == "F":
+    image = _eight_bit(image)
+  factor = _factor(image, WHOLE)
+  size = tuple(-(-side // factor) for side in image.size)
+  small = Image.new("RGB", size)
+  step = factor * max(1, _PIXELS_AT_ONCE // (image.width * factor))
+  for top in range(0, image.height, step):
+    bottom = min(top + step, image.height)
+    rows = _flat(image.crop((0, top, image.width, bottom)))
+    small.paste(rows.reduce(factor), (0, top // factor))
+  small.getexif()[_ORIENTATION] = orientation
+  return ImageOps.exif_transpose(small)
+
+
+def shrink_while_decoding(image: Image.Image, most: int) -> bool:
+  """Has a JPEG decoded at half its size, a quarter or an eighth, if it has more
+  than `most` pixels; returns whether the image then has no more."""
+  factor = _factor(image, most)
+  if factor > 1 and image.format in ("JPEG", "MPO"):
+    factor = next((k for k in (2, 4, 8) if k >= factor), 8)
+    image.draft(None, tuple(-(-side // factor) for side in image.size))
+  return _factor(image, most) == 1
+
+
+def _factor(image: Image.Image, most: int) -> int:
+  """By which both sides are divided, so that `most` pixels are left."""
+  factor = 1
+  while -(-image.width // factor) * -(
+    -image.height // factor
+  ) > most and factor < max(image.size):
+    factor += 1
+  return factor
 
 
 def reason(error: Exception) -> str:
   """Returns what an exception of a decoder means, in one line."""
-  if isinstance(error, Image.UnidentifiedImageError):
-    return "not an image"
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return " ".join(str(error).split()) or type(error).__name__
@@ -179,7 +320,7 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
     and image.mode == "RGB"
     and "transparency" not in image.info
     and getattr(image, "n_frames", 1) == 1
-    and image.getexif().get(0x0112, 1) == 1  # the orientation
+    and image.getexif().get(_ORIENTATION, 1) == 1
   )
 
 

@@ -153,9 +153,8 @@ def decode_copy(
   Raises:
     Nearly anything: it is not an image; see `image_io.reason`.
   """
-  image = image_io.read_rgb(file)
-  small = np.asarray(image.resize((side, side), COPY_FILTER))
-  return small, (image.height, image.width)
+  image, size = image_io.read_upright(file)
+  return np.asarray(image.resize((side, side), COPY_FILTER)), size
 
 
 def _resized_whole(file: bytes | str, size: int) -> np.ndarray:
@@ -166,7 +165,9 @@ def _resized_crops(
   file: bytes | str, boxes: np.ndarray, size: int
 ) -> np.ndarray:
   """Returns uint8 [crops, size, size, 3]."""
-  image = image_io.read_rgb(file)
+  image, (height, width) = image_io.read_upright(file)
+  # A large image comes smaller than the original that the boxes are of.
+  boxes = boxes * (np.array([*image.size] * 2) / [width, height, width, height])
   crops = []
   for left, top, right, bottom in boxes.astype(int).tolist():
     # On an image of a few pixels, a cell of the grid may be empty.

@@ -17,6 +17,7 @@ from werkzeug import Request
 from werkzeug.datastructures import FileStorage
 
 from deepemd_jax.data import image_io
+from deepemd_jax.data import names as names_of_files
 from deepemd_jax.errors import InputError
 
 
@@ -159,7 +160,7 @@ def _names(fields: list[str], limits: Limits) -> list[str]:
         "taken",
         **where,
       )
-    if name in names[:k]:
+    if names_of_files.same(name) in map(names_of_files.same, names[:k]):
       raise Refused(400, f"two classes are called {_quoted(name)}", **where)
   if len(names) < 2:
     raise Refused(400, "give at least two classes")
@@ -181,17 +182,18 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
       raise Refused(
         413,
         f"{name} has {len(content) / 2**20:.1f} MiB; at most "
-        f"{limits.file / 2**20:g} are taken",
+        f"{limits.file / 2**20:g} are taken; send a smaller one",
         **where,
       )
     try:
       # `with image:` would close the file only, and keep the pixels.
       with contextlib.closing(image_io.open_image(content)) as image:
-        count = image.width * image.height
         size = f"{image.width} x {image.height} pixels"
+        image_io.shrink_while_decoding(image, limits.pixels)
+        count = image.width * image.height
         if count <= min(limits.pixels, left):
           rgb = image_io.to_rgb(image)
-    except Image.DecompressionBombError as error:
+    except image_io.TooLarge as error:
       raise Refused(413, f"{name}: {error}", **where) from error
     except Exception as error:  # decoders raise nearly anything
       raise Refused(
@@ -200,7 +202,8 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
     if count > limits.pixels:
       raise Refused(
         413,
-        f"{name} has {size}; at most {limits.pixels / 1e6:g} million are taken",
+        f"{name} has {size}; at most {limits.pixels / 1e6:g} million are "
+        "taken; make it smaller, or save it as JPEG",
         **where,
       )
     left -= count

@@ -3,7 +3,8 @@
 
 import { $, make, showAnswer } from "./result.js";
 
-const FORMATS = ".bmp,.gif,.jpeg,.jpg,.png,.tif,.tiff,.webp";
+// What else the server reads, it tells by the content.
+const FORMATS = "image/*,.heic,.heif,.avif,.jfif,.jp2,.tga,.qoi";
 const VARIANTS = {
   fcn: "regions are cells of the feature map",
   grid: "regions are crops on grids",

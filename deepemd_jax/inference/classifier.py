@@ -11,6 +11,7 @@ Fitting trains no network: a class is the nodes of its images.
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from deepemd_jax.inference import (
   feature_cache,
   image_encoder,
 )
+from deepemd_jax.inference import labels as label_arrays
 
 _PICTURE = 224  # pixels, longer side of the copies kept for explanations
 
@@ -128,7 +130,7 @@ class FewShotClassifier:
 
     Args:
       images: see the class; at least one.
-      labels: one an image: strings, numbers, whatever sorts.
+      labels: one an image: text, whole numbers, whatever sorts; of one kind.
 
     Returns:
       The classifier.
@@ -137,7 +139,9 @@ class FewShotClassifier:
       InputError: the settings, the images or the labels do not fit.
     """
     images = image_input.several(images)
-    classes, index = _classes(images, labels)
+    if not images:
+      raise InputError("no images; give at least one of each class")
+    classes, index = label_arrays.classes(labels, len(images))
     trained = pretrained.load(self.checkpoint)
     settings = trained.settings
     self._trained = trained
@@ -205,7 +209,7 @@ class FewShotClassifier:
   def _check_fitted(self, during_fit: bool = False) -> None:
     there = "_trained" if during_fit else "class_nodes_"
     if there not in self.__dict__:
-      raise InputError("this FewShotClassifier is not fitted; call fit first")
+      raise not_fitted()
 
   def logits(self, images: Sequence) -> np.ndarray:
     """Scores, [N, way], columns as in `classes_`; larger is more alike.
@@ -257,9 +261,7 @@ class FewShotClassifier:
   def score(self, images: Sequence, labels: Sequence, sample_weight=None):
     """Share of the images that get their label, 0 to 1."""
     predicted = self.predict(images)
-    labels = np.asarray(labels)
-    if labels.shape != predicted.shape:
-      raise InputError(f"{len(predicted)} images, but {labels.size} labels")
+    labels = label_arrays.as_array(labels, len(predicted))
     return float(np.average(predicted == labels, weights=sample_weight))
 
   def explain(self, image, label=None) -> explanation.Explanation:
@@ -316,22 +318,22 @@ def _names() -> tuple[str, ...]:
   return tuple(inspect.signature(FewShotClassifier).parameters)
 
 
-def _classes(images, labels) -> tuple[np.ndarray, np.ndarray]:
-  """Sorted labels [way], and each image's number among them [N]."""
-  labels = np.asarray(labels)
-  if labels.ndim != 1 or len(labels) != len(images):
-    raise InputError(
-      f"{len(images)} images need as many labels, not {list(labels.shape)}"
-    )
-  if not len(images):
-    raise InputError("no images; give at least one of each class")
-  try:
-    return np.unique(labels, return_inverse=True)
-  except TypeError as error:
-    raise InputError(f"labels must be of one kind: {error}") from error
+def not_fitted() -> InputError:
+  """The error of asking too early: scikit-learn's own, too, where that is in
+  use."""
+  text = "this FewShotClassifier is not fitted; call fit first"
+  exceptions = sys.modules.get("sklearn.exceptions")
+  if exceptions is None:
+    return InputError(text)
+
+  class NotFitted(InputError, exceptions.NotFittedError):
+    def __reduce__(self):
+      return not_fitted, ()
+
+  return NotFitted(text)
 
 
 def _picture(image) -> np.ndarray:
   return explanation.thumbnail(
-    image_input.decode(image_input.read(image)[1]), _PICTURE
+    image_input.decode(image_input.read(image)[1])[0], _PICTURE
   )

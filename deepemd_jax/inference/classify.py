@@ -1,6 +1,7 @@
 """The command `classify`: images by a few examples of each class."""
 
 import argparse
+import codecs
 import csv
 import io
 import os
@@ -17,6 +18,9 @@ DESCRIPTION = """
 Classifies images by a few examples of each class:
 
   python -m deepemd_jax classify --support DIR --query DIR --out CSV
+
+The CSV has commas and is UTF-8, with the mark at its beginning that Excel looks
+for (Python: encoding="utf-8-sig").
 
 A spreadsheet would run a name such as =1+1 as a formula. So in the CSV an
 apostrophe stands before =, +, -, @, a tab, a line break or an apostrophe at the
@@ -175,18 +179,29 @@ def truth(
   """The true classes, where the folder tells them.
 
   Returns:
-    A class for each path if all lie in directories named as classes are, else
-    None; and a remark if only some do.
+    A class for each path if all lie in directories named as classes are, in any
+    spelling, else None; and a remark if only some do, or directories within.
   """
+  from deepemd_jax.data.names import Names
+
   if os.path.isfile(query):
     return None, ""
-  parts = [path.relative_to(query).parts for path in paths]
-  names = [p[0] if len(p) > 1 else "" for p in parts]
-  others = sorted(set(names) - set(classes))
-  if not others:
-    return names, ""
-  if len(others) == len(set(names)):
-    return None, ""
+  parts = [path.relative_to(query).parts[:-1] for path in paths]
+  known = Names(classes)
+  class_of = {p[0]: known.find(p[0]) for p in parts if p}
+  found = [class_of[p[0]] if p else None for p in parts]
+  if None not in found:
+    return found, ""
+  if not any(found):
+    within = [p[0] for p in parts if len(p) > 1 and known.find(p[1])]
+    if not within:
+      return None, ""
+    return None, (
+      f"directories within {os.path.join(query, within[0])!r} are named as "
+      "classes: give that folder as --query to have the predictions checked"
+    )
+  others = sorted({p[0] if p else "" for p in parts} - class_of.keys())
+  others += sorted(name for name, of in class_of.items() if of is None)
   where = f"in {others[0]!r}" if others[0] else "in no directory"
   return None, (
     f"some query images lie in directories named as classes, others {where}: "
@@ -231,7 +246,7 @@ def _check_output(path: str, inputs: set[pathlib.Path]) -> None:
 
 
 def table(results) -> bytes:
-  """The predictions as CSV, UTF-8.
+  """The predictions as CSV, in UTF-8 with the mark that Excel looks for.
 
   Columns: file, prediction, probability, one "p <class>" per class; "label"
   where the truth is known; "skipped", the reason, where images were left out.
@@ -260,7 +275,7 @@ def table(results) -> bytes:
       row.append(cell(results.bad.get(i, "")))
     writer.writerow(row)
   # A file's name need not be text.
-  return text.getvalue().encode("utf-8", "backslashreplace")
+  return codecs.BOM_UTF8 + text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def cell(text: str) -> str:

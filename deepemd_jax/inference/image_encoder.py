@@ -164,10 +164,13 @@ class ImageEncoder:
       cached = self._cache and self._cache.get(self._model, content)
       if cached and self._fits(cached):
         return _ReadImage(content, cached=cached)
-      image = image_input.decode(rest)
-      size = np.array([image.height, image.width])
-      parts = crops.extract_crops(self._view, image)
-      return _ReadImage(content, crops=(*parts, size))
+      image, size = image_input.decode(rest)
+      pixels, boxes, mirrored = crops.extract_crops(self._view, image)
+      # A large image comes smaller than its original.
+      boxes = boxes * np.tile(np.divide(size[::-1], image.size), 2)
+      return _ReadImage(
+        content, crops=(pixels, boxes, mirrored, np.array(size))
+      )
     except Exception as error:  # decoders raise nearly anything
       return image_io.reason(error)
 

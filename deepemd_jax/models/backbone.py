@@ -69,7 +69,7 @@ class Backbone:
   """A network from images to feature maps.
 
   Attributes:
-    init: random key -> fresh `Variables`.
+    init: random key -> fresh `Variables`, float32 whatever JAX's default is.
     apply: `(variables, images, *, train) -> (maps, batch_stats)`. Images are
       float32 [..., N, H, W, 3], normalized; maps float32 [..., N, h, w,
       channels]. With `train`, each [N, H, W, 3] is a batch by itself, and the

@@ -195,10 +195,11 @@ def init(key: jax.Array, *, size: str) -> Variables:
   params: dict[str, Any] = {}
   for number, layer in enumerate(layers(size)):
     fan_in = math.prod(layer.shape[:3])
-    kernel = jax.random.normal(jax.random.fold_in(key, number), layer.shape)
+    layer_key = jax.random.fold_in(key, number)
+    kernel = jax.random.normal(layer_key, layer.shape, jnp.float32)
     params.setdefault(layer.block, {})[layer.name] = {
       "kernel": kernel * (2 / fan_in) ** 0.5,
-      "bias": jnp.zeros(layer.shape[3]),
+      "bias": jnp.zeros(layer.shape[3], jnp.float32),
     }
   return {"params": params, "batch_stats": {}}
 

@@ -68,10 +68,10 @@ class BatchNorm(nnx.Module):
   """
 
   def __init__(self, channels: int, *, momentum=0.9, epsilon=1e-5):
-    self.scale = nnx.Param(jnp.ones(channels))
-    self.bias = nnx.Param(jnp.zeros(channels))
-    self.mean = nnx.BatchStat(jnp.zeros(channels))
-    self.var = nnx.BatchStat(jnp.ones(channels))
+    # Stated: with JAX_ENABLE_X64 the default is float64.
+    zeros, ones = jnp.zeros(channels, "float32"), jnp.ones(channels, "float32")
+    self.scale, self.bias = nnx.Param(ones), nnx.Param(zeros)
+    self.mean, self.var = nnx.BatchStat(zeros), nnx.BatchStat(ones)
     self.momentum = momentum
     self.epsilon = epsilon
 

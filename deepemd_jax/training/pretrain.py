@@ -84,9 +84,9 @@ def init_classifier(seed: int, channels: int, classes: int) -> dict:
   key = random_key(seed, Stream.CLASSIFIER)
   bound = 1 / np.sqrt(channels)
   kernel = jax.random.uniform(
-    key, (channels, classes), minval=-bound, maxval=bound
+    key, (channels, classes), jnp.float32, minval=-bound, maxval=bound
   )
-  return {"kernel": kernel, "bias": jnp.zeros(classes)}
+  return {"kernel": kernel, "bias": jnp.zeros(classes, jnp.float32)}
 
 
 def loss_function(settings: Settings):

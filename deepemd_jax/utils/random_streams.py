@@ -51,7 +51,8 @@ def random_key(seed: int, name: Stream, *numbers):
   """A key of JAX for one use, a function of the same; numbers may be traced."""
   import jax  # NumPy alone draws most of the streams
 
-  result = jax.random.fold_in(jax.random.key(seed), int(name))
+  # Of the seed JAX takes 32 bits, or 64 where float64 is enabled.
+  result = jax.random.fold_in(jax.random.key(seed % 2**32), int(name))
   for number in numbers:
     result = jax.random.fold_in(result, number)
   return result

@@ -1,5 +1,6 @@
 """What a program says to the person at the terminal."""
 
+import functools
 import sys
 
 _silent = False
@@ -23,6 +24,12 @@ def note(message: str) -> None:
   """Writes one line to stderr."""
   if not _silent:
     print(harmless(message), file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=1000)
+def note_once(message: str) -> None:
+  """As `note`, but not the same line again, however often it is asked for."""
+  note(message)
 
 
 def harmless(text: str) -> str:

@@ -27,6 +27,20 @@ def counts(monkeypatch):
   return known
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_few_classes_of_ones_own_need_no_training(count, counts):
+  counts["train"] = dict.fromkeys("abcd"[:count], 20)
+  data = {"name": "folder", "folder": "/photos"}
+  with pytest.raises(InputError, match="or add classes; or train nothing") as e:
+    feasible.check_feasible(recipes.settings(data=data))
+  assert "deepemd_jax classify and FewShotClassifier" in str(e.value)
+  counts["train"] = dict.fromkeys("abcde", 3)
+  with pytest.raises(InputError, match="or add images; or train nothing"):
+    feasible.check_feasible(recipes.settings(data=data))
+  with pytest.raises(InputError, match="or add images$"):
+    feasible.check_feasible(recipes.settings())
+
+
 def test_the_split_test_may_be_of_another_data_set(tmp_path):
   data = {
     "name": "miniimagenet",

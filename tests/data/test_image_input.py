@@ -16,7 +16,9 @@ def pixels():
 
 
 def decoded(source):
-  return np.asarray(image_input.decode(image_input.read(source)[1]))
+  image, size = image_input.decode(image_input.read(source)[1])
+  assert size == (image.height, image.width)
+  return np.asarray(image)
 
 
 def test_a_path_a_picture_and_arrays_show_the_same(pixels, tmp_path):

@@ -258,10 +258,10 @@ def without_pixels():
 BAD = {
   "empty": (b"", "an empty file"),
   "text": (b"not a picture", "not an image"),
-  "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
+  "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "a drawing"),
   "cut": (encoded(PHOTO, "JPEG")[:1000], "truncated"),
   "cut in its head": (encoded(PHOTO, "PNG")[:20], ""),
-  "no pixels": (without_pixels(), "no pixels|not an image"),
+  "no pixels": (without_pixels(), "no pixels|BMP, damaged"),
 }
 
 
@@ -280,11 +280,3 @@ def test_bad_pictures_are_explained(kind, tmp_path):
 
 def test_a_missing_file_is_explained(tmp_path):
   assert problem(tmp_path / "no.jpg") == "No such file or directory"
-
-
-def test_bombs_of_once_the_limit_are_refused(monkeypatch):
-  bomb = encoded(Image.new("RGB", (30, 40)), "PNG")
-  assert problem(bomb) is None
-  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-  with pytest.warns(Image.DecompressionBombWarning):  # Pillow's own opinion
-    assert "30 x 40 pixels: taken for a decompression bomb" in (problem(bomb))

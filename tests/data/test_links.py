@@ -66,15 +66,16 @@ def test_a_split_may_not_lead_out(photos):
 
 def test_a_table_may_not_lead_out(photos):
   table = photos.parent / "table.csv"
-  (photos / "link.png").symlink_to(photos.parent / "elsewhere" / "a" / "1.png")
-  long = "x" * 5000
+  link = photos / "link.png"
   for name, message in (
-    ("link.png", OUT),
-    (photos.parent / "elsewhere/a/1.png", OUT),
     ("../elsewhere/a/1.png", "no file"),
-    (long, "no file"),
-    ("x" * 200_000, "cannot read the CSV.*field"),
+    ("x" * 5000, "no file"),
+    ("x" * 200_000, "no file"),
+    (photos.parent / "elsewhere/a/1.png", OUT),
+    ("link.png", OUT),
   ):
+    if name == link.name:
+      link.symlink_to(photos.parent / "elsewhere" / "a" / "1.png")
     table.write_text(f"filename,label,split\n{name},a,train\n")
     with pytest.raises(InputError, match=message):
       folder.listing(photos, table=table)

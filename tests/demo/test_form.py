@@ -43,12 +43,12 @@ def test_classified_as_the_classifier_does(port, run):
     **{f"support{k}": files for k, files in enumerate(support)},
     query=[(png(RED, 9, (40, 20)), "q.png")],
     variant=["grid"],
-    solver=["interior_point"],
+    solver=["network_simplex"],
   )
   status, found = classify(port, values)
   assert status == 200, found
   decoded = [Image.open(io.BytesIO(image)) for image in images]
-  ours = FewShotClassifier(run, "grid", "interior_point")
+  ours = FewShotClassifier(run, "grid", "network_simplex")
   ours.fit(decoded, [0, 1, 2])
   query = Image.open(io.BytesIO(values["query"][0][0]))
   (expected,) = ours.predict_proba([query])
@@ -58,7 +58,7 @@ def test_classified_as_the_classifier_does(port, run):
   assert [r["images"] for r in rows] == [1, 1, 1]
   assert found["predicted"] == expected.argmax()
   assert found["facts"]["variant"] == "grid, 4 nodes"
-  assert found["facts"]["solver"] == "InteriorPoint"
+  assert found["facts"]["solver"] == "NetworkSimplex"
   assert opened(found["query"]).size == (20, 40)
   for row in rows:
     total = sum(pair["contribution"] for pair in row["pairs"])
@@ -117,7 +117,7 @@ CASES = [
   ),
   (
     dict(support0=[(png(RED), "a.png"), (TEXT, "b.png")]),
-    *(415, "“b.png” cannot be read: not an image", {"class": 0, "image": 1}),
+    *(415, "“b.png” cannot be read: a drawing", {"class": 0, "image": 1}),
   ),
   (
     dict(query=[(b"", "no.png")]),
@@ -137,7 +137,11 @@ CASES = [
   ),
   (
     dict(query=[(bomb(60_000), "bomb.png")]),
-    *(413, "“bomb.png”: .*bomb", {"query": True}),
+    *(
+      413,
+      "“bomb.png”: 60000 x 60000 pixels; at most 250 million",
+      {"query": True},
+    ),
   ),
   (
     dict(
@@ -145,6 +149,10 @@ CASES = [
       query=[(png(RED, 0, (250, 250)), "b.png")],
     ),
     *(413, "up to “b.png” have more than 0.1 million", {"query": True}),
+  ),
+  (
+    dict(query=[(b"\0\0\0\x1cftypheic" + bytes(40), "a.heic")]),
+    *(415, "“a.heic” cannot be read: HEIC", {"query": True}),
   ),
   (dict(variant=["voc"]), 400, "variant is 'voc'; use one of fcn", {}),
   (dict(solver=["voc"]), 400, "solver is 'voc'; use one of auto", {}),

@@ -165,7 +165,8 @@ def test_own_files(page, tmp_path):
   page.click(by_id("classify"))
   page.wait(ERROR)
   assert text(page, "#classes .error") == (
-    "“text.png” cannot be read: not an image."
+    "“text.png” cannot be read: a drawing, not a photograph; save it as JPEG "
+    "or PNG."
   )
   assert page.evaluate(all_of("li.bad .file") + "[0].textContent") == "text.png"
   page.click("document.querySelector('li.bad .remove')")

@@ -7,7 +7,7 @@ import re
 import pytest
 from commands import COLORS, assert_refused, paint, rows
 
-from deepemd_jax.inference import image_encoder
+from deepemd_jax.inference import classify, image_encoder
 
 USUAL = ("--support=support", "--query=query", "--out=out.csv")
 
@@ -62,6 +62,47 @@ def test_truth_half_known_is_unknown(call, folder):
   assert code == 0 and "in 'pink'" in errors and "label" not in rows()[0]
 
 
+@pytest.mark.parametrize(
+  ("support", "query"),
+  [("Mu\u0308ller", "M\u00fcller"), ("red", "Red"), ("red", "red ")],
+)
+def test_truth_in_another_spelling(support, query, tmp_path):
+  path = tmp_path / query / "1.png"
+  found = classify.truth(str(tmp_path), [path], {support: [], "blue": []})
+  assert found == ([support], "")
+
+
+def test_truth_one_folder_deeper(tmp_path):
+  """Of a data set's root, say."""
+  paths = [tmp_path / split / "red" / "1.png" for split in ("train", "test")]
+  labels, remark = classify.truth(str(tmp_path), paths, {"Red": [], "blue": []})
+  assert labels is None and f"within '{tmp_path}/train' are named as" in remark
+
+
+def test_the_table_opens_in_a_spreadsheet(call, folder):
+  for place in ("support", "query"):
+    (folder / place / "red").rename(folder / place / "Köln ß")
+  assert call("classify", *USUAL)[0] == 0
+  content = pathlib.Path("out.csv").read_bytes()
+  assert (
+    content.startswith(b"\xef\xbb\xbffile,") and "Köln ß".encode() in content
+  )
+  assert {row["label"] for row in rows()} == {"Köln ß", "green", "blue"}
+
+
+def test_what_no_class_is_and_what_a_root_is(call, folder):
+  (folder / "support" / "pink").mkdir()
+  (folder / "query" / "Thumbs.db").write_bytes(b"x")
+  code, out, errors = call("classify", *USUAL)
+  assert code == 0 and "6 images, 3 classes" in out
+  assert errors == "'support/pink' is no class: it holds no images\n"
+  (folder / "data").mkdir()
+  for part, split in (("support", "train"), ("query", "test")):
+    os.rename(folder / part, folder / "data" / split)
+  result = call("classify", "--support=data", *USUAL[1:])
+  assert_refused(result, "'data' is the root of a data set: train, test are")
+
+
 def test_the_worst_first(call, folder):
   (folder / "query" / "red" / "0.png").rename(folder / "query/blue/red.png")
   call("classify", *USUAL, "--report=r.html", "--pictures=1")
@@ -109,7 +150,8 @@ def test_names_that_trick(call, folder):
   )
   (folder / "support" / "green").rename(folder / "support" / "$x^$ &")
   (folder / "query" / "green").rename(folder / "query" / "$x^$ &")
-  code, _, errors = call("classify", *USUAL, "--report=r.html")
+  usual = (*USUAL, "--report=r.html", "--pictures=2")
+  code, _, errors = call("classify", *usual)
   assert code == 0, errors
   page = pathlib.Path("r.html").read_text("utf-8")
   assert "<script" not in page and "&lt;script&gt;alert(&#x27;1&#x27;)" in page

@@ -65,7 +65,7 @@ def test_every_cell_of_names_and_no_number():
     truth=np.array([1, 0, 0]),
     bad={2: "=why"},
   )
-  text = classify.table(results).decode()
+  text = classify.table(results).decode("utf-8-sig")
   header, *table = csv.reader(io.StringIO(text))
   assert header == [
     *("file", "prediction", "probability", "p =a", "p b;'=c", "label"),

@@ -19,8 +19,6 @@ def change(folder, what):
       for path in (support / name).iterdir():
         path.unlink()
       (support / name).rmdir()
-  elif what == "empty class":
-    (support / "pink").mkdir()
   elif what == "loose image":
     paint(support / "loose.png", (0, 0, 0), 0)
   elif what == "bad example":
@@ -38,7 +36,6 @@ def change(folder, what):
   ("what", "more", "message"),
   [
     ("one class", (), "one class, 'blue'"),
-    ("empty class", (), "class 'pink' in 'support' has no images"),
     ("loose image", (), "loose.png' belongs to no class"),
     ("bad example", (), "1 of 7 images cannot be read: 'support/red/x.png'"),
     ("link out", (), "link out of the image folder"),

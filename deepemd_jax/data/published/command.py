@@ -18,7 +18,9 @@ DESCRIPTION = "Lists the data sets, and prepares the published ones for use."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the subcommands `list` and `prepare`."""
-  commands = parser.add_subparsers(dest="data_command", required=True)
+  commands = parser.add_subparsers(
+    dest="data_command", metavar="list|prepare", required=True
+  )
   listing = commands.add_parser(
     "list", help="all data sets, and which are ready"
   )

@@ -14,8 +14,6 @@ Which split a class belongs to is not taken from there but from the published
 list: the folder gives the images of each class.
 """
 
-import csv
-import io
 import json
 import os
 import pathlib
@@ -24,7 +22,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from deepemd_jax.data import image_io, links
+from deepemd_jax.data import links, picture_files, table
 from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
@@ -48,13 +46,14 @@ class SourceImage(NamedTuple):
 
 
 def list_folder(folder: pathlib.Path) -> list[str]:
-  """Returns the names in a folder, sorted, without hidden ones.
+  """Returns the names in a folder, sorted, without the system's.
 
   Raises:
     InputError: it cannot be read.
   """
   try:
-    return sorted(name for name in os.listdir(folder) if name[0] != ".")
+    names = os.listdir(folder)
+    return sorted(x for x in names if not picture_files.is_system(x))
   except OSError as error:
     raise InputError(
       f"cannot read folder {str(folder)!r}: {error.strerror}"
@@ -155,8 +154,9 @@ def _what_was_expected(benchmark, root) -> str:
 
 def _read_tables(root, paths, classes) -> Iterator[SourceImage]:
   for path in paths:
-    for number, row in enumerate(_csv_rows(path), 2):
-      where = f"{str(path)!r} line {number}"
+    rows = table.read(path, ("filename", "label"), ("class_name", "image_name"))
+    for line, row in rows:
+      where = f"{str(path)!r} line {line}"
       if "filename" in row:
         label, name = row["label"], row["filename"]
       else:
@@ -164,26 +164,6 @@ def _read_tables(root, paths, classes) -> Iterator[SourceImage]:
         name = f"{label}/{row['image_name']}"
       _require_class(label, classes, where)
       yield SourceImage(name, label, _find(root, name, where))
-
-
-def _csv_rows(path) -> list[dict[str, str]]:
-  try:
-    text = files.read_regular(path).decode("utf-8-sig")
-    lines = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in next(lines, [])]
-    rows = [dict(zip(header, line, strict=False)) for line in lines if line]
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    raise InputError(f"cannot read the CSV {str(path)!r}: {error}") from error
-  for columns in ({"filename", "label"}, {"class_name", "image_name"}):
-    if columns <= set(header):
-      for number, row in enumerate(rows, 2):
-        if not all(row.get(name) for name in columns):
-          raise InputError(f"{str(path)!r} line {number}: a field is empty")
-      return rows
-  raise InputError(
-    f"CSV {str(path)!r} needs a header with filename,label or "
-    f"class_name,image_name; it has {header}"
-  )
 
 
 def _require_class(label: str, classes, where: str) -> None:
@@ -223,7 +203,7 @@ def _read_folders(root, paths, classes) -> Iterator[SourceImage]:
 
 def _class_images(folder: pathlib.Path, label: str) -> Iterator[SourceImage]:
   for name in list_folder(folder):
-    if name.lower().endswith(image_io.SUFFIXES):
+    if picture_files.is_picture(folder / name):
       yield SourceImage(f"{label}/{name}", label, folder / name)
 
 

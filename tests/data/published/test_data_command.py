@@ -186,7 +186,7 @@ def test_bad_images_are_listed_one_a_line(small_cub, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "required: data_command"),
+    ([], "required: list.prepare"),
     (["make"], "invalid choice: 'make'"),
     (["prepare"], "required: name"),
     (["prepare", "cubs"], "no data set 'cubs'; did you mean cub"),

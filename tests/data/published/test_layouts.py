@@ -162,9 +162,9 @@ HEAD = "filename,label\n"
   ("text", "message"),
   [
     ("", "needs a header"),
-    ("a,b\n1,2\n", r"it has \['a', 'b'\]"),
+    ("a,b\n1,2\n", "its first line is 'a,b'"),
     (HEAD + "x.jpg,7\n", "line 2: '7' is no class of this data set.*'n01"),
-    (HEAD + "x.jpg\n", "line 2: a field is empty"),
+    (HEAD + "x.jpg\n", "line 2: label is empty"),
     (HEAD + "../x.jpg,n01930112\n", "'../x.jpg' points out of the folder"),
     (HEAD + "a/../../x.jpg,n01930112\n", "points out of the folder"),
   ],

@@ -1,0 +1,153 @@
+"""A CSV that says which images of a folder belong to which class and split.
+
+label,split             which split a class (a directory) belongs to
+filename,label,split    images anywhere below the folder
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+
+from deepemd_jax.data import links, names, table
+from deepemd_jax.errors import InputError
+
+SPLITS = ("train", "val", "test")
+# How people call them, without regard to case.
+_SPLIT_OF = {
+  **{name: name for name in SPLITS},
+  **{f"meta-{name}": name for name in SPLITS},
+  **{"training": "train", "valid": "val", "validation": "val"},
+  "testing": "test",
+}
+Classes = dict[str, list[pathlib.Path]]
+
+
+def split_called(name: str) -> str | None:
+  """The split that people call so: "Training" is train; None if none is."""
+  return _SPLIT_OF.get(name.strip().lower())
+
+
+def splits(
+  path: pathlib.Path,
+  root: pathlib.Path,
+  *,
+  classes: Callable[[], Classes],
+  images: Callable[[], list[pathlib.Path]],
+) -> dict[str, Classes]:
+  """Reads a table; returns {split: {class name: image paths}}.
+
+  Names are found in any spelling, see `names`, and kept as they are spelt: a
+  class's as its directory is, or, in a table of files, as it comes first.
+
+  Args:
+    path: of the table.
+    root: the image folder.
+    classes: returns the image paths of each directory of `root`.
+    images: returns all image paths below `root`.
+
+  Raises:
+    InputError: the table does not fit the folder, or contradicts itself.
+  """
+  rows = table.read(path, ("filename", "label", "split"), ("label", "split"))
+  reader = _of_files if "filename" in rows[0].fields else _of_classes
+  found: dict[str, Classes] = {split: {} for split in SPLITS}
+  taken = set()
+  for where, row, name, label, paths in reader(
+    path, root, rows, classes, images
+  ):
+    split = split_called(row["split"])
+    if split is None:
+      raise InputError(
+        f"{where}: split is {row['split']!r}; use one of {', '.join(SPLITS)}"
+      )
+    if name in taken:  # it could be support and query at once
+      given = row.get("filename", row["label"])
+      raise InputError(f"{where}: {given!r} comes twice; drop one of the lines")
+    taken.add(name)
+    found[split].setdefault(label, []).extend(paths)
+  return found
+
+
+def _of_classes(path, root, rows, classes, images):
+  """Yields where a row is, the row, what must not come twice, the class, and
+  its image paths."""
+  del images
+  of_class = classes()
+  known = names.Names(of_class)
+  for line, row in rows:
+    where = f"CSV {str(path)!r} line {line}"
+    name = _found(known, row["label"], where)
+    if name is None:
+      raise InputError(
+        f"{where}: class {row['label']!r} has no images in {str(root)!r}"
+      )
+    yield where, row, name, name, of_class[name]
+
+
+def _of_files(path, root, rows, classes, images):
+  """As `_of_classes`, of a table with file names."""
+  del classes
+  labels: dict[str, str] = {}
+  # Few tables need it.
+  known = functools.cache(
+    lambda: names.Names(x.relative_to(root).as_posix() for x in images())
+  )
+  for line, row in rows:
+    where = f"CSV {str(path)!r} line {line}"
+    label = labels.setdefault(names.same(row["label"]), row["label"])
+    image = _file_called(root, row["filename"], known, where)
+    yield where, row, image, label, [image]
+  _refuse_capitals(labels.values(), path)
+
+
+def _file_called(root, name: str, known, where: str) -> pathlib.Path:
+  """The file in `root` that a table names."""
+  inside = os.path.realpath(root)
+  tidy = name.replace("\\", "/")
+  for written in (name, tidy):
+    path = pathlib.Path(os.path.normpath(root / written))
+    climbs = not path.is_relative_to(os.path.normpath(root))
+    # Not `path.is_file()`, which raises at a name that is too long.
+    if os.path.isfile(path) and (not climbs or os.path.isabs(written)):
+      break
+  else:
+    found = _written_elsewhere(known(), tidy, where)
+    if found is None:
+      raise InputError(
+        f"{where}: no file {name!r} in {str(root)!r}; names begin below that "
+        "folder, as in cats/1.jpg"
+      )
+    path = root / found
+  links.refuse_outside(path, inside)
+  return path
+
+
+def _written_elsewhere(known: names.Names, name: str, where: str) -> str | None:
+  """The known file that a path means; of one of another machine, such as
+  C:/photos/cats/1.jpg, the end counts."""
+  parts = pathlib.PurePosixPath(os.path.normpath(name)).parts
+  absolute = name.startswith("/") or name[1:3] == ":/"
+  for start in range(len(parts) if absolute else 1):
+    if found := _found(known, "/".join(parts[start:]), where):
+      return found
+  return None
+
+
+def _found(known: names.Names, name: str, where: str) -> str | None:
+  try:
+    return known.find(name)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from error
+
+
+def _refuse_capitals(labels: Iterable[str], path: pathlib.Path) -> None:
+  """Refuses labels that differ in capitals alone."""
+  first: dict[str, str] = {}
+  for label in labels:
+    other = first.setdefault(label.casefold(), label)
+    if other != label:
+      raise InputError(
+        f"CSV {str(path)!r} has labels {other!r} and {label!r}; write them "
+        "alike, or, if they are two classes, in other letters"
+      )

@@ -1,0 +1,149 @@
+"""Which files of a folder are pictures, and which are the system's.
+
+A file is a picture if its first bytes say so, whatever its name, or if its name
+does. So a damaged picture, and one of a kind that is not read here, is named by
+whoever opens it: no picture is left out without a word.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import stat
+
+# What Pillow decodes by itself and knows by the first bytes. Others stay out:
+# EPS and WMF would run another program, and some have no decoder.
+FORMATS = (
+  *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"),
+  *("PPM", "QOI", "PSD", "DIB", "ICO", "CUR", "ICNS", "DDS", "PCX", "DCX"),
+  *("SGI", "SUN", "MSP", "XBM", "XPM", "TGA"),
+)
+# Kinds that a further package decodes: how people call them, the package's name
+# for pip, and the module that tells Pillow.
+PLUGINS = {
+  "HEIF": ("HEIC", "pillow-heif", "pillow_heif.HeifImagePlugin"),
+  "JXL": ("JPEG XL", "pillow-jxl-plugin", "pillow_jxl"),
+}
+SAVE = "save it as JPEG or PNG"
+RAW = f"a camera's raw file; {SAVE}"
+_DRAWING = f"a drawing, not a photograph; {SAVE}"
+_UNKNOWN = f"a kind of image that is not read; {SAVE}"
+# For messages.
+USUAL = ".jpg, .png, .webp, .heic and others"
+_SUFFIXES = frozenset(
+  (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng"),
+    *(".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"),
+    *(".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ppm", ".pgm", ".pbm"),
+    *(".pnm", ".qoi", ".psd", ".ico", ".cur", ".icns", ".dds", ".pcx", ".dcx"),
+    *(".sgi", ".rgb", ".rgba", ".bw", ".ras", ".msp", ".xbm", ".xpm", ".tga"),
+    *(".icb", ".vda", ".vst", ".heic", ".heics", ".heif", ".heifs", ".hif"),
+    # Nothing reads these without more; they are named, not left out.
+    *(".jxl", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".dng", ".cr2", ".cr3"),
+    *(".crw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".mrw", ".3fr"),
+    *(".iiq", ".rwl", ".kdc", ".dcr", ".erf", ".mef", ".mos", ".svg", ".svgz"),
+    *(".eps", ".wmf", ".emf", ".psb", ".xcf", ".exr", ".hdr", ".djvu", ".pcd"),
+    *(".pfm", ".fit", ".fits", ".blp", ".ftc", ".ftu", ".fli", ".flc", ".pxr"),
+  )
+)
+HEAD = 256  # bytes that `kind` looks at
+_BEGINNINGS = (
+  (rb"\xff\xd8\xff", "JPEG"),
+  (rb"\x89PNG\r\n\x1a\n", "PNG"),
+  (rb"GIF8[79]a", "GIF"),
+  (rb"RIFF....WEBP", "WEBP"),
+  (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
+  (rb"FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\0|II\*\0.{4}CR|\0MRM|FOVb", RAW),
+  (rb"....ftypcrx |II\x1a\0\0\0HEAPCCDR", RAW),
+  (rb"II[*+]\0|MM\0[*+]", "TIFF"),
+  (rb"....ftypavi[fs]|....ftyp(?:mif1|msf1|miaf).{4,40}avi[fs]", "AVIF"),
+  (rb"....ftyp(?:he[iv][cxms]|mif1|msf1)", "HEIF"),
+  (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
+  (rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a", "JXL"),
+  (rb"8BPS\0\x01", "PSD"),
+  (rb"\0\0[\1\2]\0[\1-\x40]\0..[^\0]?\0", "ICO"),
+  (rb"P[56]\s+[\d#]", "PPM"),
+  (rb"\n[\0-\5]\x01[\1\2\4\x08]", "PCX"),
+  (rb"\x01\xda[\0\1][\1\2]\0[\1-\3]", "SGI"),
+  (rb"qoif", "QOI"),
+  (rb"DDS ", "DDS"),
+  (rb"icns", "ICNS"),
+  (rb"\xb1\x68\xde\x3a", "DCX"),
+  (rb"\x59\xa6\x6a\x95", "SUN"),
+  (rb"DanM|LinS", "MSP"),
+  (rb"/\* XPM \*/", "XPM"),
+  (rb"%!PS-Adobe-[^\n]*EPSF|\xc5\xd0\xd3\xc6|\xd7\xcd\xc6\x9a", _DRAWING),
+  (rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?)?<svg[\s>]", _DRAWING),
+  (rb"8BPS\0\x02|gimp xcf|v/1\x01|#\?RADIANCE|AT&TFORM|SIMPLE  =", _UNKNOWN),
+  (rb"BLP[12]|FTEX|..[\x11\x12]\xaf", _UNKNOWN),
+)
+_KINDS = [(re.compile(begin, re.DOTALL), kind) for begin, kind in _BEGINNINGS]
+# Of file systems, archives and programs.
+_SYSTEM = frozenset(
+  (
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+    *("@eadir", "#recycle", "@recycle", "__macosx", "$recycle.bin"),
+    *("system volume information", "lost+found", "__pycache__", "#snapshot"),
+    *("network trash folder", "temporary items", "recycler"),
+  )
+)
+
+
+def is_system(name: str) -> bool:
+  """Whether a file or folder of this name is hidden, or no person's."""
+  return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def kind(head: bytes) -> str | None:
+  """What a file is, by its first `HEAD` bytes.
+
+  Returns:
+    A format's name, Pillow's; or what to say of a picture that is not read
+    here; or None: it is no picture, as far as these bytes tell.
+  """
+  return next((name for begin, name in _KINDS if begin.match(head)), None)
+
+
+def is_picture(path: str | os.PathLike) -> bool:
+  """Whether a file is a picture; reads its beginning if its name is none of a
+  picture's. Opens no pipe or device."""
+  if os.path.splitext(path)[1].lower() in _SUFFIXES:
+    return True
+  try:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+      return False
+    with open(path, "rb") as file:
+      return kind(file.read(HEAD)) is not None
+  except OSError:
+    return False
+
+
+def formats(head: bytes) -> tuple[str, ...]:
+  """The formats to try on a file that begins so; loads the plug-in that the
+  file needs, if it is installed."""
+  name = kind(head)
+  if not _has_plugin(name):
+    return FORMATS
+  importlib.import_module(PLUGINS[name][2])
+  return (name,)
+
+
+def why_not_read(head: bytes) -> str:
+  """What to say of a file that begins so, if no format fits."""
+  name = kind(head)
+  if name is None:
+    return "not an image"
+  if name in PLUGINS and not _has_plugin(name):
+    title, package, _ = PLUGINS[name]
+    return f"{title} is not read yet; pip install {package}, or {SAVE}"
+  if name in FORMATS or name in PLUGINS:
+    title = PLUGINS[name][0] if name in PLUGINS else name
+    return f"{title}, damaged or of a rare kind; {SAVE}"
+  return name
+
+
+def _has_plugin(name: str | None) -> bool:
+  if name not in PLUGINS:
+    return False
+  module = PLUGINS[name][2].partition(".")[0]
+  return importlib.util.find_spec(module) is not None
