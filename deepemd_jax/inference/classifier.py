@@ -334,6 +334,7 @@ def not_fitted() -> InputError:
 
 
 def _picture(image) -> np.ndarray:
-  return explanation.thumbnail(
-    image_input.decode(image_input.read(image)[1])[0], _PICTURE
-  )
+  content = image_input.read(image)[1]
+  # Four times as wide is enough to be made smaller well.
+  small = image_input.decode_small(content, (4 * _PICTURE) ** 2)
+  return explanation.thumbnail(small, _PICTURE)

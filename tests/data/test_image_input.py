@@ -1,5 +1,6 @@
 """Whatever a person hands over becomes the same RGB image, or a reason."""
 
+import io
 import os
 
 import numpy as np
@@ -104,3 +105,21 @@ def test_several(pixels):
       image_input.several(image)
   with pytest.raises(InputError, match="not a int"):
     image_input.several(5)
+
+
+def test_a_small_copy_to_look_at_is_turned_as_the_image():
+  rng = np.random.default_rng(0)
+  coarse = Image.fromarray(rng.integers(0, 256, (5, 8, 3), np.uint8))
+  exif = Image.Exif()
+  exif[0x0112] = 6  # turned by a quarter
+  file = io.BytesIO()
+  coarse.resize((800, 500)).save(file, "JPEG", exif=exif, quality=95)
+  content = file.getvalue()
+  whole = image_input.decode(content)[0]
+  small = image_input.decode_small(content, 200 * 200)
+  assert whole.size == (500, 800) and small.size == (125, 200)
+  found, expected = (
+    np.asarray(x.resize((10, 16)), int) for x in (small, whole)
+  )
+  assert np.abs(found - expected).mean() < 3
+  assert image_input.decode_small(whole, 200 * 200).size == (500, 800)
