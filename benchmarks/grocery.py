@@ -24,11 +24,11 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils.random_streams import Stream, stream
 
 PARTS = ("train", "val", "test")
-# pooled: support and query are any photographs of a class.
+# any: support and query are any photographs of a class.
 # cross: of different shops. icon: support is the catalog's picture.
 # half: the query is shown at half its size, somewhere on a foreign photograph.
 # beside: the query and a foreign photograph share the picture.
-PROTOCOLS = ("pooled", "cross", "icon", "half", "beside")
+PROTOCOLS = ("any", "cross", "icon", "half", "beside")
 _SIDE = 448  # pixels of a composed picture
 
 
@@ -134,7 +134,7 @@ def arrange(
       query.append(rows)
       continue
     support.append(rows)
-    if protocol == "pooled":
+    if protocol == "any":
       query.append(rows)
       continue
     rng = stream(seed, Stream.PICTURES, k)

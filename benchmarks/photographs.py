@@ -216,7 +216,7 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument("--split", choices=("val", "test"), default="val")
   parser.add_argument(
-    "--protocol", nargs="+", choices=grocery.PROTOCOLS, default=["pooled"]
+    "--protocol", nargs="+", choices=grocery.PROTOCOLS, default=["any"]
   )
   parser.add_argument("--center", nargs="+", choices=CENTERS, default=CENTERS)
   parser.add_argument("--way", type=int, nargs="+", default=[5])
@@ -246,14 +246,14 @@ def _parse() -> argparse.Namespace:
   if options.smoke:
     options.way, options.query, options.episodes = [2], 1, 1
     options.photographs, options.composed = 2, 2
-    options.protocol, options.center = ["pooled", "half"], ["photographs"]
+    options.protocol, options.center = ["any", "half"], ["photographs"]
   elif options.folder is None:
     parser.error("give the folder of GroceryStoreDataset")
   return options
 
 
 def main() -> None:
-  """Prints the table."""
+  """Prints the table, in Markdown."""
   options = _parse()
   with tempfile.TemporaryDirectory() as directory:
     if options.smoke:
@@ -264,25 +264,24 @@ def main() -> None:
     f"queries a class, {options.episodes} episodes, seed {options.seed}; "
     f"{options.checkpoint}\n"
   )
-  print(
-    f"{'protocol':<10}{'way':>3}  {'centered by':<13}{'head':<28}"
-    f"{'accuracy %':>15}{'DeepEMD leads by':>18}{'over classes':>16}"
+  columns = (
+    *("protocol", "way", "centered by", "head", "accuracy"),
+    *("DeepEMD leads by", "over classes"),
   )
+  print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
   for row in rows:
-    accuracy, lead, over = (
-      f"{row[name]['mean']:{sign}.2f} +- {row[name]['ci95']:.2f}"
+    accuracy, *leads = (
+      f"{row[name]['mean']:{sign}.2f} ± {row[name]['ci95']:.2f}"
       for name, sign in (
         *(("accuracy", ""), ("lead", "+")),
         ("lead_over_classes", "+"),
       )
     )
     if row["head"] == "deepemd":
-      lead = over = ""
+      leads = ["", ""]
     title = heads.title(row["head"], options.shot)
-    print(
-      f"{row['protocol']:<10}{row['way']:>3}  {row['center']:<13}{title:<28}"
-      f"{accuracy:>15}{lead:>18}{over:>16}"
-    )
+    cells = (row["protocol"], str(row["way"]), row["center"], title)
+    print(f"| {' | '.join((*cells, accuracy, *leads))} |")
   measuring.write_json(options.json, rows)
 
 
