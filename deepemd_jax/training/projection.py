@@ -218,12 +218,9 @@ def learn(
   # So that a step is as large for all channels.
   nodes = center.scaled(images.nodes)
   projection = principal_components(nodes, recipe.channels)
-  nodes = sharding.replicate(nodes)
+  nodes = jnp.asarray(nodes)
   sampler = images.sampler(recipe.episode, seed, "train")
-  rate = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
-  optimizer = optax.adam(rate)
-  state = optimizer.init(projection)
-  step = jax.jit(functools.partial(_step, optimizer, recipe.dropout, options))
+  state = _optimizer(recipe).init(projection)
   rng = stream(seed, Stream.ADAPT_CHANNELS)
   loss = None
   for number in range(recipe.steps):
@@ -231,8 +228,11 @@ def learn(
       progress("steps", number, recipe.steps, loss=float(loss))
     kept = rng.random(nodes.shape[-1]) >= recipe.dropout
     own = sampler(number)
-    rows = own.support, own.query
-    projection, state, loss = step(projection, state, nodes, rows, kept)
+    projection, state, loss = _step(
+      *(projection, state, nodes[own.support], nodes[own.query], kept),
+      recipe=recipe,
+      **options,
+    )
   kernel = np.asarray(projection["kernel"]) / center.spread[:, None]
   bias = np.asarray(projection["bias"]) - center.mean @ kernel
   return {"kernel": kernel, "bias": bias}
@@ -248,14 +248,21 @@ def principal_components(nodes: np.ndarray, channels: int) -> Projection:
   return {"kernel": kernel, "bias": np.zeros(kernel.shape[1], np.float32)}
 
 
-def _step(optimizer, dropout, options, projection, state, nodes, rows, kept):
-  support, query = (nodes[x] * (kept / (1 - dropout)) for x in rows)
+def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
+  rate = optax.cosine_decay_schedule(recipe.learning_rate, recipe.steps)
+  return optax.adam(rate)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "solver", "temperature"))
+def _step(projection, state, support, query, kept, *, recipe, **options):
+  scale = kept / (1 - recipe.dropout)
+  support, query = support * scale, query * scale
 
   def loss(projection):
     return _loss(projection, support, query, options)
 
   value, gradient = jax.value_and_grad(loss)(projection)
-  updates, state = optimizer.update(gradient, state, projection)
+  updates, state = _optimizer(recipe).update(gradient, state, projection)
   return optax.apply_updates(projection, updates), state, value
 
 
