@@ -219,12 +219,16 @@ def test_the_workflow_of_the_wheels_can_be_read():
   ],
 )
 def test_what_needs_the_extra_says_so_in_one_line(line, core, tmp_path):
+  for name in ("a/cat/1.png", "a/dog/1.png", "b/1.png"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  before = sorted(tmp_path.rglob("*"))
   done = core.call(*line.split(), cwd=tmp_path)
   assert done.returncode == 2, done.stderr
   assert done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
   assert done.stderr.startswith("deepemd_jax: error: ")
   assert extra.HOW in done.stderr
-  assert list(tmp_path.iterdir()) == []
+  assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_help_needs_no_extra(core, tmp_path):
