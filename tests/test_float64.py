@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import recipes
 import toy_backbone
+from paths import GOLDEN
 
 from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.data.batches import ImageBatches, ShuffledRows
@@ -39,7 +40,8 @@ def dtypes(tree):
 
 @pytest.mark.parametrize("name", backbone.BACKBONES)
 def test_the_variables_of_every_backbone_are_float32(name):
-  made = backbone.create(name, width=1 / 16)
+  folder = str(GOLDEN / "vit" / "dinov2")
+  made = backbone.create(name, width=1 / 16, weights=folder)
   with either_way(True):
     assert set(dtypes(made.abstract()).values()) == {"float32"}
 

@@ -50,6 +50,9 @@ def test_labels_of_two_kinds_are_refused(given):
 class NotAvailable:
   """As pandas' NA: neither equal nor different."""
 
+  def __repr__(self):
+    return "<NA>"
+
   def __ne__(self, other):
     return self
 
