@@ -17,7 +17,7 @@ from deepemd_jax.data.batches import ImageBatches, ShuffledRows
 from deepemd_jax.data.image_set import CachedImages
 from deepemd_jax.data.views import TrainingViews
 from deepemd_jax.inference import image_encoder
-from deepemd_jax.models import backbone
+from deepemd_jax.models import backbone, projection
 from deepemd_jax.training import metatrain, pretrain
 from deepemd_jax.training.optimizers import make_optimizer
 from deepemd_jax.training.state import make_step, new_state
@@ -43,7 +43,8 @@ def test_the_variables_of_every_backbone_are_float32(name):
   folder = str(GOLDEN / "vit" / "dinov2")
   made = backbone.create(name, width=1 / 16, weights=folder)
   with either_way(True):
-    assert set(dtypes(made.abstract()).values()) == {"float32"}
+    for own in (made, projection.project(made, 3)):
+      assert set(dtypes(own.abstract()).values()) == {"float32"}
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 + 5, 2**63 - 1])

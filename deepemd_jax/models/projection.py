@@ -29,8 +29,10 @@ def project(backbone: Backbone, channels: int) -> Backbone:
     own, other = jax.random.split(key)
     inner = backbone.init(own)
     shape = (backbone.channels, channels)
-    kernel = jax.random.normal(other, shape) / backbone.channels**0.5
-    return join(inner, {"kernel": kernel, "bias": jnp.zeros(channels)})
+    kernel = jax.random.normal(other, shape, jnp.float32)
+    kernel = kernel / backbone.channels**0.5
+    bias = jnp.zeros(channels, jnp.float32)
+    return join(inner, {"kernel": kernel, "bias": bias})
 
   def apply(variables, images, *, train):
     params = variables["params"]

@@ -168,9 +168,11 @@ def init(key: jax.Array, *, architecture: Architecture) -> Variables:
   leaves = []
   for number, (path, shape) in enumerate(paths):
     if path[-1].key in ("scale", "bias"):
-      leaves.append(jnp.full(shape, float(path[-1].key == "scale")))
+      value = float(path[-1].key == "scale")
+      leaves.append(jnp.full(shape, value, jnp.float32))
     else:
-      normal = jax.random.normal(jax.random.fold_in(key, number), shape)
+      own = jax.random.fold_in(key, number)
+      normal = jax.random.normal(own, shape, jnp.float32)
       leaves.append(normal / shape[0] ** 0.5)
   return {"params": jax.tree.unflatten(structure, leaves), "batch_stats": {}}
 

@@ -19,7 +19,13 @@ from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.errors import InputError
 from deepemd_jax.evaluation.features import Features
 from deepemd_jax.inference import export
-from deepemd_jax.models import backbone, efficientnet_lite, resnet12, vit
+from deepemd_jax.models import (
+  backbone,
+  efficientnet_lite,
+  projection,
+  resnet12,
+  vit,
+)
 
 MADE = {
   "toy": toy_backbone.create,
@@ -27,6 +33,7 @@ MADE = {
   "efficientnet_lite0": efficientnet_lite.lite0,
   "efficientnet_lite1": efficientnet_lite.lite1,
   "efficientnet_lite2": efficientnet_lite.lite2,
+  "a projected one": lambda: projection.project(toy_backbone.create(), 4),
   "vit": lambda: vit.create(TINY_VIT, image_size=32, mean=GRAY, std=GRAY),
 }
 TINY_VIT = vit.Architecture(
