@@ -54,9 +54,6 @@ class Encoder:
       settings = dataclasses.replace(settings, backbone=tiny, view=view)
       encoder = dataclasses.replace(trained.encoder, variables=variables)
       trained = dataclasses.replace(trained, settings=settings, encoder=encoder)
-    if options.map:  # the cells of one map are the nodes
-      view = dataclasses.replace(settings.view, kind="fcn", size=options.map)
-      settings = dataclasses.replace(settings, view=view)
     self.heads = settings.heads
     self.view: View = settings.view
     cache = options.cache and feature_cache.Cache(options.cache)
@@ -232,12 +229,6 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument(
     "--composed", type=int, default=20, help="cluttered queries of a class"
-  )
-  parser.add_argument(
-    "--map",
-    type=int,
-    default=0,
-    help="nodes are the cells of one map of an image so many pixels wide",
   )
   parser.add_argument("--cache", help="folder for encodings")
   parser.add_argument("--json", help="also write the rows to this file")
