@@ -26,13 +26,14 @@ import numpy as np
 from benchmarks import grocery, measuring
 from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.data.episodes import Episode
-from deepemd_jax.data.views import View
 from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation.episodes import EpisodeScorer
 from deepemd_jax.evaluation.features import DeviceNodes
 from deepemd_jax.evaluation.results import Estimate
 from deepemd_jax.inference import centering, feature_cache, image_encoder
 from deepemd_jax.models import heads
+from deepemd_jax.models.nodes import unit
+from deepemd_jax.models.projection import linear
 from deepemd_jax.utils.progress import Progress
 from deepemd_jax.utils.random_streams import Stream, stream
 
@@ -42,10 +43,19 @@ _BATCH = 10  # episodes in one device call
 
 
 class Encoder:
-  """Nodes of images, by a checkpoint."""
+  """Nodes of images, by a checkpoint.
+
+  Of an adapted one, images are encoded by the encoder that it was made from,
+  and the nodes are mapped: which is the same, and need not be done twice.
+  """
 
   def __init__(self, options: argparse.Namespace) -> None:
     trained = pretrained.load(options.checkpoint)
+    self.heads = trained.settings.heads
+    self._map = None
+    if trained.settings.model["projection"]:
+      self._map = trained.encoder.variables["params"]["projection"]
+      trained = pretrained.load(trained.settings.model["backbone"])
     settings = trained.settings
     if options.smoke:
       tiny = measuring.tiny_backbone()
@@ -54,10 +64,8 @@ class Encoder:
       settings = dataclasses.replace(settings, backbone=tiny, view=view)
       encoder = dataclasses.replace(trained.encoder, variables=variables)
       trained = dataclasses.replace(trained, settings=settings, encoder=encoder)
-    self.heads = settings.heads
-    self.view: View = settings.view
     cache = options.cache and feature_cache.Cache(options.cache)
-    self._encoder = image_encoder.ImageEncoder(trained, self.view, cache)
+    self._encoder = image_encoder.ImageEncoder(trained, settings.view, cache)
 
   def __call__(self, images) -> np.ndarray:
     """[N, n, c]."""
@@ -70,7 +78,10 @@ class Encoder:
       )
       nodes = [encoded.nodes for _, encoded in batches]
     image_encoder.refuse(images, bad)
-    return np.concatenate(nodes)
+    found = np.concatenate(nodes)
+    if self._map is None:
+      return found
+    return np.asarray(unit(linear(found, self._map)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
