@@ -11,10 +11,11 @@ different shops. Classes are split as `deepemd_jax` splits them, whatever the
 folder. Each class also has a picture of a catalog, its icon.
 """
 
+import argparse
 import dataclasses
 import pathlib
 import shutil
-import sys
+import tempfile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -195,5 +196,24 @@ def copy(folder, target, splits) -> None:
         shutil.copyfile(path, directory / name)
 
 
+def main() -> None:
+  """Copies what the command line says."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("folder", nargs="?", help="GroceryStoreDataset")
+  parser.add_argument("target", nargs="?", help="the folder to make")
+  parser.add_argument("splits", nargs="*", metavar="train|val")
+  parser.add_argument("--smoke", action="store_true")
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as directory:
+    if options.smoke:
+      root = pathlib.Path(directory)
+      options.folder, options.target = paint(root / "made"), root / "copied"
+    elif options.target is None:
+      parser.error("give the folder of GroceryStoreDataset, and one to make")
+    copy(options.folder, options.target, options.splits or ["train"])
+    classes_made = sorted(pathlib.Path(options.target).iterdir())
+    print(f"{options.target}: {len(classes_made)} classes")
+
+
 if __name__ == "__main__":
-  copy(sys.argv[1], sys.argv[2], sys.argv[3:] or ["train"])
+  main()

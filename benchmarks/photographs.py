@@ -53,7 +53,7 @@ class Encoder:
     trained = pretrained.load(options.checkpoint)
     self.heads = trained.settings.heads
     self._map = None
-    if trained.settings.model["projection"]:
+    if trained.settings.model.get("projection"):
       self._map = trained.encoder.variables["params"]["projection"]
       trained = pretrained.load(trained.settings.model["backbone"])
     settings = trained.settings
@@ -93,12 +93,14 @@ class Pools:
     support: for each class, rows of `nodes`.
     query: the same.
     origin: int [N], the photograph of each row; an episode has none twice.
+    queries: of a class, in an episode.
   """
 
   nodes: np.ndarray
   support: list[np.ndarray]
   query: list[np.ndarray]
   origin: np.ndarray
+  queries: int
 
   def sampler(self, options: argparse.Namespace, way: int):
     """The number of an episode -> its rows."""
@@ -111,7 +113,7 @@ class Pools:
         rows = rng.permutation(self.support[k])[: options.shot]
         taken = np.isin(self.origin[self.query[k]], self.origin[rows])
         support.append(rows)
-        query.append(rng.permutation(self.query[k][~taken])[: options.query])
+        query.append(rng.permutation(self.query[k][~taken])[: self.queries])
       return Episode(np.stack(support), np.stack(query), classes)
 
     return sample
@@ -123,8 +125,8 @@ def pools_of(protocol: str, tested, others, encode, options) -> Pools:
     protocol, tested, others, options.seed, options.composed
   )
   fewest = min(len(rows) for rows in query) - options.shot
-  options.query = min(options.query, fewest)
-  return Pools(encode(images), support, query, origin)
+  queries = min(options.query, fewest)
+  return Pools(encode(images), support, query, origin, queries)
 
 
 def centered_by_support(head: heads.Scorer) -> heads.Scorer:
@@ -262,9 +264,9 @@ def main() -> None:
       options.folder = grocery.paint(pathlib.Path(directory))
     rows = measure(options)
   print(
-    f"grocery, split {options.split}: {options.shot}-shot, {options.query} "
-    f"queries a class, {options.episodes} episodes, seed {options.seed}; "
-    f"{options.checkpoint}\n"
+    f"grocery, split {options.split}: {options.shot}-shot, at most "
+    f"{options.query} queries a class, {options.episodes} episodes, seed "
+    f"{options.seed}; {options.checkpoint}\n"
   )
   columns = (
     *("protocol", "way", "centered by", "head", "accuracy"),

@@ -85,7 +85,7 @@ def _refuse_frozen(settings: Settings) -> None:
       f"config.model.backbone is {settings.model['backbone']!r}, which comes "
       f"with its weights; {remedy}"
     )
-  if settings.model["projection"]:
+  if settings.model.get("projection"):
     raise InputError(
       f"config.model.projection is {settings.model['projection']}, the linear "
       f"map that the command adapt learns; {remedy}"

@@ -38,7 +38,7 @@ def resolve(config: ConfigDict) -> Settings:
     view=_view(config),
     pyramid=tuple(config.nodes.pyramid),
     backbone=_backbone(config),
-    model={k: x for k, x in config.model.to_dict().items() if x != ""},
+    model={k: x for k, x in config.model.to_dict().items() if x},
     heads=_heads(config),
     solver_name=config.emd.solver,
     solver_settings=_solver_settings(config),

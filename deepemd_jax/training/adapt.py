@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> str:
   with pretrained.new_workdir(options.out) as workdir, Progress() as progress:
     trained = pretrained.load(options.checkpoint)
     settings = trained.settings
-    if settings.model["projection"]:
+    if settings.model.get("projection"):
       raise InputError(
         f"{options.checkpoint!r} is adapted already; give the encoder that it "
         "was made from"
