@@ -1,4 +1,4 @@
-"""What matching is worth on photographs, with an encoder that is not trained.
+"""What matching is worth on photographs, by a frozen or an adapted encoder.
 
     git clone https://github.com/marcusklasson/GroceryStoreDataset
     python -m benchmarks.photographs GroceryStoreDataset       # validation

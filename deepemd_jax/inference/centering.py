@@ -18,7 +18,7 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.inference import image_encoder
 from deepemd_jax.models.heads import HeadSettings
 
-_SFC_LEARNING_RATE = 3.0  # for class nodes of length 1; chosen on validation
+SFC_LEARNING_RATE = 3.0  # for class nodes of length 1; chosen on validation
 # A share of the mean spread that is added to each channel's, in squares.
 _FLOOR = 0.3
 _TINY = float(np.finfo(np.float32).tiny)
@@ -137,5 +137,5 @@ def find(
 
 def adapt(settings: HeadSettings) -> HeadSettings:
   """The settings of the heads, for nodes of length 1."""
-  sfc = dataclasses.replace(settings.sfc, learning_rate=_SFC_LEARNING_RATE)
+  sfc = dataclasses.replace(settings.sfc, learning_rate=SFC_LEARNING_RATE)
   return dataclasses.replace(settings, sfc=sfc)

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -10,9 +11,9 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.inference import options as shared
 from deepemd_jax.utils import terminal
 
-HELP = "learn from labelled photographs, on top of a frozen encoder"
+HELP = "learn from labeled photographs, on top of a frozen encoder"
 DESCRIPTION = """
-Learns from labelled photographs, on top of a frozen encoder:
+Learns from labeled photographs, on top of a frozen encoder:
 
   python -m deepemd_jax adapt --images DIR --out RUN
 
@@ -24,10 +25,8 @@ A part of the classes is held out, in turn, and tells what the map is worth. If
 it is worth something, it is learned again from all classes, and RUN is written.
 """
 _FEWEST_CLASSES = 10  # else no part of them says much about the others
-_MOST_A_CLASS = 100  # photographs; more take memory and help little
+_MOST_A_CLASS = 100  # photographs; their nodes have to fit in memory
 _SEED = 0
-# Of the structured FC layer, for nodes of length 1.
-_SFC_LEARNING_RATE = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--images",
     metavar="DIR",
     required=True,
-    help="labelled photographs: one directory per class, at least "
+    help="labeled photographs: one directory per class, at least "
     f"{_FEWEST_CLASSES} of them with two photographs or more",
   )
   parser.add_argument(
     "--out", metavar="RUN", required=True, help="the folder to make"
   )
-  shared.add_encoding(parser, "labelled")
+  shared.add_encoding(parser, "labeled")
 
 
 def run(options: argparse.Namespace) -> str:
@@ -117,7 +116,7 @@ def _encode(trained, view, paths, labels, options, progress):
   import numpy as np
 
   from deepemd_jax.inference import feature_cache, image_encoder
-  from deepemd_jax.training.projection import Labelled
+  from deepemd_jax.training.projection import Labeled
 
   cache = None
   if options.cache is not None:
@@ -143,25 +142,26 @@ def _encode(trained, view, paths, labels, options, progress):
   names = tuple(sorted(x for x in counts if counts[x] > 1))
   rows = [row for row, i in enumerate(good) if labels[i] in names]
   numbers = [names.index(labels[good[row]]) for row in rows]
-  return Labelled(np.concatenate(parts)[rows], np.array(numbers), names)
+  return Labeled(np.concatenate(parts)[rows], np.array(numbers), names)
 
 
 def _save(workdir, options, trained, recipe, learned, verdict) -> None:
   """Writes a workdir: the config, the encoder with its map, and the verdict."""
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.config import stored
+  from deepemd_jax.inference import centering
   from deepemd_jax.models import projection
 
   fields = pretrained.config_of(options.checkpoint).to_dict()
   streams = pretrained.fields_of(options.checkpoint).get("streams", 1)
   fields["streams"] = streams
   fields["model"]["projection"] = len(learned["bias"])
-  fields["sfc"]["lr"] = _SFC_LEARNING_RATE
+  fields["sfc"]["lr"] = centering.SFC_LEARNING_RATE
   if options.variant:
     fields["nodes"]["kind"] = options.variant
   text = json.dumps(stored.sealed(fields), indent=2, sort_keys=True) + "\n"
   (workdir / "config.json").write_text(text)
-  facts = verdict.to_json()
+  facts = dataclasses.asdict(verdict)
   (workdir / "adapt.json").write_text(json.dumps(facts, indent=2) + "\n")
   best = pretrained.BestEncoder(
     "metatrain",

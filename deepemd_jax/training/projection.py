@@ -57,7 +57,7 @@ _TEST_EPISODES = 200  # of each fold
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Labelled:
+class Labeled:
   """Encoded images and their classes.
 
   Attributes:
@@ -70,12 +70,12 @@ class Labelled:
   labels: np.ndarray
   classes: tuple[str, ...]
 
-  def of(self, numbers: np.ndarray) -> "Labelled":
+  def of(self, numbers: np.ndarray) -> "Labeled":
     """Those of some classes, given by their numbers, ascending."""
     rows = np.isin(self.labels, numbers)
     labels = np.searchsorted(numbers, self.labels[rows])
     names = tuple(self.classes[i] for i in numbers)
-    return Labelled(self.nodes[rows], labels, names)
+    return Labeled(self.nodes[rows], labels, names)
 
   def sampler(self, shape: EpisodeShape, seed: int, name: str):
     """Episodes of this shape, or smaller ones where it has less."""
@@ -127,13 +127,9 @@ class Verdict:
       f"after, {self.gain.mean:+.1f} +- {self.gain.ci95:.1f}"
     )
 
-  def to_json(self) -> dict:
-    """The same as plain values."""
-    return dataclasses.asdict(self)
-
 
 def judge(
-  images: Labelled,
+  images: Labeled,
   recipe: Recipe,
   seed: int,
   progress: Progress,
@@ -196,7 +192,7 @@ def _by_class(scorer, nodes, sampler, progress) -> np.ndarray:
 
 
 def learn(
-  images: Labelled,
+  images: Labeled,
   recipe: Recipe,
   seed: int,
   progress: Progress,

@@ -22,7 +22,7 @@ from deepemd_jax.utils.progress import Progress
 FEW = learning.Recipe(channels=16, steps=40, learning_rate=0.02, dropout=0.2)
 
 
-def labelled(signal, classes=12, each=6, channels=16):
+def labeled(signal, classes=12, each=6, channels=16):
   """Nodes that tell their class in four channels, as loud as `signal`; in the
   others images differ, and more."""
   rng = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def labelled(signal, classes=12, each=6, channels=16):
   found[..., :4] *= 0.3
   found[..., :4] += signal * rng.standard_normal((classes, 1, 4))[labels]
   names = tuple(f"class {k}" for k in range(classes))
-  return learning.Labelled((7 + 3 * found).astype(np.float32), labels, names)
+  return learning.Labeled((7 + 3 * found).astype(np.float32), labels, names)
 
 
 def judge(images):
@@ -42,7 +42,7 @@ def judge(images):
 
 def test_it_learns_what_tells_new_classes_apart():
   """From other classes than those by which it is judged; each is, once."""
-  images, learn, seen = labelled(2.0), learning.learn, []
+  images, learn, seen = labeled(2.0), learning.learn, []
 
   def spy(images, *arguments, **options):
     seen.append(images)
