@@ -108,6 +108,7 @@ def main(arguments: list[str]) -> int:
   """
   if arguments[:1] == ["train"]:
     _train(arguments[1:])
+  terminal.hush_libraries()
   try:
     _show(_answer(arguments))
   except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from deepemd_jax.config import workdir as workdirs
 from deepemd_jax.config.stages import EVAL_STAGES, STAGES
 from deepemd_jax.distributed import runtime
 from deepemd_jax.errors import MISTAKE, STOPPED, InputError, StopRequested
-from deepemd_jax.utils import registry
+from deepemd_jax.utils import registry, terminal
 
 
 def run(
@@ -107,6 +107,7 @@ def main(argv: list[str]) -> None:
   # garbage all the time.
   gc.set_threshold(50_000, 20, 20)
   logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
+  terminal.hush_libraries()
   _sum_in_order_on_gpus()
   code = 0
   try:

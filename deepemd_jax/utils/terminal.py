@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 
 _silent = False
 
@@ -18,6 +19,12 @@ def silence() -> None:
 def is_silent() -> bool:
   """Whether `silence` was called."""
   return _silent
+
+
+def hush_libraries() -> None:
+  """Keeps Pillow from warning of oddities in files that it reads nevertheless;
+  for a command, whose process is its own."""
+  warnings.filterwarnings("ignore", module="PIL")
 
 
 def note(message: str) -> None:

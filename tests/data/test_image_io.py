@@ -280,3 +280,11 @@ def test_bad_pictures_are_explained(kind, tmp_path):
 
 def test_a_missing_file_is_explained(tmp_path):
   assert problem(tmp_path / "no.jpg") == "No such file or directory"
+
+
+def test_damage_in_a_tiff_is_told_once(capfd):
+  """libtiff would write lines of its own."""
+  content = bytearray(encoded(PHOTO, "TIFF", compression="tiff_lzw"))
+  content[100:110] = b"\xff" * 10
+  assert problem(bytes(content))
+  assert capfd.readouterr().err == ""

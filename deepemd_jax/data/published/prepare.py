@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import shutil
-import warnings
 from collections.abc import Callable
 
 from deepemd_jax.data.file_lock import locked
@@ -208,10 +207,7 @@ def prepare(
     builder = make_builder(benchmark, directory, work=work)
   except OSError as error:  # TFDS wants a temporary folder even for this
     raise _unwritable(pathlib.Path(directory), error) from error
-  with warnings.catch_warnings():
-    # Pillow warns of oddities in files that it reads nevertheless.
-    warnings.filterwarnings("ignore", module="PIL")
-    prepare_once(builder)
+  prepare_once(builder)
 
 
 def _find_archive(benchmark, directory, progress) -> pathlib.Path:
