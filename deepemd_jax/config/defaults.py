@@ -197,8 +197,8 @@ def get_config(arg: str = "") -> ConfigDict:
   evaluate.encode_batch_size = 128
   # What to compare, on the same episodes: deepemd, deepemd_equal_weights,
   # deepemd_l2, deepemd_sinkhorn, deepemd_qp, deepemd_mean and deepemd_nearest
-  # (more shots without the structured FC layer), prototype, chamfer. () is the
-  # usual three.
+  # (more shots without the structured FC layer), prototype,
+  # logistic_regression, chamfer. () is the usual three.
   evaluate.heads = ()
   # Of the head deepemd_sinkhorn, as emd.epsilon. Its time grows as 1 / epsilon,
   # and faster for the worst problem of a batch.

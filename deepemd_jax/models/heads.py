@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from deepemd_jax.models import matching, sfc
+from deepemd_jax.models import logistic, matching, sfc
 
 # (query_nodes, support_nodes, key) -> logits, with its settings bound.
 Scorer = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -151,6 +151,13 @@ def chamfer(query_nodes, support_nodes, key, settings):
   return matching.chamfer_logits(query_nodes, mean_prototypes(support_nodes))
 
 
+def logistic_regression(query_nodes, support_nodes, key, settings):
+  """The baseline that is trained on the support: a linear classifier of pooled
+  descriptors."""
+  del key, settings
+  return logistic.logits(query_nodes, support_nodes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
   """A head that can be named in a config.
@@ -180,6 +187,9 @@ HEADS = {
   "deepemd_mean": Head("DeepEMD, mean nodes", deepemd_mean),
   "deepemd_nearest": Head("DeepEMD, nearest shot", deepemd_nearest),
   "prototype": Head("Prototype (pooled, cosine)", prototype, is_pooled=True),
+  "logistic_regression": Head(
+    "Logistic regression (pooled)", logistic_regression, is_pooled=True
+  ),
   "chamfer": Head("Chamfer (nearest node)", chamfer),
 }
 

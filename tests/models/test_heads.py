@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 
 from deepemd_jax import emd
 from deepemd_jax.models import heads, matching, sfc
@@ -118,6 +119,26 @@ def chamfer(query, support):
   return each_pair(nearest, query, support.mean(1))
 
 
+def logistic_regression(query, support):
+  """The weights themselves, by another method."""
+  way, shot = support.shape[:2]
+  query, seen = (
+    x / np.linalg.norm(x, axis=-1, keepdims=True)
+    for x in (query.mean(1), support.mean(2).reshape(way * shot, -1))
+  )
+  wanted = np.repeat(np.arange(way), shot)
+
+  def loss(weights):
+    logits = seen @ weights.reshape(-1, way)
+    right = logits[np.arange(way * shot), wanted]
+    entropy = scipy.special.logsumexp(logits, axis=1) - right
+    return entropy.sum() + (weights**2).sum() / 2
+
+  start = np.zeros(seen.shape[1] * way)
+  found = scipy.optimize.minimize(loss, start, tol=1e-10).x
+  return query @ found.reshape(-1, way)
+
+
 OBVIOUS = {
   "deepemd": deepemd,
   "deepemd_equal_weights": functools.partial(deepemd, weights="equal"),
@@ -135,6 +156,7 @@ OBVIOUS = {
   ),
   "deepemd_nearest": deepemd_nearest,
   "prototype": prototype,
+  "logistic_regression": logistic_regression,
   "chamfer": chamfer,
 }
 
