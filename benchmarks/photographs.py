@@ -8,7 +8,9 @@
 All heads see the same nodes in the same episodes. The fair rival is the
 prototype of the same nodes. Nodes are as they are, or centered by the examples
 of the episode, or by photographs without labels of classes that are not tested.
-With `--checkpoint RUN`, they are those of an adapted encoder.
+With `--checkpoint RUN`, they are those of an adapted encoder, which has learned
+through the EMD. With `--learn`, each head learns a map of its own as `adapt`
+does, from photographs with labels of classes that are not tested.
 
 There are two intervals: over episodes, which says how well these classes are
 measured, and over classes, which says how other classes would do.
@@ -32,12 +34,14 @@ from deepemd_jax.evaluation.features import DeviceNodes
 from deepemd_jax.evaluation.results import Estimate
 from deepemd_jax.inference import centering, feature_cache, image_encoder
 from deepemd_jax.models import heads
-from deepemd_jax.models.nodes import unit
-from deepemd_jax.models.projection import linear
+from deepemd_jax.training import projection
 from deepemd_jax.utils.progress import Progress
 from deepemd_jax.utils.random_streams import Stream, stream
 
-HEADS = ("deepemd", "deepemd_equal_weights", "chamfer", "prototype")
+HEADS = (
+  *("deepemd", "deepemd_equal_weights", "chamfer", "prototype"),
+  "logistic_regression",  # of several shots
+)
 CENTERS = ("none", "support", "photographs")
 _BATCH = 10  # episodes in one device call
 
@@ -81,7 +85,7 @@ class Encoder:
     found = np.concatenate(nodes)
     if self._map is None:
       return found
-    return np.asarray(unit(linear(found, self._map)))
+    return np.asarray(projection.mapped(found, self._map))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,17 +149,16 @@ def _scorer(name: str, settings: heads.HeadSettings, by_support: bool, seed):
   return EpisodeScorer(centered_by_support(head) if by_support else head, seed)
 
 
-def scores(pools: Pools, way: int, settings, by_support, options):
+def scores(pools: Pools, way: int, settings, change, by_support, options):
   """{head: percent right of each episode's classes [episodes, way]}, and the
-  classes [episodes, way]."""
+  classes [episodes, way]; `change` has what is done to the nodes, by head."""
   count, sampler = options.episodes, pools.sampler(options, way)
-  nodes = DeviceNodes(sharding.replicate(pools.nodes))
   found = {}
   with Progress() as progress:
-    for name in HEADS:
+    for name in options.heads:
       score = _scorer(name, settings, by_support, options.seed)
       right = score.right(
-        nodes,
+        DeviceNodes(sharding.replicate(change[name](pools.nodes))),
         sampler,
         count,
         _BATCH,
@@ -177,30 +180,58 @@ def measure(options: argparse.Namespace) -> list[dict]:
   encode = Encoder(options)
   of_split = grocery.classes(options.folder)
   tested = of_split[options.split]
-  # What may center the nodes, and be in the way, is of no class that is tested.
+  # What nodes are centered or mapped by, and what may be in the way, is of no
+  # class that is tested.
   names = ("train",) if options.split == "val" else ("train", "val")
   others = [x for name in names for x in of_split[name]]
-  center = None
-  if "photographs" in options.center:
-    paths = [path for own in others for path in own.photographs]
-    rng = stream(options.seed, Stream.QUERIES)
-    chosen = rng.permutation(len(paths))[: options.photographs]
-    nodes = encode([paths[i] for i in np.sort(chosen)])
-    center = centering.Center.of_nodes([nodes])
+  changes = _changes(others, encode, options)
   rows = []
   for protocol in options.protocol:
     pools = pools_of(protocol, tested, others, encode, options)
     for way in options.way:
-      for how in options.center:
-        settings, own = encode.heads, pools
+      for how, change in changes.items():
+        settings, by_support = encode.heads, how == "support"
         if how != "none":
           settings = centering.adapt(settings)
-        if how == "photographs":
-          own = dataclasses.replace(pools, nodes=center(pools.nodes))
-        values, classes = scores(own, way, settings, how == "support", options)
+        values, classes = scores(
+          pools, way, settings, change, by_support, options
+        )
         facts = {"protocol": protocol, "way": way, "center": how}
         rows += _rows(facts, values, classes)
   return rows
+
+
+def _changes(others, encode, options) -> dict[str, dict]:
+  """Ways to treat nodes: name -> head -> a function of nodes."""
+  same = dict.fromkeys(options.heads, lambda nodes: nodes)
+  changes = {how: same for how in options.center}
+  paths = [path for own in others for path in own.photographs]
+  if "photographs" in options.center:
+    rng = stream(options.seed, Stream.QUERIES)
+    chosen = rng.permutation(len(paths))[: options.photographs]
+    nodes = encode([paths[i] for i in np.sort(chosen)])
+    center = centering.Center.of_nodes([nodes])
+    changes["photographs"] = dict.fromkeys(options.heads, center)
+  if options.learn:
+    counts = [len(own.photographs) for own in others]
+    labels = np.repeat(np.arange(len(others)), counts)
+    names = tuple(own.name for own in others)
+    images = projection.Labeled(encode(paths), labels, names)
+    changes["learned"] = _learned(images, encode.heads, options)
+  return changes
+
+
+def _learned(images: projection.Labeled, settings, options) -> dict:
+  """A map of each head's own."""
+  recipe, maps = projection.Recipe(), {}
+  if options.smoke:
+    recipe = projection.Recipe(channels=8, steps=1)
+  with Progress() as progress:
+    for name in options.heads:
+      head = heads.bind(name, settings)
+      learned = projection.learn(images, recipe, head, options.seed, progress)
+      maps[name] = functools.partial(projection.mapped, projection=learned)
+  return maps
 
 
 def _rows(facts: dict, values: dict, classes: np.ndarray) -> list[dict]:
@@ -229,6 +260,9 @@ def _parse() -> argparse.Namespace:
     "--protocol", nargs="+", choices=grocery.PROTOCOLS, default=["any"]
   )
   parser.add_argument("--center", nargs="+", choices=CENTERS, default=CENTERS)
+  parser.add_argument(
+    "--learn", action="store_true", help="also a map for each head"
+  )
   parser.add_argument("--way", type=int, nargs="+", default=[5])
   parser.add_argument("--shot", type=int, default=1)
   parser.add_argument("--query", type=int, default=15)
@@ -247,10 +281,12 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--json", help="also write the rows to this file")
   parser.add_argument("--smoke", action="store_true")
   options = parser.parse_args()
+  options.heads = HEADS if options.shot > 1 else HEADS[:-1]
   if options.smoke:
+    options.heads, options.learn = ("deepemd", "prototype"), True
     options.way, options.query, options.episodes = [2], 1, 1
     options.photographs, options.composed = 2, 2
-    options.protocol, options.center = ["any", "half"], ["photographs"]
+    options.protocol, options.center = ["half"], ["photographs"]
   elif options.folder is None:
     parser.error("give the folder of GroceryStoreDataset")
   return options

@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> str:
   """
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.inference import choices
+  from deepemd_jax.models import heads
   from deepemd_jax.training import projection
   from deepemd_jax.utils.progress import Progress
 
@@ -69,13 +70,14 @@ def run(options: argparse.Namespace) -> str:
     solver = choices.choose_solver(settings, options.solver)
     encoded = _encode(trained, view, paths, labels, options, progress)
     recipe = projection.Recipe()
-    verdict = projection.judge(encoded, recipe, _SEED, progress, solver=solver)
+    head = heads.bind("deepemd", heads.HeadSettings(solver=solver))
+    verdict = projection.judge(encoded, recipe, head, _SEED, progress)
     if not verdict.helps:
       raise InputError(
         f"what was learned does not help: {verdict}; {options.out} is not "
         "written; give more classes or photographs, or use --center with these"
       )
-    learned = projection.learn(encoded, recipe, _SEED, progress, solver=solver)
+    learned = projection.learn(encoded, recipe, head, _SEED, progress)
     _save(workdir, options, trained, recipe, learned, verdict)
   return (
     f"{verdict}\n{options.out} is ready, learned from all "

@@ -1,4 +1,4 @@
-"""Learns a linear map of nodes through the EMD.
+"""Learns a linear map of nodes through a head, the EMD as a rule.
 
 The backbone is frozen, so every image is encoded once, and a step is
 milliseconds: it draws an episode, maps its nodes, matches them, and follows the
@@ -23,7 +23,7 @@ from deepemd_jax.evaluation.episodes import EpisodeScorer
 from deepemd_jax.evaluation.features import DeviceNodes
 from deepemd_jax.evaluation.results import Estimate
 from deepemd_jax.inference.centering import Center
-from deepemd_jax.models import heads, matching
+from deepemd_jax.models import heads
 from deepemd_jax.models import nodes as node_functions
 from deepemd_jax.models.projection import linear
 from deepemd_jax.utils.progress import Progress
@@ -131,10 +131,9 @@ class Verdict:
 def judge(
   images: Labeled,
   recipe: Recipe,
+  head: heads.Scorer,
   seed: int,
   progress: Progress,
-  *,
-  solver=None,
 ) -> Verdict:
   """Tries maps on classes that they were not learned from.
 
@@ -145,26 +144,24 @@ def judge(
   Args:
     images: of at least six classes.
     recipe: how to learn.
+    head: through which it is learned and judged.
     seed: of what is random.
     progress: shows how far it is.
-    solver: of the EMD.
   """
   count = len(images.classes)
   folds = 3 if count < 20 else 4
   way = min(_TEST.way, count // folds)
   order = stream(seed, Stream.CLASS_SPLIT).permutation(count)
-  scorer = EpisodeScorer(
-    heads.bind("deepemd", heads.HeadSettings(solver=solver)), seed
-  )
+  scorer = EpisodeScorer(head, seed)
   found = []  # of each class, accuracy in three ways
   for k in range(folds):
     held_out = images.of(np.sort(order[k::folds]))
     rest = images.of(np.sort(np.delete(order, np.s_[k::folds])))
-    learned = learn(rest, recipe, seed, progress, solver=solver)
+    learned = learn(rest, recipe, head, seed, progress)
     ways = (
       held_out.nodes,
       Center.of_nodes([rest.nodes])(held_out.nodes),
-      node_functions.unit(linear(held_out.nodes, learned)),
+      mapped(held_out.nodes, learned),
     )
     sampler = held_out.sampler(
       dataclasses.replace(_TEST, way=way), seed, f"fold {k}"
@@ -194,18 +191,18 @@ def _by_class(scorer, nodes, sampler, progress) -> np.ndarray:
 def learn(
   images: Labeled,
   recipe: Recipe,
+  head: heads.Scorer,
   seed: int,
   progress: Progress,
-  **options,
 ) -> Projection:
   """Learns a map; it begins as the nodes' principal components.
 
   Args:
     images: to learn from.
     recipe: how.
+    head: whose logits are to be right.
     seed: of the episodes, and of the channels that they go without.
     progress: shows how far it is.
-    **options: of `matching.logits`.
 
   Returns:
     The map of nodes as they are, whose values are to be scaled to length 1.
@@ -227,11 +224,16 @@ def learn(
     projection, state, loss = _step(
       *(projection, state, nodes[own.support], nodes[own.query], kept),
       recipe=recipe,
-      **options,
+      head=head,
     )
   kernel = np.asarray(projection["kernel"]) / center.spread[:, None]
   bias = np.asarray(projection["bias"]) - center.mean @ kernel
   return {"kernel": kernel, "bias": bias}
+
+
+def mapped(nodes, projection: Projection):
+  """Nodes [..., c] as the heads see them: mapped, and scaled to length 1."""
+  return node_functions.unit(linear(nodes, projection))
 
 
 def principal_components(nodes: np.ndarray, channels: int) -> Projection:
@@ -249,26 +251,24 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
   return optax.adam(rate)
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "solver", "temperature"))
-def _step(projection, state, support, query, kept, *, recipe, **options):
+@functools.partial(jax.jit, static_argnames=("recipe", "head"))
+def _step(projection, state, support, query, kept, *, recipe, head):
   scale = kept / (1 - recipe.dropout)
   support, query = support * scale, query * scale
 
   def loss(projection):
-    return _loss(projection, support, query, options)
+    return _loss(projection, support, query, head)
 
   value, gradient = jax.value_and_grad(loss)(projection)
   updates, state = _optimizer(recipe).update(gradient, state, projection)
   return optax.apply_updates(projection, updates), state, value
 
 
-def _loss(projection, support, query, options):
+def _loss(projection, support, query, head):
   """Cross-entropy of an episode: nodes [way, shot, n, c], [way, q, n, c]."""
   way, count = query.shape[:2]
-  support, query = (
-    node_functions.unit(linear(x, projection)) for x in (support, query)
-  )
+  support, query = (mapped(x, projection) for x in (support, query))
   queries = query.reshape(way * count, *query.shape[2:])
-  logits = matching.logits(queries, support.mean(1), **options)
+  logits = head(queries, support, jax.random.key(0))
   labels = jnp.repeat(jnp.arange(way), count)
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

@@ -15,11 +15,13 @@ from deepemd_jax import FewShotClassifier
 from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.data.views import View
 from deepemd_jax.evaluation.features import Features
-from deepemd_jax.models import projection
+from deepemd_jax.models import heads, projection
 from deepemd_jax.training import projection as learning
 from deepemd_jax.utils.progress import Progress
 
 FEW = learning.Recipe(channels=16, steps=40, learning_rate=0.02, dropout=0.2)
+
+HEAD = heads.bind("deepemd", heads.HeadSettings())
 
 
 def labeled(signal, classes=12, each=6, channels=16):
@@ -37,7 +39,7 @@ def labeled(signal, classes=12, each=6, channels=16):
 
 def judge(images):
   with Progress() as progress:
-    return learning.judge(images, FEW, 0, progress)
+    return learning.judge(images, FEW, HEAD, 0, progress)
 
 
 def test_it_learns_what_tells_new_classes_apart():
