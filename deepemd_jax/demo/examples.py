@@ -1,25 +1,49 @@
-"""Examples to try: new scenes of the test classes of `glyph_clutter`.
+"""Examples to try: views of photographs, and scenes of `glyph_clutter`.
 
-The quickstart's encoder was not trained on these classes.
+The photographs lie beside this file, with their sources. An image is a part of
+one of them, and so is the query. The scenes are new ones of the test classes,
+on which the quickstart's encoder was not trained.
 """
 
 import base64
 import functools
 import io
 import json
+import pathlib
 import random
 import threading
+from typing import NamedTuple
+
+from PIL import Image, ImageOps
 
 from deepemd_jax.data import glyph_clutter
 from deepemd_jax.data.published import splits
 
 WAY = 5
-SEEDS = 20  # examples of a kind; all of them take 13 MB as text
-# name -> title on the page, images a class, variant of the data set
+SEEDS = 20  # examples of a kind; all of them take 16 MB as text
+_PHOTOGRAPHS = pathlib.Path(__file__).with_name("photographs")
+_SIDE = 224  # pixels of a view
+
+
+class Kind(NamedTuple):
+  """A kind of examples.
+
+  Attributes:
+    title: on the page.
+    shot: images a class.
+    variant: of `glyph_clutter`; "" is photographs.
+  """
+
+  title: str
+  shot: int
+  variant: str
+
+
 KINDS = {
-  "one": ("1 image a class", 1, "default"),
-  "five": ("5 images a class", 5, "default"),
-  "busy": ("5 images, busy backgrounds", 5, "d3_busy"),
+  "photographs": Kind("photographs", 1, ""),
+  "one": Kind("characters", 1, "default"),
+  "five": Kind("characters, 5 images a class", 5, "default"),
+  "busy": Kind("characters, busy backgrounds", 5, "d3_busy"),
 }
 
 _turn = threading.Lock()
@@ -44,34 +68,65 @@ def make(kind: str, seed: int) -> dict:
     seed: another seed gives another example.
 
   Returns:
-    "classes": "name" and "images" of each, PNG in base64; "query": the same;
-    "truth": number of the query's class, from 0.
+    "classes": "name" and "images" of each, JPEG or PNG in base64; "query": the
+    same; "truth": number of the query's class, from 0.
   """
   _, shot, variant = KINDS[kind]
   rng = random.Random(f"{kind} {seed}")
-  test = splits.load("glyph_clutter")["splits"]["test"]
-  names = rng.sample(sorted(test), WAY)
+  draw = functools.partial(_scenes, variant) if variant else _views
+  all_names = _characters() if variant else _photographs()
+  names = rng.sample(sorted(all_names), WAY)
   truth = rng.randrange(WAY)
   classes, query = [], ""
   for k, name in enumerate(names):
-    character = test[name]["character"]
-    faces = [
-      path
-      for path in glyph_clutter.typefaces()
-      if glyph_clutter.glyph(path, character)
-    ]
-    scenes = [
-      glyph_clutter.scene(f"{kind} {seed} {name} {i}", character, path, variant)
-      for i, path in enumerate(rng.sample(faces, shot + 1))
-    ]
-    files = [_png(scene) for scene in scenes]
+    files = draw(name, shot + 1, rng, f"{kind} {seed}")
     classes.append({"name": name.replace("_", " "), "images": files[:shot]})
     if k == truth:
       query = files[shot]
   return {"classes": classes, "query": query, "truth": truth}
 
 
-def _png(image) -> str:
+def _characters() -> dict[str, dict]:
+  return splits.load("glyph_clutter")["splits"]["test"]
+
+
+def _scenes(variant, name, count, rng, label) -> list[str]:
+  """New scenes of a test class, each with another typeface."""
+  character = _characters()[name]["character"]
+  faces = [
+    path
+    for path in glyph_clutter.typefaces()
+    if glyph_clutter.glyph(path, character)
+  ]
+  return [
+    _encoded(
+      glyph_clutter.scene(f"{label} {name} {i}", character, path, variant),
+      "PNG",
+    )
+    for i, path in enumerate(rng.sample(faces, count))
+  ]
+
+
+def _photographs() -> list[str]:
+  return [path.stem for path in _PHOTOGRAPHS.glob("*.jpg")]
+
+
+def _views(name, count, rng, label) -> list[str]:
+  """Parts of a photograph, of any size and place; some are mirrored."""
+  del label
+  with Image.open(_PHOTOGRAPHS / f"{name}.jpg") as image:
+    return [_encoded(_view(image, rng), "JPEG") for _ in range(count)]
+
+
+def _view(image: Image.Image, rng: random.Random) -> Image.Image:
+  side = round(min(image.size) * rng.uniform(0.55, 0.85))
+  left, top = (rng.randint(0, whole - side) for whole in image.size)
+  box = (left, top, left + side, top + side)
+  view = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC, box)
+  return ImageOps.mirror(view) if rng.random() < 0.5 else view
+
+
+def _encoded(image: Image.Image, kind: str) -> str:
   file = io.BytesIO()
-  image.save(file, "PNG")
+  image.save(file, kind, quality=90)
   return base64.b64encode(file.getvalue()).decode()

@@ -194,7 +194,7 @@ function sentence(text) {
 
 function fileOf(base64, name) {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  return new File([bytes], name, { type: "image/png" });
+  return new File([bytes], name);
 }
 
 async function loadExample(kind) {
@@ -209,9 +209,9 @@ async function loadExample(kind) {
   }
   startOver(0);
   for (const { name, images } of found.classes) {
-    addClass(name).add(images.map((x, i) => fileOf(x, `${i + 1}.png`)));
+    addClass(name).add(images.map((x, i) => fileOf(x, `image ${i + 1}`)));
   }
-  query.add([fileOf(found.query, "query.png")]);
+  query.add([fileOf(found.query, "query")]);
   example = { file: query.files[0], card: cards[found.truth] };
 }
 

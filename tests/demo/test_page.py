@@ -84,7 +84,7 @@ def test_click_through(page, tmp_path):
   page.screenshot(tmp_path / "before.png")
   page.click(all_of("#examples button") + "[0]")
   page.wait(all_of("#classes .card") + ".length === 5")
-  loaded = f"[...{all_of('.thumbs img')}].every(i => i.naturalWidth === 64)"
+  loaded = f"[...{all_of('.thumbs img')}].every(i => i.naturalWidth === 224)"
   page.wait(f"{all_of('.thumbs img')}.length === 6 && {loaded}")
   # This server takes four classes; remove one that is not the query's.
   page.click(by_id("classify"))
@@ -188,7 +188,7 @@ def test_keys_alone(page):
     page.press("Tab", 9)
     return page.evaluate("document.activeElement.textContent.trim()")
 
-  assert focus() == "1 image a class"
+  assert focus() == "photographs"
   page.press("Enter", 13)
   page.wait(all_of("#classes .card") + ".length === 5")
   page.evaluate(all_of(".name .remove") + "[4].focus()")

@@ -141,7 +141,7 @@ def test_a_failure_is_told(demo, port, monkeypatch, capsys):
 def test_examples(port):
   _, _, content = ask(port, "GET", "/settings")
   for kind, shots in zip(
-    json.loads(content)["examples"], (1, 5, 5), strict=True
+    json.loads(content)["examples"], (1, 1, 5, 5), strict=True
   ):
     _, _, content = ask(port, "GET", f"/example?kind={kind}&seed=3")
     found = json.loads(content)
@@ -150,7 +150,8 @@ def test_examples(port):
     assert len(set(files)) == 5 * shots and found["query"] not in files
     for file in (*files, found["query"]):
       image = Image.open(io.BytesIO(base64.b64decode(file)))
-      assert image.size == (64, 64)
+      side = 224 if kind == "photographs" else 64
+      assert image.size == (side, side)
     assert 0 <= found["truth"] < 5
     again = ask(port, "GET", f"/example?kind={kind}&seed=3")[2]
     assert again == content
