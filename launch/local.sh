@@ -97,9 +97,11 @@ running=()
 prefixing=()
 code=0
 stopped= # by a signal
+waiting= # signals that have not been passed on
 deadline=
-trap 'stopped=yes; signal TERM "${running[@]}"' TERM HUP
-trap 'stopped=yes; signal INT "${running[@]}"' INT
+# Passed on below: a process may have started that is not in `running` yet.
+trap 'stopped=yes; waiting+=" TERM"' TERM HUP
+trap 'stopped=yes; waiting+=" INT"' INT
 
 set -m # each gets a process group, and does not ignore INT
 exec 3> >(guard >/dev/null 2>&1)
@@ -124,6 +126,9 @@ set +m
 exec {say}>&2 2>/dev/null # bash has something to say about killed processes
 while ((${#running[@]})); do
   sleep 0.2
+  passing=$waiting
+  for name in $passing; do signal "$name" "${running[@]}"; done
+  waiting=${waiting#"$passing"} # another one may have come
   bad=0
   for i in "${!running[@]}"; do
     if kill -0 "${running[i]}"; then continue; fi

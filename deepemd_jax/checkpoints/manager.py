@@ -67,6 +67,8 @@ class Checkpoints:
         # Orbax would only fail at the first save.
         self._directory.mkdir(parents=True, exist_ok=True)
       self._manager = _open_manager(self._directory, keep_latest, read_only)
+    except jax.errors.JaxRuntimeError:  # another process has ended
+      raise
     except Exception as error:  # orbax raises many types at foreign notes
       reason = getattr(error, "strerror", "") or integrity.first_sentence(error)
       raise InputError(

@@ -94,9 +94,8 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
 
 @functools.cache
 def _hush_libtiff() -> None:
-  """Keeps libtiff from writing to stderr what is wrong with a file: Pillow
-  raises an error, or reads the file nevertheless. Where Pillow's libtiff has no
-  names to find it by, as on Windows, it goes on writing."""
+  """Keeps libtiff from writing to stderr what is wrong with a file; where it
+  cannot be found in Pillow, as on Windows, it goes on writing."""
   with contextlib.suppress(OSError, AttributeError):
     libtiff = ctypes.CDLL(Image.core.__file__)
     libtiff.TIFFSetErrorHandler(None)

@@ -22,7 +22,7 @@ LIMITS = form.Limits(
   images=3,
   name=30,
   pixels=90_000,
-  all_pixels=100_000,
+  all_pixels=260_000,
 )
 
 RED, BLUE = (200, 40, 40), (40, 40, 200)

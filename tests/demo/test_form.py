@@ -145,10 +145,10 @@ CASES = [
   ),
   (
     dict(
-      support0=[(png(RED, 0, (250, 250)), "a.png")],
-      query=[(png(RED, 0, (250, 250)), "b.png")],
+      support0=[(png(RED, 0, (290, 290)), "a.png")] * 3,
+      query=[(png(RED, 0, (290, 290)), "b.png")],
     ),
-    *(413, "up to “b.png” have more than 0.1 million", {"query": True}),
+    *(413, "up to “b.png” have more than 0.26 million", {"query": True}),
   ),
   (
     dict(query=[(b"\0\0\0\x1cftypheic" + bytes(40), "a.heic")]),

@@ -1,6 +1,8 @@
 """`classify` as a process: Ctrl-C at any time, and memory."""
 
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -56,19 +58,29 @@ def measured(arguments, home, interrupt=lambda: False):
       stdout=out,
       stderr=errors,
     )
-    usage = None
-    while usage is None:
+    peak = 0
+    while process.poll() is None:
+      peak = max(peak, resident_peak(process.pid))
       time.sleep(0.1)
-      pid, status, found = os.wait4(process.pid, os.WNOHANG)
-      if pid:
-        usage, process.returncode = found, os.waitstatus_to_exitcode(status)
-      elif interrupt():
+      if interrupt():
         process.send_signal(signal.SIGINT)
         interrupt = lambda: False  # noqa: E731
     texts = [file.seek(0) or file.read() for file in (out, errors)]
-  unit = 2**20 if sys.platform == "darwin" else 2**10
   seconds = time.monotonic() - began
-  return process.returncode, *texts, seconds, usage.ru_maxrss / unit
+  return process.returncode, *texts, seconds, peak
+
+
+def resident_peak(pid) -> float:
+  """The most memory that a process has had, in MiB; 0 if it has just ended.
+
+  `os.wait4` says it, too, but of a child counts what its parent had.
+  """
+  try:
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+  except OSError:
+    return 0
+  found = re.search(r"VmHWM:\s+(\d+) kB", status)
+  return int(found[1]) / 2**10 if found else 0
 
 
 def paint_ten_thousand(folder):
