@@ -50,16 +50,22 @@ def free_port():
     return listener.getsockname()[1]
 
 
+def flags_for(devices):
+  """XLA's flags for so many CPU devices."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  if devices > 1:
+    flags += f" --xla_force_host_platform_device_count={devices}"
+  return flags
+
+
 def run(workdir, images, fields=None, *, devices=1, network="resnet12"):
   """One process, so many CPU devices; it must end well."""
-  more = f"--xla_force_host_platform_device_count={devices}"
-  flags = f"{os.environ.get('XLA_FLAGS', '')} {more}"
   done = subprocess.run(
     command_of(network, workdir, images, fields),
     capture_output=True,
     text=True,
     cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": flags} if devices > 1 else None,
+    env={**os.environ, "XLA_FLAGS": flags_for(devices)},
   )
   assert done.returncode == 0, done.stderr[-3000:]
 
@@ -73,9 +79,12 @@ class Pair:
     positional: whether (coordinator, count, index) follow as plain arguments,
       not as flags.
     more: further arguments of the second.
+    devices: CPU devices of each.
   """
 
-  def __init__(self, arguments, folder, *, positional=False, more=()):
+  def __init__(
+    self, arguments, folder, *, positional=False, more=(), devices=1
+  ):
     address = f"127.0.0.1:{free_port()}"
     names = ("--coordinator", "--num_processes", "--process_id")
     self.logs = [folder / f"log{i}" for i in (0, 1)]
@@ -90,7 +99,11 @@ class Pair:
             [*arguments, *place, *(more if i else ())],
             cwd=ROOT,
             # Otherwise the coordinator listens to the network.
-            env={**os.environ, "JAX_COORDINATOR_BIND_ADDRESS": address},
+            env={
+              **os.environ,
+              "JAX_COORDINATOR_BIND_ADDRESS": address,
+              "XLA_FLAGS": flags_for(devices),
+            },
             stdout=subprocess.DEVNULL,
             stderr=log,
           )

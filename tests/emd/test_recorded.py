@@ -68,21 +68,21 @@ def every(step, starts, values):
 
 @each_case()
 def test_recorded_problems(row, x64):
-  """32 problems a size: correlated, tied, repeated, zero costs, spikes.
+  """16 problems a size: correlated, tied, repeated, zero costs, spikes.
 
-  Of each kind every second one, of seven sizes in one batch, filled up by nodes
+  Of each kind every fourth one, of seven sizes in one batch, filled up by nodes
   without mass. In float64 three of the sizes; `make soak` solves all, each as
   it is.
   """
   sizes = ("9x9", "25x25", "9x13") if x64 else SIZES
   groups = [recorded(size, np.float64 if x64 else np.float32) for size in sizes]
-  # The first, third ... of one size, the second, fourth ... of the next.
-  groups = [[x[i % 2 :: 2] for x in group] for i, group in enumerate(groups)]
-  starts = np.arange(len(sizes)) % 2
+  # The first, fifth ... of one size, the second, sixth ... of the next.
+  groups = [[x[i % 4 :: 4] for x in group] for i, group in enumerate(groups)]
+  starts = np.arange(len(sizes)) % 4
   known = [
-    every(2, starts, x) for x in masses_and_values(sizes, 64 * len(sizes))
+    every(4, starts, x) for x in masses_and_values(sizes, 64 * len(sizes))
   ]
-  count = 96 if x64 else 250
+  count = 48 if x64 else 125
   problem = join(*groups, count=count, n=25, m=25)
   plan = solve(*problem, solver=row.solver)
   check(*problem, plan, *(np.resize(x, count) for x in known), x64)
@@ -90,22 +90,22 @@ def test_recorded_problems(row, x64):
 
 @pytest.mark.parametrize("row", EXACT.values(), ids=EXACT)
 def test_large_recorded_problems(row):
-  """16 a size; and five of DeepEMD's that rest on the way: the interior point
+  """8 a size; and five of DeepEMD's that rest on the way: the interior point
   method once gave up one or more of them."""
   # Of the few with zero costs in the first size, of those with spikes in the
   # second.
   groups = [
-    [x[2 * i :: 4] for x in recorded(size, np.float32)]
+    [x[4 * i :: 8] for x in recorded(size, np.float32)]
     for i, size in enumerate(LARGE)
   ]
   cost, a, b = emd_solvers.problems(375, 38)
   which = [8, 121, 131, 148, 263]
   a, b = (emd_solvers.masses(x[which]) for x in (a, b))
-  problem = join(*groups, (cost[which], a, b), count=37, n=38, m=38)
+  problem = join(*groups, (cost[which], a, b), count=21, n=38, m=38)
   plan = solve(*problem, solver=row.solver)
   assert plan.converged.all()
-  first = jax.tree.map(lambda x: x[:32], (*problem, plan))
-  known = (every(4, (0, 2), x) for x in masses_and_values(LARGE, 128))
+  first = jax.tree.map(lambda x: x[:16], (*problem, plan))
+  known = (every(8, (0, 4), x) for x in masses_and_values(LARGE, 128))
   check(*first, *known, False)
 
 

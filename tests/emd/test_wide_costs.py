@@ -25,7 +25,7 @@ def each_case(rows):
 
 WIDE = {name: row for name, row in EXACT.items() if row.widest > 1}
 WIDEST = {name: row for name, row in EXACT.items() if row.widest >= 1e30}
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 def draw(seed, x64, share, balanced=True):
@@ -76,7 +76,7 @@ def test_large_costs_that_are_not_paid_do_not_blur_the_others(
     assert plan.converged[free].all()
     assert (value - exact <= plan.gap + 1e-6)[free].all()
     seen += free.sum()
-  assert seen > 4
+  assert seen > 2
 
 
 @each_case(EXACT)

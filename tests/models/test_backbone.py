@@ -170,7 +170,7 @@ TINY = {
   "evaluate.episodes": 3,
   "evaluate.batch_size": 3,
   "evaluate.encode_batch_size": 8,
-  "evaluate.more": ("2-shot", "grid"),
+  "evaluate.more": ("grid",),
   "evaluate.more_episodes": 2,
   "evaluate.pictures": 1,
   "retrieve.depths": (3,),
@@ -205,7 +205,7 @@ def test_another_backbone_goes_through_everything(
   results = json.loads((workdir / "results.json").read_text())
   assert results["model"]["backbone"] == toy_backbone.NAME
   assert results["image"]["size"] == 16
-  assert set(results["more"]) == {"2-shot", "grid"}
+  assert set(results["more"]) == {"grid"}
   assert json.loads((workdir / "retrieve.json").read_text())["depth"] == 3
   for figure in ("learning_curves", "matched_regions", "retrieval"):
     Image.open(workdir / "figures" / f"{figure}.png").verify()
