@@ -54,7 +54,14 @@ def test_a_benchmark_prints_its_table(name, monkeypatch, capsys):
   assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    # A process of two devices, as in tests/distributed.
+    pytest.param(x, marks=[pytest.mark.soak] * (x == "device_sharing"))
+    for x in ROWS
+  ],
+)
 def test_a_benchmark_of_a_stage_writes_its_rows(
   name, monkeypatch, tmp_path, capsys
 ):

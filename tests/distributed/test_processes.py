@@ -54,24 +54,32 @@ def test_eight_devices_go_on_as_one_does(
   assert scores(workdir) == scores(one_device)
 
 
-@networks
-def test_two_processes_stopped_and_started_again_find_what_one_finds(
-  network, on_one_device, images, tmp_path
+@pytest.mark.parametrize(
+  ("network", "stopped"),
+  [
+    ("one block", False),
+    pytest.param("one block", True, marks=pytest.mark.soak),
+    pytest.param("resnet12", True, marks=pytest.mark.soak),
+  ],
+)
+def test_two_processes_find_what_one_finds(
+  network, stopped, on_one_device, images, tmp_path
 ):
-  """Two devices each. TERM to one of the processes in the middle of training;
-  the same command again."""
+  """Two devices each; also after TERM to one of the processes in the middle of
+  training, and the same command again."""
   one_device, workdir = on_one_device(network), tmp_path / "run"
   arguments = command_of(network, workdir, images)
-  with Pair(arguments, tmp_path, devices=2) as pair:
-    pair.wait_for_progress(workdir, 1, 8)
-    pair.processes[1].send_signal(signal.SIGTERM)
-    assert pair.wait() == [143, 143], pair.errors(0)
-    last = pair.errors(0).splitlines()[-1]
-    assert "and saved; the same command goes on" in last
-  assert not (workdir / "results.json").exists()
+  if stopped:
+    with Pair(arguments, tmp_path, devices=2) as pair:
+      pair.wait_for_progress(workdir, 1, 8)
+      pair.processes[1].send_signal(signal.SIGTERM)
+      assert pair.wait() == [143, 143], pair.errors(0)
+      last = pair.errors(0).splitlines()[-1]
+      assert "and saved; the same command goes on" in last
+    assert not (workdir / "results.json").exists()
   with Pair(arguments, tmp_path, devices=2) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
-    assert "pretrain: step 0 of" not in pair.errors(0)
+    assert ("pretrain: step 0 of" in pair.errors(0)) != stopped
     assert "on 4 x cpu, 2 processes" in pair.errors(0)
   # Not the momentum: over twelve steps rounding may choose another maximum in
   # a pool.

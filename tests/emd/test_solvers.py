@@ -93,7 +93,7 @@ def test_a_bad_problem_is_alone(row, x64):
   assert plan.converged[4:].all()
 
 
-@each(soak=("regularized_qp", "sinkhorn"))
+@each(soak=("regularized_qp", "sinkhorn", "interior_point"))
 def test_transformations_agree(row, x64):
   # Small ones, because each of the three is compiled.
   cost, a, b = small(row, 6)
