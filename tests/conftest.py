@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import signal
+import sys
 import tempfile
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so
@@ -14,6 +15,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.set_threshold(50_000, 20, 20)  # as `main` does
+# Containers often set it; dozens of processes would each compile the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Before anything imports JAX.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FAST = "--xla_backend_optimization_level=0"
