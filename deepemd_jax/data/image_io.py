@@ -12,9 +12,6 @@ few kilobytes may ask for any number; the environment variable `VARIABLE` sets
 another limit.
 """
 
-import contextlib
-import ctypes
-import functools
 import io
 import os
 import stat
@@ -81,7 +78,7 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
   if image.width * image.height > limit * 1e6:
     raise _too_large(f"{image.width} x {image.height} pixels")
   if image.format == "TIFF":
-    _hush_libtiff()
+    picture_files.hush_libtiff()
     tags = image.tag_v2
     tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
     if tile > 4 * image.width * image.height + _LARGEST_TILE:
@@ -90,16 +87,6 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     if preview or _DNG in tags:  # Pillow would show a preview of a few pixels
       raise ValueError(picture_files.RAW)
   return image
-
-
-@functools.cache
-def _hush_libtiff() -> None:
-  """Keeps libtiff from writing to stderr what is wrong with a file; where it
-  cannot be found in Pillow, as on Windows, it goes on writing."""
-  with contextlib.suppress(OSError, AttributeError):
-    libtiff = ctypes.CDLL(Image.core.__file__)
-    libtiff.TIFFSetErrorHandler(None)
-    libtiff.TIFFSetWarningHandler(None)
 
 
 def _identified(content: bytes) -> Image.Image:
@@ -282,6 +269,8 @@ def reason(error: Exception) -> str:
   """Returns what an exception of a decoder means, in one line."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
+  if str(error).startswith("decoder error"):  # and a number of Pillow's
+    return "damaged"
   return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -5,6 +5,9 @@ does. So a damaged picture, and one of a kind that is not read here, is named by
 whoever opens it: no picture is left out without a word.
 """
 
+import contextlib
+import ctypes
+import functools
 import importlib
 import importlib.util
 import os
@@ -147,3 +150,15 @@ def _has_plugin(name: str | None) -> bool:
     return False
   module = PLUGINS[name][2].partition(".")[0]
   return importlib.util.find_spec(module) is not None
+
+
+@functools.cache
+def hush_libtiff() -> None:
+  """Keeps libtiff from writing to stderr what is wrong with a file: Pillow
+  raises an error. Where Pillow hides it, as on Windows, it goes on writing."""
+  from PIL import Image
+
+  with contextlib.suppress(OSError, AttributeError):
+    libtiff = ctypes.CDLL(Image.core.__file__)
+    libtiff.TIFFSetErrorHandler(None)
+    libtiff.TIFFSetWarningHandler(None)

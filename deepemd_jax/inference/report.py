@@ -71,7 +71,8 @@ class Results:
   def summary(self) -> str:
     """Counts and accuracy in one line."""
     rows = self.good()
-    text = f"{len(rows)} images, {len(self.classes)} classes"
+    images = "1 image" if len(rows) == 1 else f"{len(rows)} images"
+    text = f"{images}, {len(self.classes)} classes"
     if self.truth is not None:
       right = self.probabilities[rows].argmax(1) == self.truth[rows]
       share = 100 * right.mean()
