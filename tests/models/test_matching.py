@@ -49,9 +49,13 @@ def test_similarity_and_scaled_weights(golden, episode):
   np.testing.assert_allclose(problem.query_weights, scaled, atol=1e-4)
 
 
-def test_logits(golden, episode):
-  """By the interior point below, and in `test_variants`."""
-  solver = SOLVERS[0]
+@pytest.mark.parametrize(
+  "solver",
+  # The short tests see the interior point's logits in `test_variants`.
+  [SOLVERS[0], pytest.param(SOLVERS[1], marks=pytest.mark.soak)],
+  ids=lambda s: type(s).__name__,
+)
+def test_logits(golden, episode, solver):
   ours = logits(*episode, solver)
   np.testing.assert_allclose(ours, golden["logits_opencv"], atol=1e-4)
   np.testing.assert_allclose(ours, golden["qpth1e-06_logits"], atol=1e-4)
