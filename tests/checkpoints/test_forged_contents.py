@@ -1,8 +1,14 @@
-"""A forged table of contents of a checkpoint leads to no file outside of it."""
+"""A forged table of contents of a checkpoint leads to no file outside of it.
 
+It can take memory, though, as SECURITY.md says.
+"""
+
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import tensorstore
@@ -76,3 +82,68 @@ def test_only_files_of_the_checkpoint_are_read(four, place, followed):
     else:
       with pytest.raises(InputError, match="4 is damaged: it cannot be read"):
         saved.restore(4, model=model())
+
+
+def zstd(content: bytes, zeros: int) -> bytes:
+  """A frame of `content` and then so many zeros, four bytes for 128 KiB."""
+  most = 2**17
+  sizes = [most] * (zeros // most) + [zeros % most]
+  header = lambda size, kind: (size << 3 | kind << 1).to_bytes(3, "little")  # noqa: E731
+  blocks = [header(len(content), 0) + content]
+  blocks += [header(size, 1) + b"\0" for size in sizes]
+  blocks += [(1).to_bytes(3, "little")]  # the last one, empty
+  return b"\x28\xb5\x2f\xfd\x00\x38" + b"".join(blocks)
+
+
+def number(value: int) -> bytes:
+  """As TensorStore writes it: seven bits a byte, the lowest first."""
+  rest = value >> 7
+  return bytes([value & 127 | bool(rest) << 7]) + (
+    number(rest) if rest else b""
+  )
+
+
+RESTORE = """
+import resource, sys
+from small_checkpoints import model
+from deepemd_jax.checkpoints.manager import Checkpoints
+from deepemd_jax.errors import InputError
+
+memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+with Checkpoints(sys.argv[1], read_only=True) as saved:
+  before = memory()
+  try:
+    saved.restore(4, model=model())
+  except InputError as error:
+    print(memory() - before, error)
+"""
+
+
+@pytest.mark.soak
+def test_the_memory_of_a_forged_table_is_not_bounded(four):
+  """What SECURITY.md warns of. If this fails, TensorStore has mended it."""
+  part = four / "4" / "model"
+  name = write_again(part)
+  path = part / "manifest.ocdbt"
+  content = path.read_bytes()
+  # Magic number, length, version, compression; settings; and the table of data
+  # files, two here: how many, and five numbers before the names.
+  settings = content[14 : content.index(name) - 6]
+  assert content[14 + len(settings)] == 2
+  files = 2**24  # three columns of numbers, each zero
+  table = zstd(settings + number(files), 3 * files)
+  content = content[:13] + b"\1" + table
+  length = (len(content) + 4).to_bytes(8, "little")
+  content = content[:4] + length + content[12:]
+  path.write_bytes(content + crc32c(content).to_bytes(4, "little"))
+  assert path.stat().st_size < 2500
+  told = subprocess.run(
+    [sys.executable, "-c", RESTORE, four],
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  ).stdout
+  grown, message = told.split(" ", 1)
+  assert "4 is damaged: it cannot be read" in message
+  assert int(grown) > 256  # MiB
