@@ -82,6 +82,9 @@ def get_config(arg: str = "") -> ConfigDict:
   model.weights = ""
   # Channels of ResNet-12 as a multiple of 64, 160, 320, 640.
   model.width = 1.0
+  # How many blocks of ResNet-12, the first ones, halve the map (paper: all 4).
+  # Fewer leave small images more cells.
+  model.pools = 4
   # float32, or bfloat16: convolutions and activations in bfloat16; parameters,
   # optimizer, batch norm's statistics, weights, costs and EMD stay float32
   # (official: float32). For accelerators; a CPU is slower with it.
@@ -161,6 +164,9 @@ def get_config(arg: str = "") -> ConfigDict:
   # Linear warm-up from 0, in epochs.
   pretrain.warmup_epochs = 0
   pretrain.weight_decay = 5e-4
+  # The share of a label that goes to all classes alike (official: none;
+  # Szegedy et al., CVPR 2016).
+  pretrain.label_smoothing = 0.0
   # Validate (and save) every so many epochs, on this many episodes.
   pretrain.validate_every = 1
   pretrain.validation_episodes = 100

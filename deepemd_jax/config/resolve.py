@@ -48,7 +48,8 @@ def resolve(config: ConfigDict) -> Settings:
       optimizer=_optimizer(config.pretrain),
       image_size=config.image.pretrain_size or _view(config).size,
       **_fields(
-        config.pretrain, "batch_size validate_every validation_episodes"
+        config.pretrain,
+        "batch_size label_smoothing validate_every validation_episodes",
       ),
     ),
     metatrain=MetatrainSettings(

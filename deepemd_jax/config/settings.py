@@ -48,6 +48,7 @@ class PretrainSettings:
     optimizer: see `OptimizerSpec`.
     image_size: side in pixels of the crops that the network sees.
     batch_size: images a step.
+    label_smoothing: share of a label that goes to all classes alike.
     validate_every: epochs between two validations.
     validation_episodes: episodes of each.
   """
@@ -55,6 +56,7 @@ class PretrainSettings:
   optimizer: OptimizerSpec
   image_size: int
   batch_size: int
+  label_smoothing: float
   validate_every: int
   validation_episodes: int
 

@@ -112,6 +112,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "model.backbone": (one_of(BACKBONES),),
   "model.projection": (at_least(0),),
   "model.width": (ABOVE_0,),
+  "model.pools": (Rule(lambda value: 1 <= value <= 4, "use 1 to 4"),),
   "model.precision": (one_of(PRECISIONS),),
   "nodes.kind": (one_of(NODE_KINDS),),
   "nodes.cells": (at_least(0),),
@@ -134,6 +135,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "episode.way": (at_least(2),),
   "episode.shot": (at_least(1),),
   "episode.query": (at_least(1),),
+  "pretrain.label_smoothing": (
+    Rule(lambda value: 0 <= value < 1, "use a share, at least 0 and below 1"),
+  ),
   "metatrain.way": (zero_or_at_least(2, "config.episode.way"),),
   "metatrain.shot": (zero_or_at_least(1, "config.episode.shot"),),
   "metatrain.query": (zero_or_at_least(1, "config.episode.query"),),

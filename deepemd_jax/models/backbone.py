@@ -146,7 +146,7 @@ BACKBONES = {
   "resnet12": Entry(
     "ResNet-12 of the paper, from scratch",
     "deepemd_jax.models.resnet12:create",
-    ("width", "precision"),
+    ("width", "precision", "pools"),
   ),
   "efficientnet_lite0": Entry(
     "EfficientNet-Lite0 with ImageNet weights, frozen: for photographs",

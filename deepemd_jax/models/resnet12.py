@@ -2,8 +2,9 @@
 
 Four residual blocks of three 3x3 convolutions with batch norm, LeakyReLU 0.1
 and a 1x1 shortcut, each followed by a 2x2 max pool that drops odd borders:
-84x84 images give a 5x5 map. No global pooling: the map's cells are the local
-descriptors that DeepEMD matches.
+84x84 images give a 5x5 map. For small images the last blocks may do without
+the pool (`pools`): with three, 40x40 images give a 5x5 map. No global pooling:
+the map's cells are the local descriptors that DeepEMD matches.
 
 The module is Flax NNX; the rest of the program sees plain nested dicts,
 `variables = {"params": ..., "batch_stats": ...}`, through `init` and `apply`,
@@ -34,6 +35,7 @@ from deepemd_jax.models.backbone import PRECISIONS, Backbone, Variables
 from deepemd_jax.models.convolution import same_convolution
 
 CHANNELS = (64, 160, 320, 640)
+BLOCKS = len(CHANNELS)
 _BATCH = (-4, -3, -2)  # what batch norm's statistics are of
 
 
@@ -110,13 +112,14 @@ def _leaky_relu(x: jax.Array) -> jax.Array:
 
 
 class Block(nnx.Module):
-  """Three 3x3 convolutions, a 1x1 shortcut and a 2x2 max pool."""
+  """Three 3x3 convolutions, a 1x1 shortcut and, with `pool`, a 2x2 max pool."""
 
   def __init__(
     self,
     channels_in: int,
     channels_out: int,
     *,
+    pool: bool = True,
     precision: str = "float32",
     rngs: nnx.Rngs,
   ) -> None:
@@ -129,17 +132,22 @@ class Block(nnx.Module):
     self.bn3 = BatchNorm(channels_out)
     self.downsample_conv = conv(channels_in, channels_out, 1)
     self.downsample_bn = BatchNorm(channels_out)
+    self.pool = pool
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     y = _leaky_relu(self.bn1(self.conv1(x), train=train))
     y = _leaky_relu(self.bn2(self.conv2(y), train=train))
     y = self.bn3(self.conv3(y), train=train)
     shortcut = self.downsample_bn(self.downsample_conv(x), train=train)
-    return _max_pool(_leaky_relu(y + shortcut))
+    y = _leaky_relu(y + shortcut)
+    return _max_pool(y) if self.pool else y
 
 
 class ResNet12(nnx.Module):
   """Images [N, H, W, 3] to feature maps [N, H // 16, W // 16, channels[-1]].
+
+  With `pools` below 4 only the first blocks halve the map, which then has sides
+  of H // 2**pools and W // 2**pools.
 
   Several batches [..., N, H, W, 3] pass the convolutions as one, and batch norm
   each by itself. That is what `jax.vmap` would compute, but its gradient would
@@ -154,16 +162,17 @@ class ResNet12(nnx.Module):
     self,
     channels: tuple[int, ...] = CHANNELS,
     *,
+    pools: int = BLOCKS,
     precision: str = "float32",
     rngs: nnx.Rngs,
   ) -> None:
     if precision not in PRECISIONS:
       raise ValueError(f"precision is {precision!r}; use one of {PRECISIONS}")
     block = functools.partial(Block, precision=precision, rngs=rngs)
-    self.layer1 = block(3, channels[0])
-    self.layer2 = block(channels[0], channels[1])
-    self.layer3 = block(channels[1], channels[2])
-    self.layer4 = block(channels[2], channels[3])
+    self.layer1 = block(3, channels[0], pool=pools > 0)
+    self.layer2 = block(channels[0], channels[1], pool=pools > 1)
+    self.layer3 = block(channels[1], channels[2], pool=pools > 2)
+    self.layer4 = block(channels[2], channels[3], pool=pools > 3)
 
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
     x = images
@@ -197,20 +206,24 @@ def to_variables(module: nnx.Module) -> Variables:
 
 
 @functools.lru_cache(maxsize=8)
-def _abstract(channels: tuple[int, ...], precision: str):
+def _abstract(channels: tuple[int, ...], precision: str, pools: int):
   module = nnx.eval_shape(
-    lambda: ResNet12(channels, precision=precision, rngs=nnx.Rngs(0))
+    lambda: ResNet12(
+      channels, pools=pools, precision=precision, rngs=nnx.Rngs(0)
+    )
   )
   return nnx.split(module, nnx.Param, nnx.BatchStat)
 
 
-def to_module(variables: Variables, precision: str = "float32") -> ResNet12:
+def to_module(
+  variables: Variables, precision: str = "float32", pools: int = BLOCKS
+) -> ResNet12:
   """The module that holds `variables`; its width is read off their shapes."""
   blocks = variables["params"]
   channels = tuple(
     blocks[f"layer{i}"]["conv1"]["kernel"].shape[-1] for i in range(1, 5)
   )
-  graph, params, stats = _abstract(channels, precision)
+  graph, params, stats = _abstract(channels, precision, pools)
   # replace_by_pure_dict writes in place: copy what the cache holds first.
   params, stats = (jax.tree.map(lambda x: x, s) for s in (params, stats))
   variables = jax.tree.map(jnp.asarray, variables)
@@ -226,6 +239,7 @@ def apply(
   *,
   train: bool,
   precision: str = "float32",
+  pools: int = BLOCKS,
 ) -> tuple[jax.Array, dict]:
   """Runs the network.
 
@@ -234,12 +248,13 @@ def apply(
     images: [..., N, H, W, 3], normalized, float32.
     train: normalize by the batch's statistics and update the running ones.
     precision: as `ResNet12`.
+    pools: as `ResNet12`.
 
   Returns:
-    The maps [..., N, H // 16, W // 16, C], and the (updated) running
-    statistics, float32, with the leading axes if they were updated.
+    The maps [..., N, H // 2**pools, W // 2**pools, C], and the (updated)
+    running statistics, float32, with the leading axes if they were updated.
   """
-  module = to_module(variables, precision)
+  module = to_module(variables, precision, pools)
   maps = module(images, train=train)
   return maps, to_variables(module)["batch_stats"]
 
@@ -253,17 +268,20 @@ def encode(
 
 
 @functools.cache
-def create(*, width: float = 1.0, precision: str = "float32") -> Backbone:
+def create(
+  *, width: float = 1.0, precision: str = "float32", pools: int = BLOCKS
+) -> Backbone:
   """ResNet-12 as a backbone.
 
   Args:
     width: its channels, as a multiple of the published 64, 160, 320, 640.
     precision: of convolutions and activations, "float32" or "bfloat16".
+    pools: how many blocks, the first ones, halve the map; 1 to 4.
   """
   return Backbone(
     init=functools.partial(init, width=width),
-    apply=functools.partial(apply, precision=precision),
-    stride=16,
+    apply=functools.partial(apply, precision=precision, pools=pools),
+    stride=2**pools,
     channels=channels_for(width)[-1],
     image_size=84,
     # The official code's, of ImageNet's training images.

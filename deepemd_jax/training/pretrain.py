@@ -91,8 +91,10 @@ def init_classifier(seed: int, channels: int, classes: int) -> dict:
 
 def loss_function(settings: Settings):
   """The cross-entropy of a batch; see `state.make_step`."""
-  view, size = settings.view, settings.pretrain.image_size
-  crop = sharding.shard_map_batch(functools.partial(crop_on_device, view, size))
+  view, spec = settings.view, settings.pretrain
+  crop = sharding.shard_map_batch(
+    functools.partial(crop_on_device, view, spec.image_size)
+  )
 
   def loss(params, extra, batch_stats, batch):
     maps, batch_stats = settings.backbone.apply(
@@ -105,6 +107,9 @@ def loss_function(settings: Settings):
     value = optax.softmax_cross_entropy_with_integer_labels(
       logits, batch["labels"]
     ).mean()
+    if spec.label_smoothing:
+      even = -jax.nn.log_softmax(logits).mean()  # all classes alike
+      value += spec.label_smoothing * (even - value)
     accuracy = 100 * (logits.argmax(-1) == batch["labels"]).mean()
     return value, (batch_stats, {"accuracy": accuracy})
 

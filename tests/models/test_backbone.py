@@ -30,6 +30,7 @@ from deepemd_jax.models import (
 MADE = {
   "toy": toy_backbone.create,
   "resnet12": lambda: resnet12.create(width=1 / 64),
+  "resnet12, three pools": lambda: resnet12.create(width=1 / 64, pools=3),
   "efficientnet_lite0": efficientnet_lite.lite0,
   "efficientnet_lite1": efficientnet_lite.lite1,
   "efficientnet_lite2": efficientnet_lite.lite2,
@@ -40,8 +41,11 @@ TINY_VIT = vit.Architecture(
   width=8, hidden=16, depth=1, heads=2, patch=8, grid=4, registers=1
 )
 GRAY = (128.0, 128.0, 128.0)
-SLOW = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
-# Those have the same code, of which few blocks are enough.
+SLOW = (
+  "resnet12, three pools",
+  *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+)
+# The Lites have the same code, of which few blocks are enough.
 FEW_BLOCKS = "efficientnet_lite, few blocks"
 
 

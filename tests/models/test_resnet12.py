@@ -1,5 +1,6 @@
 """The backbone equals the official one: values, statistics, gradients."""
 
+import functools
 import json
 
 import jax
@@ -111,6 +112,16 @@ def test_encode_is_evaluation_mode_and_has_the_published_size(variables):
   small = resnet12.create(width=0.125).abstract()
   maps = jax.eval_shape(resnet12.encode, small, jnp.ones((3, 84, 84, 3)))
   assert maps.shape == (3, 5, 5, 80)
+
+
+@pytest.mark.parametrize("pools, side", [(4, 2), (3, 5), (2, 10), (1, 20)])
+def test_fewer_blocks_halve_the_map(pools, side):
+  backbone = resnet12.create(width=0.125, pools=pools)
+  images = jax.ShapeDtypeStruct((3, 40, 40, 3), "float32")
+  encode = functools.partial(backbone.apply, train=False)
+  maps, _ = jax.eval_shape(encode, backbone.abstract(), images)
+  assert maps.shape == (3, side, side, 80)
+  assert backbone.map_side(40) == side
 
 
 def test_module_round_trip(variables):
