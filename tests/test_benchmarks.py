@@ -1,4 +1,4 @@
-"""Every benchmark runs, small."""
+"""Every benchmark runs, small: a few at once, all of them in `make soak`."""
 
 import importlib
 import json
@@ -39,6 +39,19 @@ ROWS = {
     "devices 2": {"stage", "case", "load", "evaluate_16_s", "pretrain_s"}
   },
 }
+# Seconds of a processor each.
+SLOW = {
+  *("data", "device_sharing", "emd_solvers", "episode", "evaluation_step"),
+  *("photographs", "training_step"),
+}
+
+
+def named(names):
+  """A case for each benchmark; those that take long are for the soak."""
+  return [
+    pytest.param(x, marks=[pytest.mark.soak] * (x in SLOW))
+    for x in sorted(names)
+  ]
 
 
 def run(name, monkeypatch, *flags):
@@ -46,7 +59,15 @@ def run(name, monkeypatch, *flags):
   importlib.import_module(f"benchmarks.{name}").main()
 
 
-@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - set(ROWS)))
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_says_what_it_does(name, monkeypatch, capsys):
+  with pytest.raises(SystemExit) as ended:
+    run(name, monkeypatch, "--help")
+  assert ended.value.code == 0
+  assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", named(set(SCRIPTS) - set(ROWS)))
 def test_a_benchmark_prints_its_table(name, monkeypatch, capsys):
   # One of them adds a data set.
   monkeypatch.setattr(catalogue, "BENCHMARKS", dict(catalogue.BENCHMARKS))
@@ -54,14 +75,7 @@ def test_a_benchmark_prints_its_table(name, monkeypatch, capsys):
   assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    # A process of two devices, as in tests/distributed.
-    pytest.param(x, marks=[pytest.mark.soak] * (x == "device_sharing"))
-    for x in ROWS
-  ],
-)
+@pytest.mark.parametrize("name", named(ROWS))
 def test_a_benchmark_of_a_stage_writes_its_rows(
   name, monkeypatch, tmp_path, capsys
 ):

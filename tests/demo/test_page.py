@@ -207,6 +207,7 @@ def test_keys_alone(page):
   assert page.evaluate(all_of(".lit rect") + ".length") == 4
 
 
+@pytest.mark.soak
 def test_canceled(page, demo):
   page.click(all_of("#examples button") + "[0]")
   page.wait(all_of("#classes .card") + ".length === 5")
@@ -222,6 +223,7 @@ def test_canceled(page, demo):
   page.wait(RESULT)
 
 
+@pytest.mark.soak
 def test_a_server_that_ended(page, run):
   with serving(server.Demo(run)) as port:
     page.open(f"http://127.0.0.1:{port}/")

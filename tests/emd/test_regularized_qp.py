@@ -87,9 +87,8 @@ def test_flows_and_gradients_of_qpth(size, tag, x64):
     assert (np.abs(gradient[good] - expected) / scale).max() < 1e-3
 
 
-@pytest.mark.parametrize(
-  "form", ["L2", pytest.param("QP", marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("form", ["L2", "QP"])
 def test_problems_that_rest_on_the_way(form):
   """DeepEMD's, one or more of which each form once gave up."""
   cost, a, b = emd_solvers.problems(375, 38)
@@ -103,7 +102,9 @@ def test_problems_that_rest_on_the_way(form):
   ("name", "sharper"),
   [
     ("regularized_qp", emd.RegularizedQP("L2", 1e-7)),
-    ("sinkhorn", emd.Sinkhorn(0.005, 1e-9, 100_000)),
+    pytest.param(
+      *("sinkhorn", emd.Sinkhorn(0.005, 1e-9, 100_000)), marks=pytest.mark.soak
+    ),
   ],
 )
 def test_smoothing_less_comes_closer(x64, name, sharper):

@@ -159,12 +159,9 @@ def test_it_is_tested_as_the_run_itself(run, exported, tmp_path, capsys):
   capsys.readouterr()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
-  ("kind", "solver"),
-  [
-    ("sampling", "sinkhorn"),
-    pytest.param("grid", "regularized_qp", marks=pytest.mark.soak),
-  ],
+  ("kind", "solver"), [("sampling", "sinkhorn"), ("grid", "regularized_qp")]
 )
 def test_crops_as_nodes_and_the_runs_own_solver(
   kind, solver, tmp_path, monkeypatch

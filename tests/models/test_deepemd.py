@@ -43,6 +43,7 @@ def pictures(*shape):
   return jax.random.normal(jax.random.key(2), (*shape, SIDE, SIDE, 3))
 
 
+@pytest.mark.soak
 def test_scores_gradients_and_statistics_of_a_resnet():
   rng = np.random.default_rng(0)
   support, query = (
