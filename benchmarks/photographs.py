@@ -39,7 +39,8 @@ from deepemd_jax.utils.progress import Progress
 from deepemd_jax.utils.random_streams import Stream, stream
 
 HEADS = (
-  *("deepemd", "deepemd_equal_weights", "chamfer", "prototype"),
+  *("deepemd", "deepemd_pooled", "deepemd_equal_weights"),
+  *("chamfer", "prototype"),
   "logistic_regression",  # of several shots
 )
 CENTERS = ("none", "support", "photographs")
@@ -197,7 +198,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
           pools, way, settings, change, by_support, options
         )
         facts = {"protocol": protocol, "way": way, "center": how}
-        rows += _rows(facts, values, classes)
+        rows += _rows(facts, values, classes, options.own)
   return rows
 
 
@@ -234,11 +235,11 @@ def _learned(images: projection.Labeled, settings, options) -> dict:
   return maps
 
 
-def _rows(facts: dict, values: dict, classes: np.ndarray) -> list[dict]:
-  """A row for each head."""
+def _rows(facts: dict, values: dict, classes, own: str) -> list[dict]:
+  """A row for each head, with the lead of `own`."""
   rows = []
   for head, found in values.items():
-    lead = values["deepemd"] - found
+    lead = values[own] - found
     estimates = {
       "accuracy": Estimate.of(found.mean(1)),
       "lead": Estimate.of(lead.mean(1)),
@@ -262,6 +263,9 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--center", nargs="+", choices=CENTERS, default=CENTERS)
   parser.add_argument(
     "--learn", action="store_true", help="also a map for each head"
+  )
+  parser.add_argument(
+    "--own", choices=HEADS, default="deepemd", help="the head that may lead"
   )
   parser.add_argument("--way", type=int, nargs="+", default=[5])
   parser.add_argument("--shot", type=int, default=1)
@@ -306,7 +310,7 @@ def main() -> None:
   )
   columns = (
     *("protocol", "way", "centered by", "head", "accuracy"),
-    *("DeepEMD leads by", "over classes"),
+    *(f"{heads.title(options.own)} leads by", "over classes"),
   )
   print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
   for row in rows:
@@ -317,7 +321,7 @@ def main() -> None:
         ("lead_over_classes", "+"),
       )
     )
-    if row["head"] == "deepemd":
+    if row["head"] == options.own:
       leads = ["", ""]
     title = heads.title(row["head"], options.shot)
     cells = (row["protocol"], str(row["way"]), row["center"], title)

@@ -202,7 +202,8 @@ def get_config(arg: str = "") -> ConfigDict:
   evaluate.batch_size = 10
   evaluate.encode_batch_size = 128
   # What to compare, on the same episodes: deepemd, deepemd_equal_weights,
-  # deepemd_l2, deepemd_sinkhorn, deepemd_qp, deepemd_mean and deepemd_nearest
+  # deepemd_l2, deepemd_sinkhorn, deepemd_qp, deepemd_pooled (its logit plus
+  # half of the prototype's), deepemd_mean and deepemd_nearest
   # (more shots without the structured FC layer), prototype,
   # logistic_regression, chamfer. () is the usual three.
   evaluate.heads = ()

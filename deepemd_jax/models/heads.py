@@ -123,6 +123,16 @@ def deepemd_qp(query_nodes, support_nodes, key, settings):
   return _deepemd(query_nodes, support_nodes, key, settings, solver=solver)
 
 
+def deepemd_pooled(query_nodes, support_nodes, key, settings):
+  """The paper's head, plus half of what the prototype says."""
+  own = _deepemd(query_nodes, support_nodes, key, settings)
+  classes = mean_prototypes(support_nodes)
+  temperature = settings.temperature
+  return own + 0.5 * matching.prototype_logits(
+    query_nodes, classes, temperature
+  )
+
+
 def deepemd_mean(query_nodes, support_nodes, key, settings):
   """The paper's head on the mean of the support nodes, whatever the shots."""
   del key
@@ -184,6 +194,9 @@ HEADS = {
   "deepemd_l2": Head("DeepEMD, l2", deepemd_l2),
   "deepemd_sinkhorn": Head("DeepEMD, Sinkhorn", deepemd_sinkhorn),
   "deepemd_qp": Head("DeepEMD, QP", deepemd_qp),
+  "deepemd_pooled": Head(
+    "DeepEMD + pooled", deepemd_pooled, "DeepEMD, SFC + pooled"
+  ),
   "deepemd_mean": Head("DeepEMD, mean nodes", deepemd_mean),
   "deepemd_nearest": Head("DeepEMD, nearest shot", deepemd_nearest),
   "prototype": Head("Prototype (pooled, cosine)", prototype, is_pooled=True),

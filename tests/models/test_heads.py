@@ -93,6 +93,11 @@ def deepemd(query, support, value=exact_value, solver=None, **options):
   return each_pair(logit, query, classes)
 
 
+def deepemd_pooled(query, support):
+  share = TEMPERATURE / matching.TEMPERATURE / 2
+  return deepemd(query, support) + share * prototype(query, support)
+
+
 def deepemd_nearest(query, support):
   shots = [
     each_pair(pair_logit, query, shot) for shot in support.swapaxes(0, 1)
@@ -154,6 +159,7 @@ OBVIOUS = {
   "deepemd_mean": lambda query, support: each_pair(
     pair_logit, query, support.mean(1)
   ),
+  "deepemd_pooled": deepemd_pooled,
   "deepemd_nearest": deepemd_nearest,
   "prototype": prototype,
   "logistic_regression": logistic_regression,
