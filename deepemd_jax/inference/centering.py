@@ -46,6 +46,8 @@ class Center:
     encoder: image_encoder.ImageEncoder,
     images: Sequence,
     progress: Callable[[int], None] | None = None,
+    *,
+    skip_bad: bool = False,
   ) -> "Center":
     """The center of some images.
 
@@ -53,6 +55,7 @@ class Center:
       encoder: of images; it must not center them.
       images: at least one.
       progress: called with the number of images done.
+      skip_bad: leave out those that cannot be read.
 
     Raises:
       InputError: some cannot be read; it names them.
@@ -61,7 +64,8 @@ class Center:
     nodes = (x.nodes for _, x in encoder.batches(images, bad, progress))
     if (first := next(nodes, None)) is not None:
       center = cls.of_nodes(itertools.chain([first], nodes))
-    image_encoder.refuse(images, bad)
+    if first is None or not skip_bad:
+      image_encoder.refuse(images, bad)
     return center
 
   @classmethod

@@ -6,6 +6,7 @@ import os
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import options as shared
 from deepemd_jax.utils import terminal
+from deepemd_jax.utils.progress import Progress
 
 HELP = "find the images of a folder that are most like one image"
 DESCRIPTION = """
@@ -32,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=10,
     help="images to find (default %(default)s)",
   )
+  parser.add_argument(
+    "--center",
+    metavar="DIR",
+    help="photographs of the place where the images come from, the gallery "
+    "itself perhaps: what they have in common is taken out",
+  )
   shared.add_encoding(parser, "gallery")
 
 
@@ -47,11 +54,17 @@ def run(options: argparse.Namespace) -> str:
   from deepemd_jax.data import folder
 
   paths = folder.below(options.gallery)
+  center_paths = options.center and folder.below(options.center)
   if not os.path.exists(options.query):
     raise InputError(f"there is no image {options.query!r}")
 
   from deepemd_jax.checkpoints import pretrained
-  from deepemd_jax.inference import choices, feature_cache, image_encoder
+  from deepemd_jax.inference import (
+    centering,
+    choices,
+    feature_cache,
+    image_encoder,
+  )
 
   trained = pretrained.load(options.checkpoint)
   solver = choices.choose_solver(trained.settings, options.solver)
@@ -60,6 +73,15 @@ def run(options: argparse.Namespace) -> str:
   if options.cache is not None:
     cache = feature_cache.Cache(options.cache)
   encoder = image_encoder.ImageEncoder(trained, view, cache)
+  if center_paths:
+    with Progress() as progress:
+      center = centering.Center.of(
+        encoder,
+        center_paths,
+        lambda done: progress("to center by", done, len(center_paths)),
+        skip_bad=options.skip_bad,
+      )
+    encoder = image_encoder.ImageEncoder(trained, view, cache, center)
   query = encoder.all([options.query]).nodes
   best, bad = _nearest(encoder, query, paths, options.top)
   if not options.skip_bad or not best:
@@ -76,8 +98,6 @@ def _nearest(encoder, query, paths, top: int):
     {number of an image: (cosine, nodes [n, c])}, the most alike first, and the
     bad images as `ImageEncoder.batches` tells them.
   """
-  from deepemd_jax.utils.progress import Progress
-
   bad: dict[int, str] = {}
   best: dict[int, tuple] = {}
   with Progress() as progress:

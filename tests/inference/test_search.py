@@ -31,6 +31,27 @@ def test_search_takes_the_global_top(call, folder):
   assert {row[3] for row in best} == {row[3] for row in found}
 
 
+def test_what_a_place_has_in_common_is_taken_out(call, folder):
+  usual = ("--gallery=query", "--query=query/red/1.png", "--top=6")
+  _, plain, _ = call("search", *usual)
+  code, out, errors = call("search", *usual, "--center=query")
+  assert code == 0 and errors == ""
+  plain, found = ([x.split() for x in t.splitlines()[1:]] for t in (plain, out))
+  assert {row[3] for row in found} == {row[3] for row in plain}
+  assert found[0] == ["1", "1.000", "1.000", "query/red/1.png"]
+  # The others are told apart more clearly.
+  assert min(float(row[2]) for row in found) < min(
+    float(row[2]) for row in plain
+  )
+  (folder / "query" / "bad.png").write_bytes(b"x")
+  others = ("--gallery=support", usual[1])
+  refused = call("search", *others, "--center=query")
+  assert_refused(refused, "1 of 7 images cannot be read")
+  code, _, errors = call("search", *others, "--center=query", "--skip-bad")
+  assert code == 0
+  assert_refused(call("search", *usual, "--center=x"), "no image folder 'x'")
+
+
 def test_search_mistakes(call, folder):
   usual = ("--gallery=query", "--query=query/red/1.png")
   assert_refused(call("search", *usual, "--top=0"), "--top is 0")
