@@ -1,15 +1,19 @@
-"""The paper's schedule on one GPU: from stored copies to a table of results.
+"""Runs a recipe on real images: from stored copies to a table of results.
 
     python -m benchmarks.reproduce cifar_fs                     # on a GPU
     python -m benchmarks.reproduce cifar_fs --seconds 560       # stop, and save
     python -m benchmarks.reproduce cifar_fs --fraction 0.1 \\
         --config.model.width=0.125                              # a rehearsal
+    python -m benchmarks.reproduce cifar_fs --laptop --seed 1   # two CPU cores
 
 It runs the data set's recipe, `configs/DATASET.py`: pre-training, meta-training
 and the test, 1-shot and 5-shot. What is learned is the paper's but for the
 precision: convolutions are computed in bfloat16, which takes half the time.
 There are fewer validations, which decide only which of the encoders on the way
 is kept. Calls of the device are larger, which decides nothing.
+
+With `--laptop` it runs the recipe's variant of that name as it is: a small
+network and a short schedule, for two CPU cores.
 
 `XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=false` makes a step faster;
 without it `deepemd_jax.main` sums in order, so that equal runs end equal.
@@ -25,12 +29,14 @@ not know go to `deepemd_jax.main`. The data set must be prepared:
 import argparse
 import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
 import time
 
 from deepemd_jax.errors import STOPPED
+from deepemd_jax.models import heads
 from deepemd_jax.utils import files
 
 DATA_SETS = ("cifar_fs", "fc100", "miniimagenet", "cub")
@@ -42,12 +48,15 @@ VALIDATIONS = 10
 _GRACE = 60  # seconds that a run gets to save, once it is asked to stop
 
 
-def fields(fraction: float) -> dict[str, object]:
+def fields(fraction: float | None) -> dict[str, object]:
   """The config fields that differ from the recipe's.
 
   Args:
-    fraction: of the schedule's epochs, within 0 to 1.
+    fraction: of the schedule's epochs, within 0 to 1; None is another schedule,
+      of which nothing is changed.
   """
+  if fraction is None:
+    return {}
 
   def share(epochs: int) -> int:
     return max(1, round(epochs * fraction))
@@ -69,7 +78,8 @@ def fields(fraction: float) -> dict[str, object]:
 
 def command(args, rest: list[str]) -> list[str]:
   """The arguments of the process that trains and tests."""
-  changed = fields(args.fraction)
+  changed = fields(None if args.laptop else args.fraction)
+  changed["seed"] = args.seed
   if args.directory:
     changed["data.directory"] = args.directory
   return [
@@ -117,6 +127,10 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   )
   parser.add_argument("data", choices=DATA_SETS)
   parser.add_argument("--variant", default="", help="of the recipe: grid, say")
+  parser.add_argument(
+    "--laptop", action="store_true", help="the recipe for two CPU cores"
+  )
+  parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--fraction", type=float, default=1.0, metavar="F")
   parser.add_argument("--seconds", type=float, help="then stop, and save")
   parser.add_argument("--directory", default="", help="of prepared data")
@@ -124,10 +138,37 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   args, rest = parser.parse_known_args(argv)
   if not 0 < args.fraction <= 1:
     parser.error(f"--fraction is {args.fraction}; give a number in (0, 1]")
+  if args.laptop:
+    if args.fraction != 1:
+      parser.error("--laptop is a schedule of its own; leave --fraction out")
+    args.variant = ",".join(x for x in (args.variant, "laptop") if x)
   if args.workdir is None:
-    variant = f"-{args.variant}" if args.variant else ""
-    args.workdir = pathlib.Path("runs", f"reproduce-{args.data}{variant}")
+    words = ["reproduce", args.data, *args.variant.split(",")]
+    words += [f"seed{args.seed}"] if args.seed else []
+    args.workdir = pathlib.Path("runs", "-".join(x for x in words if x))
   return args, rest
+
+
+def table(results: dict) -> str:
+  """Accuracies, and the leads on the same episodes, in Markdown.
+
+  Args:
+    results: as in a run's results.json.
+  """
+  rows = ["| test | head | accuracy | DeepEMD leads by |", "|---|---|---|---|"]
+  for test in (results, *results["more"].values()):
+    shape = test["episode"]
+    name = f"{shape['way']}-way {shape['shot']}-shot, {test['episodes']}"
+    for head, found in test["heads"].items():
+      lead = test["paired"].get(f"deepemd - {head}")
+      cells = (
+        f"{name} episodes",
+        heads.title(head, shape["shot"]),
+        f"{found['accuracy']:.2f} ± {found['ci95']:.2f}",
+        f"{lead['mean']:+.2f} ± {lead['ci95']:.2f}" if lead else "",
+      )
+      rows.append(f"| {' | '.join(cells)} |")
+  return "\n".join(rows)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,15 +185,25 @@ def main(argv: list[str] | None = None) -> int:
       "command": arguments[1:],
       "fraction": args.fraction,
       "seconds": round(time.time() - began, 1),
+      "largest": _largest_process(),
       "exit code": code,
     },
   )
   state = "stopped; the same command goes on" if code == STOPPED else "ended"
   print(
-    f"{state}; {total:.0f} s so far, {args.fraction:g} of the schedule",
+    f"{state}; {total:.0f} s so far, {args.fraction:g} of the schedule, "
+    f"at most {_largest_process() / 2**30:.1f} GiB",
     flush=True,
   )
+  if code == 0 and (args.workdir / "results.json").exists():
+    print(table(json.loads((args.workdir / "results.json").read_text())))
   return code
+
+
+def _largest_process() -> int:
+  """Bytes that the run's largest process had at its peak."""
+  peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+  return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,31 @@ def test_its_own_flags_and_those_of_the_run(capsys):
   assert rest == ["--config.seed=1"]
   assert str(args.workdir) == "runs/reproduce-cub-grid"
   assert "--config=cub:grid" in reproduce.command(args, rest)
+  args, rest = reproduce.parse(["cub", "--laptop", "--seed=3"])
+  assert str(args.workdir) == "runs/reproduce-cub-laptop-seed3"
+  assert reproduce.command(args, rest)[3:] == [
+    *("--config=cub:laptop", f"--workdir={args.workdir}", "--config.seed=3")
+  ]
   with pytest.raises(SystemExit):
     reproduce.parse(["cub", "--fraction", "0"])
   assert "--fraction is 0.0" in capsys.readouterr().err
+
+
+def test_the_table_has_each_test_and_its_leads():
+  def found(shot):
+    return {
+      "heads": {
+        "deepemd": {"accuracy": 60.0, "ci95": 0.5},
+        "prototype": {"accuracy": 58.0, "ci95": 0.6},
+      },
+      "paired": {"deepemd - prototype": {"mean": 2.0, "ci95": 0.25}},
+      "episodes": 600,
+      "episode": {"way": 5, "shot": shot, "query": 15},
+    }
+
+  rows = reproduce.table(found(1) | {"more": {"5-shot": found(5)}}).splitlines()
+  assert len(rows) == 6
+  test = "| 5-way 5-shot, 600 episodes |"
+  assert rows[4] == f"{test} DeepEMD, SFC | 60.00 ± 0.50 |  |"
+  assert rows[5].startswith(f"{test} Prototype")
+  assert rows[5].endswith("| 58.00 ± 0.60 | +2.00 ± 0.25 |")
