@@ -236,6 +236,7 @@ def test_what_was_trained_on_is_read_from_the_workdir(tmp_path):
   assert protocol.model == {
     "backbone": "resnet12",
     "width": 1.0,
+    "pools": 4,
     "precision": "float32",
   }
   (tmp_path / "config.json").write_text('{"model": {"width": 1.0}}')
