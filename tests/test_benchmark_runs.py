@@ -63,7 +63,7 @@ def make_ready(place, monkeypatch):
   return make
 
 
-def recipe(name, place, arguments="runlocal"):
+def recipe(name, place, arguments="laptop"):
   module = importlib.import_module(f"configs.{name}")
   return tiny(module.get_config(arguments), place)
 
@@ -81,6 +81,7 @@ def tiny(config, place):
   for stage in (config.pretrain, config.metatrain):
     stage.validation_episodes = 2
   config.evaluate.episodes = 2
+  config.evaluate.more = ()
   config.evaluate.batch_size = 2
   config.evaluate.encode_batch_size = 12
   config.evaluate.pictures = 0
@@ -147,7 +148,7 @@ def test_a_trained_encoder_is_tested_another_way(variant, place, make_ready):
     pytest.skip("the run of miniimagenet has failed")
   for name in ("miniimagenet", "cub"):
     make_ready(name)
-  config = recipe("miniimagenet", place, f"runlocal,{variant}")
+  config = recipe("miniimagenet", place, f"laptop,{variant}")
   config.episode.shot = min(config.episode.shot, 2)
   config.sfc.epochs = 2
   if variant == "grid":
