@@ -21,7 +21,7 @@ from deepemd_jax.errors import InputError
 
 @pytest.mark.parametrize(
   ("processes", "files"),
-  [(1, 1000), pytest.param(20, 2500, marks=pytest.mark.soak)],
+  [(1, 500), pytest.param(20, 2500, marks=pytest.mark.soak)],
 )
 def test_state_dicts_that_were_tampered_with(processes, files):
   """No signal, no traceback, no seconds, no memory, no bytes but the file's:

@@ -66,7 +66,7 @@ def every(step, starts, values):
   return np.concatenate([x[i::step] for x, i in zip(rows, starts, strict=True)])
 
 
-@each_case()
+@each_case(soak=("interior_point 64",))
 def test_recorded_problems(row, x64):
   """16 problems a size: correlated, tied, repeated, zero costs, spikes.
 

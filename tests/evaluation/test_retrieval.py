@@ -217,9 +217,8 @@ def test_nothing_depends_on_batches_or_memory(workdir, images, tmp_path):
   assert kept.name.startswith("folder-32_retrieve_test_fcn_seed0_")
 
 
-@pytest.mark.parametrize(
-  "devices", [pytest.param(1, marks=pytest.mark.soak), 4]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("devices", [1, 4])
 def test_nothing_depends_on_the_devices(devices, workdir, images, tmp_path):
   """The command itself, in a process of its own."""
   copy = shutil.copytree(workdir, tmp_path / "copy")

@@ -90,8 +90,8 @@ FLOW = "opencv", {"gradient": "flow"}, 2e-3
   [
     (SIMPLEX, *EXACT),
     (SIMPLEX, *FLOW),
-    (INTERIOR_POINT, *EXACT),
-    # Which does not depend on the solver.
+    # Little here depends on the solver.
+    pytest.param(INTERIOR_POINT, *EXACT, marks=pytest.mark.soak),
     pytest.param(INTERIOR_POINT, *FLOW, marks=pytest.mark.soak),
   ],
   ids=lambda x: type(x).__name__ if x in SOLVERS else None,
