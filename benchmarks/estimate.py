@@ -1,13 +1,13 @@
 """What a step would cost on accelerators: estimates by formula.
 
-    python -m benchmarks.estimate                       # tables of COST.md
+    python -m benchmarks.estimate                       # tables of docs/COST.md
     python -m benchmarks.estimate --way 10 --width 0.5
     python -m benchmarks.estimate --smoke               # the same, for CI
 
 Every number that it prints is an estimate. It follows from a formula of this
 file, from the published peaks of a machine and from the assumptions below.
-`COST.md` says what was measured, and how far the formulas are from what XLA
-counts.
+`docs/COST.md` says what was measured, and how far the formulas are from what
+XLA counts.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PARAMETERS = 12_424_320  # of the published ResNet-12, for the all-reduce
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """Published numbers and assumptions; the sources are in COST.md.
+  """Published numbers and assumptions; the sources are in docs/COST.md.
 
   Attributes:
     chips: of the whole machine.

@@ -16,7 +16,8 @@ SCRIPTS = sorted(
   # It has no small form, and tests of its own: see test_reproduce.py.
   and path.stem != "reproduce"
 )
-# The keys of a row in their JSON, which COST.md's tables have been made from.
+# The keys of a row in their JSON, which the tables of docs/COST.md were made
+# from.
 STEP = {
   *("stage", "case", "load", "step_s", "formula_gflop"),
   *("gflop", "gbyte", "argument_mb", "temporary_mb"),

@@ -151,7 +151,7 @@ def decode_copy(
     uint8 [side, side, 3], and the original height and width in pixels.
 
   Raises:
-    Nearly anything: it is not an image; see `image_io.reason`.
+    Exception: it is not an image, of whatever kind; see `image_io.reason`.
   """
   image, size = image_io.read_upright(file)
   return np.asarray(image.resize((side, side), COPY_FILTER)), size

@@ -50,7 +50,7 @@ def cross_reference_weights(
 ) -> Float[Array, " n"]:
   """How much each node speaks of what the other image shows.
 
-  relu(u_i . mean_j v_j) + 1e-3 on uncenterd nodes: a node that looks like the
+  relu(u_i . mean_j v_j) + 1e-3 on uncentered nodes: a node that looks like the
   other image's average gets mass, background clutter gets nearly none.
 
   Returns:

@@ -1,6 +1,5 @@
-"""The public functions: registry, options, shapes, dtypes, and the README."""
+"""The public functions: registry, options, shapes, dtypes, and the guide."""
 
-import pathlib
 import subprocess
 import sys
 
@@ -105,11 +104,11 @@ def test_other_types_are_computed_in_float32(dtype):
   np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_the_readme_example_runs(monkeypatch):
+def test_the_guides_example_runs(monkeypatch):
   """With fewer and smaller clouds, and compiled, which takes less time."""
   monkeypatch.setattr(emd, "solve", solve)
   monkeypatch.setattr(emd, "distance", distance)
-  text = (pathlib.Path(emd.__file__).parent / "README.md").read_text()
+  text = (ROOT / "docs" / "emd.md").read_text("utf-8")
   code = text.split("```python\n")[1].split("```")[0]
   assert "64" in code and "25" in code
   variables: dict = {}

@@ -186,7 +186,7 @@ def test_training(stage, network):
     states.append(state)
   assert dtypes(gradients) == dtypes(states) == {"float32"}
   # Low, for a random network that few pixels normalize; of the quickstart's it
-  # is above 0.996 (README).
+  # is above 0.996 (docs/glyphs.md).
   assert cosine(*gradients) > 0.9
   assert curves[0][-1] < 0.9 * curves[0][0]
   np.testing.assert_allclose(*curves, rtol=0.05, atol=0.03)
