@@ -31,6 +31,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_timeout = 900  # seconds a cell, on a busy machine
 nb_execution_raise_on_error = True
+nb_merge_streams = True
 
 # Shapes and types are in the text of a docstring, not in its signature.
 autodoc_typehints = "none"
