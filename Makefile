@@ -23,6 +23,7 @@ soak: $(VENV)/.test $(VENV)/.native
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

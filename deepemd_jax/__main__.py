@@ -24,9 +24,9 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from deepemd_jax import mistakes
 from deepemd_jax.errors import InputError, MissingData
@@ -53,9 +53,9 @@ _TRAIN_HELP = "train, evaluate or retrieve, as a config says"
 class Parser(argparse.ArgumentParser):
   """An argument parser whose mistakes are `InputError`s."""
 
-  def __init__(self, **options) -> None:
+  def __init__(self, **options: Any) -> None:
     """Takes what `argparse.ArgumentParser` takes; names are not abbreviated."""
-    ours = {
+    ours: dict[str, Any] = {
       "allow_abbrev": False,
       "formatter_class": argparse.RawDescriptionHelpFormatter,
     }
@@ -126,7 +126,8 @@ def main(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> NoReturn:
   """Does what `python -m deepemd_jax.main` does, exit code included."""
-  registry.load(f"{_TRAIN}:entry")([f"{PROGRAM} train", *arguments])
+  train: Callable[[list[str]], NoReturn] = registry.load(f"{_TRAIN}:entry")
+  train([f"{PROGRAM} train", *arguments])
 
 
 def _answer(arguments: list[str]) -> str:

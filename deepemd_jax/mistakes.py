@@ -17,8 +17,10 @@ def tell(error: Exception) -> int | None:
     _write("\n".join([str(error), *error.lines[1:]]))
   elif isinstance(error, InputError):
     complain(str(error))
-  elif isinstance(error, ModuleNotFoundError) and extra.missing(error):
-    complain(extra.missing(error))
+  elif isinstance(error, ModuleNotFoundError) and (
+    line := extra.missing(error)
+  ):
+    complain(line)
   else:
     return None
   return MISTAKE

@@ -66,6 +66,8 @@ def checksums(tree) -> dict[str, int]:
   """CRC-32 of every leaf's bytes, by place."""
   # Viewed as bytes, because bfloat16 has no buffer.
   return {
+    # NumPy's stubs have its buffers from Python 3.12 on.
+    # pyrefly: ignore[bad-argument-type]
     name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     for name, leaf in leaves(tree).items()
   }
@@ -290,7 +292,8 @@ def set_aside(directory: pathlib.Path, steps: list[int]) -> None:
       place = directory / f"damaged.{step}"
       shutil.rmtree(place, ignore_errors=True)
       os.rename(directory / str(step), place)
-    terminal.note(f"deepemd_jax: going on from the one before; kept as {place}")
+    kept = directory / f"damaged.{steps[-1]}"
+    terminal.note(f"deepemd_jax: going on from the one before; kept as {kept}")
   runtime.barrier("damage set aside")
 
 

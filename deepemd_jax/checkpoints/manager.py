@@ -56,7 +56,7 @@ class Checkpoints:
       InputError: the directory cannot be opened, or a score is damaged.
     """
     self._directory = pathlib.Path(directory).resolve()
-    self._manager = None
+    self._manager: Any = None
     self._failed = False
     if read_only and not self._directory.is_dir():
       return
@@ -114,11 +114,10 @@ class Checkpoints:
     is none."""
     if self._manager is None:
       return None
-    return max(
-      self._manager.all_steps(),
-      key=lambda step: (self.score(step), -step),
-      default=None,
-    )
+    steps = self._manager.all_steps()
+    if not steps:
+      return None
+    return max(steps, key=lambda step: (self.score(step), -step))
 
   def score(self, step: int) -> float:
     """The score that `step` was saved with; -inf if it had none."""
@@ -152,7 +151,7 @@ class Checkpoints:
     # Not `<=`: that would let NaN through.
     score = _NO_SCORE if score is None or not score > _NO_SCORE else score
     checksums = {n: integrity.checksums(tree) for n, tree in parts.items()}
-    checksums["meta"] = integrity.json_checksum(meta)
+    checksums = {**checksums, "meta": integrity.json_checksum(meta)}
     metrics = {"score": float(score), "step": step}
     args = _orbax().args
     self.wait()  # for the one before
@@ -277,7 +276,7 @@ def _open_manager(directory: pathlib.Path, keep_latest: int, read_only: bool):
   from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
   # Without best_fn, best_step() silently returns the latest.
-  best = {"best_fn": _rank, "best_mode": "max"}
+  best: dict[str, Any] = {"best_fn": _rank, "best_mode": "max"}
   if read_only:
     options = ocp.CheckpointManagerOptions(read_only=True, **best)
   else:
@@ -295,7 +294,7 @@ def _open_manager(directory: pathlib.Path, keep_latest: int, read_only: bool):
   registry = ocp.type_handlers.create_type_handler_registry(
     (np.ndarray, arrays())
   )
-  handlers = {
+  handlers: dict[str, Any] = {
     part: ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     for part in ("model", "train")
   }
@@ -341,6 +340,7 @@ def _orbax_classes() -> tuple[type, type]:
       write = super()._background_serialize
       writes = [
         write([value], [info], [arg])
+        # pyrefly: ignore[bad-argument-type]: orbax always gives `args`
         for value, info, arg in zip(values, infos, args, strict=True)
       ]
       for end in await asyncio.gather(*writes, return_exceptions=True):

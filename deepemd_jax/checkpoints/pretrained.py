@@ -84,7 +84,7 @@ class Pretrained:
     return self.encoder.fingerprint
 
 
-def load(checkpoint=None) -> Pretrained:
+def load(checkpoint: str | os.PathLike[str] | None = None) -> Pretrained:
   """The best encoder of a run's last trained stage, or a published one.
 
   Args:
@@ -99,6 +99,7 @@ def load(checkpoint=None) -> Pretrained:
   settings = resolve(config_of(checkpoint))
   if settings.backbone.weights is not None:
     return Pretrained(settings, _published(settings.backbone))
+  assert checkpoint is not None  # the default is published
   for stage in reversed(TRAINING_STAGES):
     best = best_encoder(pathlib.Path(checkpoint), stage, settings.backbone)
     if best is not None:

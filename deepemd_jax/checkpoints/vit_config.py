@@ -248,7 +248,7 @@ def images(path: pathlib.Path) -> tuple[int, tuple, tuple]:
   scale = given.get("rescale_factor", 1 / 255)
   if given.get("do_rescale") is False:
     scale = 1
-  mean, std = given.get("image_mean"), given.get("image_std")
+  mean, std = given.get("image_mean", ()), given.get("image_std", ())
   if given.get("do_normalize") is False:
     mean, std = [0.0] * 3, [1.0] * 3
   for name, value, least in (

@@ -120,10 +120,10 @@ def _check(rest: list[str]) -> None:
     _refuse(
       "give all of --coordinator, --num_processes and --process_id, or none"
     )
-  if None not in processes() and PROCESS_ID.value >= NUM_PROCESSES.value:
+  _, count, number = processes()
+  if count is not None and number is not None and number >= count:
     _refuse(
-      f"--process_id is {PROCESS_ID.value}; of {NUM_PROCESSES.value} "
-      f"processes the last is {NUM_PROCESSES.value - 1}"
+      f"--process_id is {number}; of {count} processes the last is {count - 1}"
     )
 
 

@@ -148,10 +148,12 @@ def verify(fields: dict, path: pathlib.Path, remedy: str) -> None:
 def excesses(fields: Mapping | ConfigDict) -> list[str]:
   """Values of a config above MOST, a clause each."""
   problems = []
+  # pyrefly: ignore[unsupported-operation]: there is a default
   if fields.get("seed", 0) > LARGEST_SEED:
     problems.append(f"config.seed must be at most {LARGEST_SEED}")
   for field, most in MOST.items():
     section, name = field.split(".")
+    # pyrefly: ignore[missing-attribute]: there is a default
     value = fields.get(section, {}).get(name, 0)
     numbers = value if isinstance(value, list | tuple) else (value,)
     # As many numbers squared are as many crops, or nodes, of an image.

@@ -31,8 +31,9 @@ def random_resized_crop(
   """
   height, width = np.asarray(sizes).T[:, :, None].astype(np.float64)
   tries = (len(height), 10)
-  area = height * width * rng.uniform(*scale, tries)
-  aspect = np.exp(rng.uniform(*np.log(ratio), tries))
+  area = height * width * rng.uniform(scale[0], scale[1], tries)
+  narrowest, widest = np.log(ratio)
+  aspect = np.exp(rng.uniform(narrowest, widest, tries))
   w = np.round(np.sqrt(area * aspect))
   h = np.round(np.sqrt(area / aspect))
   fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)

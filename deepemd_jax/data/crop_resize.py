@@ -12,6 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # The official evaluation resizes to 92 for a center crop of 84.
@@ -101,7 +102,9 @@ def large_side(size: int) -> int:
   return round(size * _MARGIN)
 
 
-def evaluation_images(images: jax.Array, size: int = 84) -> jax.Array:
+def evaluation_images(
+  images: jax.Array | np.ndarray, size: int = 84
+) -> jax.Array:
   """The official evaluation view: resize to size * 92 / 84, cut the center.
 
   Args:

@@ -120,7 +120,7 @@ class FolderSource:
       "keys": tuple(keys[path] for path in paths),
       "sizes": cache.sizes[rows],
     }
-    if not self.side:
+    if cache.pixels is None:  # no copies are stored
       return EncodedImages(files=Paths(tuple(map(str, paths))), **fields)
     return CachedImages(images=cache.pixels.only(rows), **fields)
 

@@ -51,7 +51,9 @@ _MASTER = 64  # side of the glyph masks that are scaled into scenes
 @functools.cache
 def _files() -> pathlib.Path:
   """matplotlib's data folder, without importing matplotlib."""
-  origin = importlib.util.find_spec("matplotlib").origin
+  spec = importlib.util.find_spec("matplotlib")
+  origin = spec.origin if spec else None
+  assert origin is not None  # it is required
   return pathlib.Path(origin).parent / "mpl-data"
 
 
@@ -80,10 +82,11 @@ def glyph(path: str, character: str) -> Image.Image | None:
   font = _font(path)
   shape = font.getmask(character)
   missing = font.getmask("\uffff")
+  # pyrefly: ignore[bad-argument-type]: Pillow does not declare the buffer
   if not shape.getbbox() or bytes(shape) == bytes(missing):
     return None
   left, top, right, bottom = font.getbbox(character)
-  side = max(right - left, bottom - top)
+  side = int(max(right - left, bottom - top))
   mask = Image.new("L", (side, side))
   corner = ((side - right + left) // 2 - left, (side - bottom + top) // 2 - top)
   ImageDraw.Draw(mask).text(corner, character, fill=255, font=font)

@@ -93,7 +93,9 @@ class GlyphClutterSource:
         "should; delete that folder, and it will be prepared again"
       )
     index = {name: i for i, name in enumerate(names)}
-    images = np.stack([Image.open(io.BytesIO(row["image"])) for row in rows])
+    images = np.stack(
+      [np.asarray(Image.open(io.BytesIO(row["image"]))) for row in rows]
+    )
     return CachedImages(
       images=images,
       labels=np.array([index[label] for label in labels], np.int32),

@@ -79,7 +79,7 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     raise _too_large(f"{image.width} x {image.height} pixels")
   if image.format == "TIFF":
     picture_files.hush_libtiff()
-    tags = image.tag_v2
+    tags = image.tag_v2  # pyrefly: ignore[missing-attribute]: a TIFF has it
     tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
     if tile > 4 * image.width * image.height + _LARGEST_TILE:
       raise ValueError(f"tiles of {tile} pixels, which is more than the image")
@@ -234,8 +234,8 @@ def _smaller(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I") or image.mode == "F":
     image = _eight_bit(image)
   factor = _factor(image, WHOLE)
-  size = tuple(-(-side // factor) for side in image.size)
-  small = Image.new("RGB", size)
+  width, height = (-(-side // factor) for side in image.size)
+  small = Image.new("RGB", (width, height))
   step = factor * max(1, _PIXELS_AT_ONCE // (image.width * factor))
   for top in range(0, image.height, step):
     bottom = min(top + step, image.height)
@@ -251,7 +251,8 @@ def shrink_while_decoding(image: Image.Image, most: int) -> bool:
   factor = _factor(image, most)
   if factor > 1 and image.format in ("JPEG", "MPO"):
     factor = next((k for k in (2, 4, 8) if k >= factor), 8)
-    image.draft(None, tuple(-(-side // factor) for side in image.size))
+    width, height = (-(-side // factor) for side in image.size)
+    image.draft(None, (width, height))
   return _factor(image, most) == 1
 
 

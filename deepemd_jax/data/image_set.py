@@ -29,8 +29,19 @@ _VIEW_FILTER = Image.Resampling.BILINEAR  # torchvision's, in every view
 class Files(Protocol):
   """Encoded images by row."""
 
-  def read(self, rows: Sequence[int]) -> list[bytes | str]:
+  def read(self, rows: Sequence[int]) -> Sequence[bytes | str]:
     """Returns the file of each row: its content, or its path."""
+
+
+class Pixels(Protocol):
+  """Decoded images by row: an array, or a `pixel_cache.PixelMap`."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Returns (N, S, S, 3)."""
+
+  def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+    """Returns the images of some rows: int [...] -> uint8 [..., S, S, 3]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,7 +95,7 @@ class CachedImages(ImageSet):
     images: uint8 [N, S, S, 3], in memory or a `pixel_cache.PixelMap`.
   """
 
-  images: np.ndarray
+  images: Pixels
 
   def extract_crops(self, rows, boxes, size):
     """Returns the copies as they are; see `ImageSet`."""

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 
@@ -20,7 +20,7 @@ def prefetch(
   workers: int = 0,
   buffer: int = 4,
   shard: tuple[int, int] = (0, 1),
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
   """Yields make(start), ..., make(stop - 1) in order, computed ahead.
 
   The results depend on the index alone: neither on the number of threads or
@@ -114,5 +114,6 @@ def _begin_worker(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
+  # pyrefly: ignore[missing-attribute]: a worker has a parent
   multiprocessing.parent_process().join()
   os._exit(1)

@@ -125,7 +125,7 @@ def formats(head: bytes) -> tuple[str, ...]:
   """The formats to try on a file that begins so; loads the plug-in that the
   file needs, if it is installed."""
   name = kind(head)
-  if not _has_plugin(name):
+  if name is None or not _has_plugin(name):
     return FORMATS
   importlib.import_module(PLUGINS[name][2])
   return (name,)

@@ -206,6 +206,8 @@ def _open_or_explain(
         return "are cut off"
       pixels = PixelMap(path, shape)
       for row in np.linspace(0, len(keys) - 1, _SAMPLED).astype(int):
+        # NumPy's stubs have its buffers from Python 3.12 on.
+        # pyrefly: ignore[bad-argument-type]
         if zlib.crc32(pixels[row]) != index["checksums"][row]:
           return "are damaged"
   except FileNotFoundError:

@@ -131,7 +131,7 @@ class PublishedSource:
       "keys": tuple(cache.keys[i] for i in order),
       "sizes": cache.sizes[order],
     }
-    if not side:
+    if cache.pixels is None:  # no copies are stored
       files = dataclasses.replace(records, order=order)
       return EncodedImages(files=files, **fields)
     return CachedImages(images=cache.pixels.only(order), **fields)
@@ -164,10 +164,11 @@ class Records:
 
   def read(self, rows: Sequence[int]) -> list[bytes]:
     """Returns the file of each row."""
-    if self.order is not None:
-      rows = self.order[rows]
+    numbers = rows if self.order is None else self.order[rows]
     records = _open_records(self.prepared, self.split)
-    return [row["image"] for row in records.__getitems__(list(map(int, rows)))]
+    return [
+      row["image"] for row in records.__getitems__(list(map(int, numbers)))
+    ]
 
   def items(self) -> Iterator[pixel_cache.ImageFile]:
     """Yields all images, with keys and class names."""

@@ -228,7 +228,7 @@ def evaluation_side(view: View) -> int:
   return view.size if view.whole_crop == "whole" else large_side(view.size)
 
 
-def evaluation_view(view: View, images: jax.Array) -> jax.Array:
+def evaluation_view(view: View, images: jax.Array | np.ndarray) -> jax.Array:
   """Whole images at test time, without randomness.
 
   Args:

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+# pyrefly: ignore[bad-return]: the server serves until the process ends
 def run(options: argparse.Namespace) -> NoReturn:
   """Serves the page until the process ends.
 
@@ -64,8 +65,9 @@ def _listen(port: int) -> socket.socket:
   try:
     return socket.create_server((HOST, port))
   except OSError as error:
+    reason = os.strerror(error.errno or 0)
     raise InputError(
-      f"cannot listen on port {port}: {os.strerror(error.errno)}; name another "
+      f"cannot listen on port {port}: {reason}; name another "
       "with --port, or take any free one with --port=0"
     ) from error
 

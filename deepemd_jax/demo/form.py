@@ -176,7 +176,7 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
   """Decodes files, each of which comes with what it is: see `Refused.where`."""
   left = limits.all_pixels
   for where, file in files:
-    name = _quoted(file.filename)
+    name = _quoted(file.filename or "")
     content = file.read()
     if len(content) > limits.file:
       raise Refused(
@@ -214,7 +214,7 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
         "million pixels together; give fewer or smaller ones",
         **where,
       )
-    yield rgb
+    yield rgb  # pyrefly: ignore[unbound-name]: else the count was refused
 
 
 def _quoted(name: str) -> str:

@@ -200,7 +200,8 @@ def _check_site(request: form.Upload) -> None:
 def _example(request: form.Upload) -> Response:
   kind = request.args.get("kind", "")
   seed = request.args.get("seed", type=int)
-  if kind not in examples.KINDS or seed not in range(examples.SEEDS):
+  is_known = kind in examples.KINDS and seed in range(examples.SEEDS)
+  if seed is None or not is_known:
     raise form.Refused(
       400,
       f"an example has a kind, one of {', '.join(examples.KINDS)}, and a seed, "
@@ -232,10 +233,14 @@ def _refusal(status: int, message: str, where: dict | None = None) -> Response:
 class _Handler(WSGIRequestHandler):
   """Logs nothing, and waits for no client for long."""
 
+  server: "Server"  # pyrefly: ignore[bad-override-mutable-attribute]
+
   def setup(self):
     super().setup()
     self.client = connections.Client(self.connection, self.server.crowd)
-    self.rfile, self.wfile = io.BufferedReader(self.client), self.client
+    self.rfile = io.BufferedReader(self.client)
+    # pyrefly: ignore[bad-assignment]: it has what http.server calls
+    self.wfile = self.client
 
   def handle(self):
     with self.server.crowd.joined(self.client):
@@ -255,11 +260,11 @@ class _Handler(WSGIRequestHandler):
   def make_environ(self) -> dict:
     return super().make_environ() | {_CLIENT: self.client}
 
-  def send_response(self, *arguments):
+  def send_response(self, code, message=None):
     self.client.answer_begins()
-    super().send_response(*arguments)
+    super().send_response(code, message)
 
-  def log_request(self, *arguments):
+  def log_request(self, code="-", size="-"):
     pass  # Werkzeug's would parse the address before it logs nothing
 
   def log(self, type, message, *args):
@@ -273,9 +278,8 @@ class Server(ThreadedWSGIServer):
   """A server on a socket that listens; its `serve_forever` serves."""
 
   def __init__(self, demo: Demo, listening: socket.socket):
-    super().__init__(
-      *listening.getsockname(), demo, _Handler, fd=listening.fileno()
-    )
+    host, port = listening.getsockname()
+    super().__init__(host, port, demo, _Handler, fd=listening.fileno())
     memory.return_large_pieces()
     self.crowd = connections.Crowd(
       _MAX_CLIENTS, _MAX_RECEIVED, _MAX_HEAD, _TIMEOUT

@@ -268,7 +268,7 @@ def abort(error: BaseException) -> NoReturn:
       "this one ends too; the same command goes on\n"
     )
     end(LOST)
-  if from_peer:
+  if from_peer and _watchdog:
     _watchdog.check_peers()
     if _watchdog.say(f"{line}\nlooking for a process that has ended ...\n"):
       _watchdog.ended.wait(_VERDICT_SECONDS)

@@ -187,8 +187,8 @@ def distance_and_flow(
     a, b = jax.lax.stop_gradient((a, b))
   if hasattr(solver, "value"):
     return _smoothed(solver, cost, a, b)
-  start = _usable_start(solver, start, cost)
-  return _solved(solver, cost, a, b, *jax.lax.stop_gradient(start))[:2]
+  starts = jax.lax.stop_gradient(_usable_start(solver, start, cost))
+  return _solved(solver, cost, a, b, *starts)[:2]
 
 
 # Compiled, because JAX's tracers of a custom derivative refuse what `vmap`
@@ -203,6 +203,7 @@ def _solved(solver, cost, a, b, *start):
   return jnp.sum(paid, (-2, -1)), plan.flow, plan.f, plan.g
 
 
+# pyrefly: ignore[missing-attribute]: what is jitted is kept there
 @_solved.__wrapped__.defjvp
 def _tangents(solver, primals, tangents):
   """The value's tangent is <flow, d_cost> + <f, d_a> + <g, d_b>. Flow and

@@ -140,7 +140,7 @@ def _flatten_vmaps(solve):
 
     plan = flattening(*map(flatten, arguments, is_mapped))
     parts = (x.reshape(size, len(x) // size, *x.shape[1:]) for x in plan)
-    return problem.Plan(*parts), problem.Plan(*[True] * len(plan))
+    return problem.Plan(*parts), problem.tree_like_plan(*[True] * len(plan))
 
   return flattening
 

@@ -105,10 +105,10 @@ def _pallas_call(kernel, count, rows, columns, *, varying, interpret):
     kernel,
     grid=(count,),
     in_specs=[one(*sides), one(rows), one(columns)],
-    out_specs=problem.Plan(
+    out_specs=problem.tree_like_plan(
       one(*sides), one(rows), one(columns), one(), one(), one(), one()
     ),
-    out_shape=problem.Plan(
+    out_shape=problem.tree_like_plan(
       flow=batch(jnp.float32, *sides),
       f=batch(jnp.float32, rows),
       g=batch(jnp.float32, columns),

@@ -13,7 +13,7 @@ References:
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -171,10 +171,10 @@ def _start(cost, a, b, moved_mass, leak) -> tuple[Constants, State]:
 
 def _step(state: State, constants: Constants, *, options: Options) -> State:
   """One predictor-corrector step."""
-  a, b, _, weight, ones, *leaks = constants
+  a, b, _, weight, ones, leak_a, leak_b = constants
   flow, slack = state.flow, state.slack
   conductance = 1 / (slack / flow + options.proximal)
-  network = resistor_network.eliminate(conductance, *leaks, ones)
+  network = resistor_network.eliminate(conductance, leak_a, leak_b, ones)
   lacks = a - summed(flow, 1), b - summed(flow, 0)
 
   def direction(target, solves: int):
@@ -277,5 +277,5 @@ def _total(x):
   return summed(summed(x, 0), 0)
 
 
-def _select(condition, new, old):
+def _select(condition, new, old) -> Any:
   return tuple(jnp.where(condition, *xy) for xy in zip(new, old, strict=True))

@@ -81,7 +81,7 @@ class NetworkSimplex:
     like = jax.ShapeDtypeStruct
     call = jax.ffi.ffi_call(
       library.target(dtype),
-      problem.Plan(
+      problem.tree_like_plan(
         flow=like(cost.shape, dtype),
         f=like(a.shape, dtype),
         g=like(b.shape, dtype),

@@ -72,6 +72,7 @@ def wasserstein(
 
 def check_power(p) -> None:
   """Refuses a p that is no finite number of at least 1."""
+  # pyrefly: ignore[unsupported-operation]: the stubs compare no Real with int
   if not isinstance(p, numbers.Real) or not 1 <= p < math.inf:
     raise ValueError(f"p is {p}; it must be a finite number, at least 1")
 

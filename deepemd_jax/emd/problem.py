@@ -15,7 +15,7 @@ kernel uses as well, for one problem without a batch. It does without slices and
 concatenations, which a kernel does not have.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,11 @@ class Plan(NamedTuple):
   residual: jax.Array
   steps: jax.Array
   converged: jax.Array
+
+
+def tree_like_plan(*leaves: Any, **named: Any) -> Any:
+  """A `Plan` whose leaves say something of its arrays, such as their shapes."""
+  return Plan(*leaves, **named)
 
 
 class ScaledProblem(NamedTuple):

@@ -130,6 +130,7 @@ def common_dtype(arrays) -> np.dtype:
   for kind in kinds:
     if not any(jnp.issubdtype(kind, real) for real in _REAL):
       raise ValueError(f"all numbers must be real; some are {kind}")
+  # pyrefly: ignore[missing-attribute]: JAX adds its settings when it is loaded
   wide = np.dtype(np.float64) in kinds and jax.config.jax_enable_x64
   return np.dtype(np.float64 if wide else np.float32)
 

@@ -106,6 +106,7 @@ class RegularizedQP:
     f, g = lax.stop_gradient((f / solution.price, g / solution.price))
     plan = certificate.certify(scaled, flow, f, g, steps, dtype=dtype)
     evidence = lax.stop_gradient(
+      # pyrefly: ignore[bad-argument-type]: the flow comes back below
       plan._replace(flow=None, converged=converged & scaled.valid)
     )
     return problem.batch_first(evidence._replace(flow=plan.flow), batch)

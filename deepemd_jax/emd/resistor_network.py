@@ -86,15 +86,17 @@ def eliminate(conductance, leak_a, leak_b, ones) -> Network:
   mesh = mesh.at[:, -1].add(leak_b)
 
   def eliminate(i, state):
-    return _eliminate_columns(
-      *state, i * _COLUMNS_A_PASS, _COLUMNS_A_PASS, ones
-    )
+    mesh, total = state
+    start = i * _COLUMNS_A_PASS
+    return _eliminate_columns(mesh, total, start, _COLUMNS_A_PASS, ones)
 
   passes, rest = divmod(m - 1, _COLUMNS_A_PASS)
-  state = mesh, mesh[0] * 0
+  total = mesh[0] * 0
   if passes:
-    state = lax.fori_loop(0, passes, eliminate, state)
-  mesh, total = _eliminate_columns(*state, passes * _COLUMNS_A_PASS, rest, ones)
+    mesh, total = lax.fori_loop(0, passes, eliminate, (mesh, total))
+  mesh, total = _eliminate_columns(
+    mesh, total, passes * _COLUMNS_A_PASS, rest, ones
+  )
   row, column = jnp.arange(m)[:, None, None], jnp.arange(m)[:, None]
   return Network(
     degree=degree,

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ class Features:
     """Of a run."""
     return cls(settings.backbone, settings.view, settings.pyramid)
 
-  def nodes(self, variables, pixels: jax.Array) -> jax.Array:
+  def nodes(self, variables, pixels: jax.Array | np.ndarray) -> jax.Array:
     """Network input [N, crops, S, S, 3] -> nodes [N, n, c].
 
     A whole image is one crop, whose map's cells are the nodes. If not, every
@@ -147,7 +148,9 @@ def on_nodes(function: Callable, *, replicate: bool = False) -> Callable:
     `rows` a tuple of int arrays [b, ...], this process's share, whose nodes
     [b, ..., n, c] the function gets. Make it once: it compiles on first use.
   """
-  out = {"out_shardings": sharding.replicated()} if replicate else {}
+  out: dict[str, Any] = (
+    {"out_shardings": sharding.replicated()} if replicate else {}
+  )
   of_nodes = jax.jit(sharding.shard_map_batch(function), **out)
 
   def gathered(array, rows, others):
@@ -155,7 +158,7 @@ def on_nodes(function: Callable, *, replicate: bool = False) -> Callable:
 
   of_rows = jax.jit(sharding.shard_map_batch(gathered, whole=1), **out)
 
-  def call(stored: Nodes, rows, others=(), episodes=None):
+  def call(stored: Nodes, rows, others=(), episodes: Any = None):
     if isinstance(stored, DeviceNodes):
       batch = sharding.shard_batch((tuple(rows), tuple(others)))
       runtime.mark_progress()
@@ -272,6 +275,7 @@ class ImageSetEncoder:
         if encoded is None:
           encoded = empty_or_memmap((count, *part.shape[1:]), self._memory)
         encoded[start : start + size] = part[: count - start]
+    # pyrefly: ignore[bad-return]: there is at least one row
     return encoded
 
   def _encode_episodes(

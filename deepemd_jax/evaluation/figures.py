@@ -167,8 +167,8 @@ def matched_pairs(
   # Together, because every number of images is compiled.
   rows = np.concatenate([episode.support[:, 0], episode.query[:count, 0]])
   encoded = _encode_for_figure(settings, images, rows, variables)
-  support = _Encoded(*(part[:way] for part in encoded))
-  query = _Encoded(*(part[way:] for part in encoded))
+  support = _Encoded._make(part[:way] for part in encoded)
+  query = _Encoded._make(part[way:] for part in encoded)
   problem, flow, logits = _match(settings, query.nodes, support.nodes)
   names = [images.class_names[c] for c in episode.classes]
   pairs = []

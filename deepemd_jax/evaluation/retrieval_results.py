@@ -102,7 +102,7 @@ def measure(
   """
   stages = _stages(chosen)
   last = rankings[chosen[EMD]]
-  curve = []
+  curve, values = [], {}
   for depth, milliseconds in last.milliseconds.items():
     values = {
       name: metrics(

@@ -17,6 +17,7 @@ import numpy as np
 
 def recall(relevant: np.ndarray, k: int) -> np.ndarray:
   """100 where any of the first k is relevant, else 0: [q, L] -> [q]; k <= L."""
+  # pyrefly: ignore[bad-return]: the stubs do not know that an axis is left
   return 100.0 * relevant[:, :k].any(1)
 
 

@@ -66,12 +66,14 @@ class Center:
       center = cls.of_nodes(itertools.chain([first], nodes))
     if first is None or not skip_bad:
       image_encoder.refuse(images, bad)
+    # pyrefly: ignore[unbound-name]: without one, something was refused
     return center
 
   @classmethod
   def of_nodes(cls, batches: Iterable[np.ndarray]) -> "Center":
     """The center of nodes [N, n, c], a batch at a time; at least one."""
-    photographs, count, total, squares = 0, 0, 0.0, 0.0
+    photographs, count = 0, 0
+    total, squares = np.zeros(()), np.zeros(())
     for nodes in batches:
       photographs += len(nodes)
       nodes = nodes.reshape(-1, nodes.shape[-1]).astype(np.float64)

@@ -161,7 +161,11 @@ class FewShotClassifier:
       self._heads = centering.adapt(self._heads)
     self._support = [
       explanation.Side(
-        _picture(image), tuple(size.tolist()), boxes, mirrored, None
+        _picture(image),
+        tuple(size.tolist()),
+        boxes,
+        mirrored,
+        None,  # pyrefly: ignore[bad-argument-type]: `explain` finds them
       )
       for image, size, boxes, mirrored in zip(
         *(images, encoded.sizes, encoded.boxes, encoded.mirrored), strict=True
@@ -197,14 +201,15 @@ class FewShotClassifier:
   def encoder(self) -> image_encoder.ImageEncoder:
     """What encodes images for this classifier; `fit` comes first."""
     self._check_fitted(during_fit=True)
-    if self.__dict__.get("_encoder") is None:
+    encoder = self.__dict__.get("_encoder")
+    if encoder is None:
       cache = None
       if self.cache is not None:
         cache = feature_cache.Cache(self.cache)
-      self._encoder = image_encoder.ImageEncoder(
+      encoder = self._encoder = image_encoder.ImageEncoder(
         self._trained, self._view, cache, self._center
       )
-    return self._encoder
+    return encoder
 
   def _check_fitted(self, during_fit: bool = False) -> None:
     there = "_trained" if during_fit else "class_nodes_"
@@ -261,8 +266,8 @@ class FewShotClassifier:
   def score(self, images: Sequence, labels: Sequence, sample_weight=None):
     """Share of the images that get their label, 0 to 1."""
     predicted = self.predict(images)
-    labels = label_arrays.as_array(labels, len(predicted))
-    return float(np.average(predicted == labels, weights=sample_weight))
+    true = label_arrays.as_array(labels, len(predicted))
+    return float(np.average(predicted == true, weights=sample_weight))
 
   def explain(self, image, label=None) -> explanation.Explanation:
     """How one image was matched with a class.

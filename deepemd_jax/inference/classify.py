@@ -191,6 +191,7 @@ def truth(
   class_of = {p[0]: known.find(p[0]) for p in parts if p}
   found = [class_of[p[0]] if p else None for p in parts]
   if None not in found:
+    # pyrefly: ignore[bad-return]: no checker sees what `in` says
     return found, ""
   if not any(found):
     within = [p[0] for p in parts if len(p) > 1 and known.find(p[1])]

@@ -30,7 +30,8 @@ def extract_crops(
   places, flip = _places(view, image)
   crops = []
   for box, mirrored in zip(places, flip, strict=True):
-    part = image.crop(tuple(int(x) for x in box))
+    left, top, right, bottom = (int(x) for x in box)
+    part = image.crop((left, top, right, bottom))
     pixels = _resized(part, view.size)
     crops.append(pixels[:, ::-1] if mirrored else pixels)
   return np.stack(crops), places, flip

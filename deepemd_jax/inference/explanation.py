@@ -197,5 +197,5 @@ def thumbnail(image: Image.Image, side: int) -> np.ndarray:
   """
   scale = min(1.0, side / max(image.size))
   least = max(image.size) * scale / 4
-  size = tuple(max(1, round(max(x * scale, least))) for x in image.size)
-  return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+  width, height = (max(1, round(max(x * scale, least))) for x in image.size)
+  return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -167,20 +167,21 @@ def load(directory) -> Programs:
     raise InputError(
       f"{str(directory)!r} is not what export writes ({error})"
     ) from error
-  calls = []
+  calls = {}
   for name, content in contents.items():
     if hashlib.sha256(content).hexdigest() != sums[name]:
       raise InputError(
         f"{str(directory / name)!r} is damaged (checksum); export it again"
       )
     try:
-      calls.append(jax.jit(export.deserialize(bytearray(content)).call))
+      calls[name] = jax.jit(export.deserialize(bytearray(content)).call)
     except Exception as error:  # whatever another version's reader makes of it
       raise InputError(
         f"JAX {jax.__version__} cannot read {str(directory / name)!r}, which "
         f"JAX {made!r:.80} wrote ({error!r:.300}); export it again"
       ) from error
-  return Programs(*calls, manifest)
+  encode, classify = (calls[name] for name in _NAMES)
+  return Programs(encode, classify, manifest)
 
 
 def _manifest(path: pathlib.Path) -> dict:

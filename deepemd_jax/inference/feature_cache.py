@@ -82,6 +82,7 @@ class Cache:
     """Keeps arrays; see `get`."""
     path = self._path(model, image)
     file = io.BytesIO()
+    # pyrefly: ignore[bad-argument-type]: no array is called allow_pickle
     np.savez(file, **arrays)
     content = file.getvalue()
     try:

@@ -147,7 +147,7 @@ class ImageEncoder:
       for name in _ARRAYS
     )
     contents = tuple(x for part in parts for x in part.contents)
-    return EncodedImages(*arrays, contents)
+    return EncodedImages._make((*arrays, contents))
 
   def _images_a_call(self) -> int:
     # A whole image has more pixels than a crop.
@@ -193,7 +193,7 @@ class ImageEncoder:
     )
 
   def _encode_batch(self, images: list[_ReadImage]) -> EncodedImages:
-    new = [image.crops for image in images if image.cached is None]
+    new = [image.crops for image in images if image.crops is not None]
     encoded = iter(self._encode_new(new) if new else ())
     rows = []
     for image in images:
@@ -205,7 +205,7 @@ class ImageEncoder:
       rows.append(row)
     arrays = (np.stack([row[name] for row in rows]) for name in _ARRAYS)
     contents = tuple(image.content for image in images)
-    encoded = EncodedImages(*arrays, contents)
+    encoded = EncodedImages._make((*arrays, contents))
     if self._center:  # the cache keeps what every center can use
       encoded = encoded._replace(nodes=self._center(encoded.nodes))
     return encoded

@@ -162,6 +162,7 @@ def _confusion(results: Results, rows: np.ndarray) -> str:
   """The confusion matrix; a cell is darker, the larger its share of the row."""
   way = len(results.classes)
   predicted = results.probabilities[rows].argmax(1)
+  # pyrefly: ignore[unsupported-operation]: it is called where the truth is known
   counts = calibration.confusion(results.truth[rows], predicted, way)
   head = "".join(
     f"<th class=n title='{_text(name)}'>{k}</th>"
@@ -229,13 +230,14 @@ def _card(results: Results, i: int, explain) -> str:
 
 
 def _everything(results: Results, order: np.ndarray) -> str:
-  known = results.truth is not None
-  header = ["file", "prediction", "probability"] + ["true class"] * known
+  truth = results.truth
+  header = ["file", "prediction", "probability"]
+  header += ["true class"] * (truth is not None)
 
   def cells(i):
     p = results.probabilities[i]
     row = (results.files[i], results.classes[p.argmax()], f"{p.max():.3f}")
-    return (*row, results.classes[results.truth[i]]) if known else row
+    return row if truth is None else (*row, results.classes[truth[i]])
 
   return "<h2>All images</h2>" + _table(header, map(cells, order))
 

@@ -40,7 +40,8 @@ class MetricLog:
       name: shown in front of each progress line.
       stream: for progress; default stderr.
     """
-    self._file = self._board = None
+    self._file: typing.Any = None
+    self._board: typing.Any = None
     self._name, self._total_steps = name, total_steps
     self._progress = Progress(stream)
     if directory is None:

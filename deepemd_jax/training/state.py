@@ -84,6 +84,7 @@ def make_step(loss_function: Callable, optimizer) -> Callable:
       loss, has_aux=True
     )(trained)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    # pyrefly: ignore[not-iterable]: a tree of the kind that `trained` is
     params, extra = optax.apply_updates(trained, updates)
     state = TrainState(state.step + 1, params, extra, stats, opt_state)
     return state, {"loss": value, **measured}

@@ -5,6 +5,7 @@ import io
 import sys
 import threading
 import time
+from typing import Any
 
 from deepemd_jax.utils import terminal
 
@@ -53,7 +54,7 @@ class Progress:
     self._stream = stream or sys.stderr
     self._on_terminal = self._stream.isatty()
     self._interval = _REDRAW if self._on_terminal else _SIGN_OF_LIFE
-    self._bar = None
+    self._bar: Any = None
     self._name: str | None = None
     self._scalars: dict[str, float] = {}
     self._shown = 0.0

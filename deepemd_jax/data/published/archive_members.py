@@ -13,7 +13,7 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 from deepemd_jax.data import links
 from deepemd_jax.errors import InputError
@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
   name: str
   content: Callable[[], bytes | pathlib.Path]
-  open: Callable[[], BinaryIO]
+  open: Callable[[], IO[bytes]]
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ class _Header(tarfile.TarInfo):
 
 
 def tar_members(
-  file: BinaryIO, path: pathlib.Path, mode: str = "r:*"
+  file: IO[bytes], path: pathlib.Path, mode: str = "r:*"
 ) -> Iterator[Member]:
   """Yields the regular files of a tar, which it reads to its end.
 
@@ -135,6 +135,7 @@ def tar_members(
     path: of the archive, for messages.
     mode: of `tarfile.open`.
   """
+  # pyrefly: ignore[no-matching-overload]: the stubs want a literal mode
   with tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as archive:
     end = 0
     for info in archive:
@@ -155,7 +156,7 @@ def tar_members(
     _read_padding(archive.fileobj)
 
 
-def _read_padding(file: BinaryIO) -> None:
+def _read_padding(file: IO[bytes]) -> None:
   """Reads the zeros at the end of a tar.
 
   Only when nothing is left does gzip compare its checksum and length.
@@ -168,7 +169,7 @@ def _read_padding(file: BinaryIO) -> None:
 
 
 def _archive_member(
-  name: str, size: int, start: Callable[[], BinaryIO], path: pathlib.Path
+  name: str, size: int, start: Callable[[], IO[bytes]], path: pathlib.Path
 ) -> Member:
   """Returns a member of the archive at `path`.
 

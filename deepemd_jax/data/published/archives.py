@@ -75,6 +75,7 @@ def side_of_squares(benchmark: Benchmark, source: str | os.PathLike) -> int:
 def _stated_size(image: SourceImage) -> tuple[int, int] | None:
   """Returns width and height of a file; None if it is bad, as is told later."""
   try:
+    # pyrefly: ignore[bad-argument-type]: what is no file raises, too
     with image_io.open_image(image.content) as opened:
       return opened.size
   except Exception:  # decoders raise nearly anything on broken files

@@ -217,6 +217,7 @@ def _read_classes(root, folders) -> Iterator[SourceImage]:
         # But two halves may both have a 0001.png.
         if image.key in keys:
           place = folder.relative_to(root).as_posix()
+          # pyrefly: ignore[missing-attribute]: it is a path
           image = image._replace(key=f"{place}/{image.content.name}")
         keys.add(image.key)
         yield image

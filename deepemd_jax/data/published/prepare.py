@@ -131,7 +131,7 @@ def missing(
     side: of the copies that are wanted; None is the usual one.
   """
   name = benchmark.name
-  if side not in (None, benchmark.side):
+  if side is not None and side != benchmark.side:
     name = catalogue.protocol(benchmark, side)
   command = f"{COMMAND} prepare {name}"
   if directory != default_directory():

@@ -18,6 +18,7 @@ import os
 import pathlib
 import types
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -57,7 +58,7 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
   benchmark: catalogue.Benchmark
 
   def __init__(self, *, work: Work | None = None, **settings):
-    self._work = work
+    self._work: Any = work  # None reads what is prepared
     super().__init__(**settings)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -162,6 +163,7 @@ def _encode(image: SourceImage) -> tuple[dict | None, str | None]:
   except UnicodeEncodeError:
     return None, "its name is not UTF-8"
   try:
+    # pyrefly: ignore[bad-argument-type]: a box has four numbers
     content, height, width = image_io.as_rgb_file(image.content, image.box)
   except Exception as error:  # decoders raise nearly anything on broken files
     return None, image_io.reason(error)
