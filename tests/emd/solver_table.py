@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from deepemd_jax import emd
+from deepemd_jax.emd import solvers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Row:
 
 
 TABLE = {
-  "network_simplex": Row(emd.NetworkSimplex()),
+  "network_simplex": Row(solvers.make_solver("network_simplex")),
   "network_simplex by POT": Row(emd.NetworkSimplex(native=False), widest=1),
-  "interior_point": Row(emd.InteriorPoint()),
+  "interior_point": Row(solvers.make_solver("interior_point")),
   "interior_point kernel": Row(
     emd.InteriorPoint(kernel=True),
     float64=False,
