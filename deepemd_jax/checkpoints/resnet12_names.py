@@ -26,21 +26,22 @@ _NAME = re.compile(
 
 
 def from_torch(state_dict: Mapping[str, Any]) -> dict:
-  """Variables of ResNet-12 from the official code's state dict.
+  """Converts a state dict of the official code's ResNet-12 to our variables.
 
   Args:
-    state_dict: {name: array} with the names of icoz69/DeepEMD's ResNet, bare or
-      behind "module.", "encoder." or "emb_func.", or several of these;
-      convolutions are OIHW. The pre-training classifier (`fc.*`) and
-      `num_batches_tracked` are left out.
+    state_dict: {name: array}, with the names of icoz69/DeepEMD's ResNet. The
+      prefixes "module.", "encoder." and "emb_func." are removed. Kernels of
+      convolutions are [output, input, height, width]. The pre-training
+      classifier (`fc.*`) and `num_batches_tracked` are left out.
 
   Returns:
-    {"params": ..., "batch_stats": ...}, float32.
+    {"params": nested dict, "batch_stats": nested dict} of float32 arrays, as
+    `resnet12.init` makes them. Kernels are [height, width, input, output].
 
   Raises:
-    InputError: names are missing, or no ResNet-12 has them; two have the same
-      name but for what stands in front; an entry is not an array of
-      floating-point numbers, or has another shape than the network.
+    InputError: a name is missing, or no ResNet-12 has it; two names are equal
+      without their prefixes; an entry is not an array of floating-point
+      numbers, or does not have the shape that the network needs.
   """
   import jax
   import numpy as np

@@ -66,6 +66,10 @@ def read(path: str | os.PathLike, reader: str = "own") -> dict[str, Any]:
 def write(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
   """Writes a `.safetensors` file, whole or not at all.
 
+  Args:
+    path: of the file.
+    state: {name: array [...] of any shape}.
+
   Raises:
     InputError: it cannot be written.
   """

@@ -95,7 +95,7 @@ class PixelMap:
     return PixelMap, (self._path, self._whole, self._rows, self._stamp)
 
   def only(self, rows: np.ndarray) -> "PixelMap":
-    """Returns a map that shows only these rows."""
+    """Returns a map [k, S, S, 3] that shows only these rows, int [k]."""
     return PixelMap(self._path, self._whole, rows, self._stamp)
 
 

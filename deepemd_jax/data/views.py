@@ -97,7 +97,7 @@ class View:
     return (images - mean) / std
 
   def to_gray_levels(self, pixels: np.ndarray) -> np.ndarray:
-    """The opposite of `normalize`: uint8."""
+    """Undoes `normalize`: float [..., 3] -> uint8 [..., 3]."""
     levels = pixels * np.array(self.std) + np.array(self.mean)
     return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 

@@ -21,7 +21,11 @@ AXIS = "data"
 
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
-  """The mesh: one axis, "data", process by process."""
+  """Returns the mesh of all devices of all processes.
+
+  It has one axis, "data". The devices of a process are next to each other, so
+  that each process holds one contiguous part of a batch.
+  """
   # So ordered, each process has one piece of a batch. Ids need not be so.
   row = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   # Explicit axes, the default, fail on a vmapped loop.
@@ -105,7 +109,8 @@ def shard_batch(tree):
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This process's rows of a sharded array, which undoes `shard_batch`."""
+  """Undoes `shard_batch`: [b, ...] -> [b / processes, ...], this process's rows
+  of a sharded array."""
   shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
   return np.concatenate([np.asarray(shard.data) for shard in shards])
 

@@ -29,8 +29,11 @@ def host_call(
   Args:
     function: pure and hashable; must not use JAX. Under `jax.vmap` it gets all
       arguments with the new axis in front, and returns all results with it.
-    results: their shapes and dtypes.
-    *arguments: what the function gets.
+    results: the shapes and dtypes of what the function returns.
+    *arguments: arrays [...] of any shape, which the function gets.
+
+  Returns:
+    Arrays with the shapes and dtypes of `results`.
   """
   shapes = tuple((x.shape, jnp.dtype(x.dtype)) for x in results)
   return _host_call.bind(*arguments, function=function, results=shapes)

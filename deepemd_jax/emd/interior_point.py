@@ -79,7 +79,13 @@ class InteriorPoint:
     a: Float[Array, "*batch n"],
     b: Float[Array, "*batch m"],
   ) -> problem.Plan:
-    """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
+    """Solves problems that `problem.prepare` has checked; see `emd.solve`.
+
+    Args:
+      cost: [..., n, m].
+      a: [..., n].
+      b: [..., m].
+    """
     batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
     double = cost.dtype == jnp.float64
     options = Options(

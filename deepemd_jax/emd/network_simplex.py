@@ -68,7 +68,14 @@ class NetworkSimplex:
     b: Float[Array, "*batch m"],
     start: Float[Array, "*batch n m"] | None = None,
   ) -> problem.Plan:
-    """Solves problems that `problem.prepare` has checked; see `emd.solve`."""
+    """Solves problems that `problem.prepare` has checked; see `emd.solve`.
+
+    Args:
+      cost: [..., n, m].
+      a: [..., n].
+      b: [..., m].
+      start: [..., n, m], the flow of a similar problem, for a warm start.
+    """
     native = library.load() if self.native is None else self.native
     if native and jax.default_backend() == "cpu":
       return self._call_native(cost, a, b, start)

@@ -109,6 +109,9 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
 
   Half precision, integers and booleans become float32; float64 stays float64.
 
+  Returns:
+    cost [..., n, m], a [..., n] and b [..., m], of one dtype.
+
   Raises:
     ValueError: the shapes do not fit (all are in the message), or the dtype is
       not a real one.
@@ -144,7 +147,7 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def prepare_start(start, cost) -> jax.Array:
-  """A flow to start from, in the shape and dtype of the prepared cost.
+  """A flow to start from, [..., n, m] and of the dtype of the prepared cost.
 
   Raises:
     ValueError: it does not fit the shape of cost.

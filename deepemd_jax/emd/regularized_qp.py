@@ -80,6 +80,11 @@ class RegularizedQP:
 
     `Plan.gap` bounds how far the flow is from the exact optimum, smoothing
     included; `Plan.converged` is about the smoothed problem.
+
+    Args:
+      cost: [..., n, m].
+      a: [..., n].
+      b: [..., m].
     """
     # Here, not at the top: only this solver needs jaxopt.
     from jaxopt import implicit_diff

@@ -72,11 +72,15 @@ def _line(axis, rows, key, label, color):
 
 
 def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
-  """Accuracy with 95% intervals of several heads against a setting.
+  """Draws the accuracy of several heads against a setting, with intervals.
 
   Args:
-    panels: panel title -> head -> [(x, accuracy, half width of interval), ...].
-    xlabel: what x is.
+    panels: {title of a panel: {head: [(x, accuracy, half width), ...]}}. The
+      accuracy and the half width of its 95% interval are percent.
+    xlabel: what x is, for the axis.
+
+  Returns:
+    The matplotlib figure.
   """
   figure = new_figure(3.2 * len(panels) + 0.6, 3.4)
   axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

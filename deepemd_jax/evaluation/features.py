@@ -172,8 +172,8 @@ def on_nodes(function: Callable, *, replicate: bool = False) -> Callable:
 
 
 def empty_or_memmap(shape: tuple[int, ...], limit: float) -> np.ndarray:
-  """Uninitialized float32: in memory, or in a nameless file above `limit`
-  bytes."""
+  """Returns uninitialized float32 [*shape]: in memory, or in a nameless file if
+  it has more than `limit` bytes."""
   if 4 * np.prod(shape) <= limit:
     return np.empty(shape, np.float32)
   with tempfile.TemporaryFile() as file:  # the map keeps its own handle

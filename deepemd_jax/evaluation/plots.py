@@ -48,7 +48,12 @@ class MatchedPair:
 
 
 def new_figure(width: float, height: float):
-  """An empty figure; sizes in inches."""
+  """Makes an empty matplotlib figure. It draws without a screen.
+
+  Args:
+    width: in inches; there are 110 pixels an inch.
+    height: in inches.
+  """
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), dpi=110, layout="constrained")

@@ -71,7 +71,7 @@ def choose(
 
   Args:
     spec: of the run.
-    labels: of the validation images.
+    labels: int [N], the classes of the validation images.
     tried: the stages' rankings of them.
 
   Returns:
@@ -96,5 +96,5 @@ def choose(
 
 
 def means_of(values: dict[str, np.ndarray]) -> dict[str, float]:
-  """The average of each metric over queries."""
+  """Averages metrics over queries: {metric: [queries]} -> {metric: mean}."""
   return {name: float(np.mean(v)) for name, v in values.items()}

@@ -37,7 +37,7 @@ class Estimate:
 
   @classmethod
   def of(cls, values: np.ndarray) -> "Estimate":
-    """Of independent values."""
+    """Returns the estimate from independent values [n]."""
     return cls(float(np.mean(values)), statistics.ci95(values))
 
 

@@ -40,10 +40,16 @@ STAGE = "retrieve"
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
-  """Retrieves with the best encoders; writes retrieve.json, figures, a table.
+  """Runs the stage: ranks the test images for each query, and measures it.
+
+  It prints a table, and writes retrieve.json and figures.
+
+  Args:
+    settings: of the run.
+    workdir: the folder of the run, with the best encoder of each trained stage.
 
   Raises:
-    InputError: there is no trained encoder, or nothing to retrieve.
+    InputError: there is no trained encoder, or no class has two images.
     StopRequested: a signal asked to stop.
   """
   began = time.monotonic()
@@ -171,8 +177,11 @@ def _with_progress(work, what: str, total: int):
 
 
 def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """The rows that ask, in order: all images, or `count` of them by the seed,
-  whose class has another image."""
+  """Returns the rows of the queries, int [queries], ascending.
+
+  A query is an image whose class has another one. If `count` is not 0, at most
+  so many are drawn, by the seed. `labels` is int [N].
+  """
   able = np.flatnonzero(np.bincount(labels)[labels] > 1)
   if not count or count >= len(able):
     return able
@@ -180,7 +189,10 @@ def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def lengths(spec: RetrieveSettings, labels: np.ndarray) -> tuple[int, int]:
-  """How many are ranked, so that every metric is exact, and re-ranked."""
+  """Returns how many images are ranked for a query, and how many re-ranked.
+
+  So many are ranked that every metric is exact. `labels` is int [N].
+  """
   others = len(labels) - 1
   depth = max(spec.depths)
   # R-Precision and MAP@R look at as many as the class has.

@@ -96,7 +96,7 @@ def measure(
 
   Args:
     spec: of the run.
-    labels: of the gallery.
+    labels: int [N], the classes of the gallery's images.
     chosen: as `choose` says.
     rankings: of the chosen stages.
   """

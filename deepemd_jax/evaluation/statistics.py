@@ -58,8 +58,11 @@ def reordered(ranked: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def ci95(values: np.ndarray) -> float:
-  """Half width of the 95% interval of the mean over queries, as if these were
-  independent: 1.96 std / sqrt(n)."""
+  """Half width of the 95% interval of the mean of values [n].
+
+  It is 1.96 std / sqrt(n), which is right for independent values. Those of
+  queries that share a class are not independent.
+  """
   return float(1.96 * np.std(values) / np.sqrt(len(values)))
 
 

@@ -6,15 +6,19 @@ import numpy as np
 
 
 class Calibration(NamedTuple):
-  """Whether probabilities mean what they say; by bins of confidence.
+  """Compares the probabilities of predictions with how often they were right.
+
+  Predictions are sorted into bins by the probability of the predicted class.
 
   Attributes:
-    edges: [bins + 1], 0 to 1.
-    counts: [bins], predictions in each.
-    confidence: [bins], mean probability of the predicted class; NaN if empty.
-    accuracy: [bins], share that was right; NaN if empty.
-    error: the expected calibration error: the mean of |accuracy - confidence|,
-      each bin weighed by its count.
+    edges: [bins + 1], the limits of the bins, from 0 to 1.
+    counts: [bins], the number of predictions in each bin.
+    confidence: [bins], the mean probability of the predicted class, 0 to 1; NaN
+      in an empty bin.
+    accuracy: [bins], the share of predictions that were right, 0 to 1; NaN in
+      an empty bin.
+    error: the expected calibration error, 0 to 1: the mean over all predictions
+      of |accuracy - confidence| of their bins.
   """
 
   edges: np.ndarray

@@ -94,7 +94,7 @@ def match(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-  """Probabilities along the last axis, float64."""
+  """Turns logits [..., way] into probabilities, float64 [..., way]."""
   powers = np.exp(logits - logits.max(-1, keepdims=True), dtype=np.float64)
   return powers / powers.sum(-1, keepdims=True)
 

@@ -28,7 +28,7 @@ class Side(NamedTuple):
   weights: np.ndarray
 
   def small_boxes(self) -> np.ndarray:
-    """The boxes in pixels of the small copy."""
+    """Returns the boxes [n, 4] in pixels of the small copy."""
     scale = np.array(self.picture.shape[1::-1]) / np.array(self.size[::-1])
     return self.boxes * np.tile(scale, 2)
 
@@ -153,8 +153,15 @@ def explain(
   """Splits a logit into its pairs of regions.
 
   Args:
+    label: the class.
+    logit: of the class.
+    probability: of the class, 0 to 1.
+    query: the image.
+    support: the class.
+    images: the number of support images of the class.
+    similarity: [n, m], the similarity of each pair of nodes.
+    flow: [n, m], the optimal flow; it sums to n.
     temperature: the factor of the logit.
-    **others: as in `Explanation`.
   """
   contributions = temperature / len(flow) * similarity * flow
   rows, columns = np.nonzero(flow > 1e-6)

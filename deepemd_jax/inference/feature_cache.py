@@ -57,7 +57,7 @@ class Cache:
     return self._root / model[:32] / image[:2] / f"{image[2:]}.npz"
 
   def get(self, model: str, image: str) -> dict[str, np.ndarray] | None:
-    """What was put there, or None.
+    """Returns the arrays {name: [...]} that were put there, or None.
 
     Args:
       model: hexadecimal digest of all else that an encoding depends on.

@@ -136,20 +136,21 @@ def episode_logits(
   pyramid: Sequence[int] = (),
   **options,
 ) -> tuple[jax.Array, Any]:
-  """DeepEMD's logits of several episodes, from any backbone.
+  """Computes DeepEMD's logits of several episodes, with any backbone.
 
   Args:
-    apply: images [e, N, H, W, 3] -> (maps [e, N, h, w, c], state); each episode
-      is a batch by itself.
-    support: [e, way, shot, H, W, 3] or, with crops, [e, way, shot, crops, H, W,
-      3]: normalized images.
-    query: [e, way, n_query, ...] of the same kind.
-    crops: each crop is a node; if not, each cell of a map is.
-    pyramid: as `nodes.pyramid`.
-    **options: of `matching.logits`.
+    apply: maps images [e, N, H, W, 3] to (maps [e, N, h, w, c], state). It must
+      treat each of the e episodes as a batch of its own.
+    support: the normalized support images, [e, way, shot, H, W, 3]; with
+      `crops`, [e, way, shot, crops, H, W, 3].
+    query: the query images, [e, way, n_query, ...], of the same kind.
+    crops: if True, each crop is a node; if False, each cell of a map is.
+    pyramid: the levels of the pyramid; see `nodes.pyramid`.
+    **options: see `matching.logits`.
 
   Returns:
-    Logits [e, way, n_query, way], and the state.
+    The logits [e, way, n_query, way], whose last axis is the class that is
+    compared, and the state that `apply` returned.
   """
   images = jax.vmap(_concatenate)(support, query)
   encoded, state = _nodes(apply, images, crops, pyramid)

@@ -242,17 +242,20 @@ def apply(
   size: str,
   precision: str = "float32",
 ) -> tuple[jax.Array, dict]:
-  """Runs the network.
+  """Computes the feature maps of images.
 
   Args:
-    variables: as `init` or `from_torch` makes them.
-    images: [..., N, H, W, 3], normalized, float32.
-    train: changes nothing: there are no running statistics.
+    variables: the weights, as `init` or `from_torch` makes them.
+    images: float32 [..., N, H, W, 3], normalized with the backbone's `mean` and
+      `std`.
+    train: has no effect, because the network has no running statistics.
     size: one of `SIZES`.
-    precision: of convolutions and activations.
+    precision: the dtype of convolutions and activations, one of
+      `backbone.PRECISIONS`.
 
   Returns:
-    The maps [..., N, ceil(H / 32), ceil(W / 32), 1280], float32, and {}.
+    The maps, float32 [..., N, ceil(H / 32), ceil(W / 32), 1280], and {}, the
+    running statistics.
   """
   del train
   *batch, height, width, colors = images.shape

@@ -60,7 +60,8 @@ class HeadSettings:
 
 
 def mean_prototypes(support_nodes: jax.Array) -> jax.Array:
-  """Class nodes without training: the mean over the shots."""
+  """Class nodes without training, the mean over the shots: [way, shot, n, c] ->
+  [way, n, c]."""
   return support_nodes.mean(1)
 
 

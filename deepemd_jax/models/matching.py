@@ -181,16 +181,22 @@ def logits_and_flows(
   metric: str = "cosine",
   start: Float[Array, "q way n m"] | None = None,
 ) -> tuple[Float[Array, "q way"], Float[Array, "q way n m"]]:
-  """`logits`, and the optimal flows.
+  """Returns the logits of DeepEMD, and the flows that they are made of.
 
   Args:
-    query_nodes: see `logits`; so are the others.
-    start: flows of the same images with slightly different nodes, which save
-      time; see `emd.solve`.
+    query_nodes: [q, n, c], the nodes of the query images.
+    class_nodes: [way, m, c], the nodes of each class.
+    solver: see `logits`.
+    temperature: see `logits`.
+    weights: see `match`.
+    gradient: see `logits`.
+    metric: see `match`.
+    start: [q, way, n, m], the flows of a similar problem. They save time, and
+      change the result by rounding at most; see `emd.solve`.
 
   Returns:
-    [q, way], the logits, and [q, way, n, m], the flows, which are constants to
-    derivatives.
+    The logits, [q, way], and the optimal flows, [q, way, n, m]. A derivative
+    takes the flows as constants.
   """
   problem = match(query_nodes, class_nodes, weights=weights, metric=metric)
   n, m = problem.similarity.shape[-2:]

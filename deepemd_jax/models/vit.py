@@ -106,7 +106,10 @@ def create(
 
   Args:
     architecture: what it is made of.
-    image_size: as in `Backbone`, and so `mean`, `std` and `weights`.
+    image_size: see `Backbone`.
+    mean: see `Backbone`.
+    std: see `Backbone`.
+    weights: the folder that they are read from; None makes random ones.
     precision: of tokens and products, "float32" or "bfloat16". Normalization
       and attention weights are float32 in both.
 

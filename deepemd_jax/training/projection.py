@@ -71,7 +71,7 @@ class Labeled:
   classes: tuple[str, ...]
 
   def of(self, numbers: np.ndarray) -> "Labeled":
-    """Those of some classes, given by their numbers, ascending."""
+    """Returns the images of some classes: numbers int [k], ascending."""
     rows = np.isin(self.labels, numbers)
     labels = np.searchsorted(numbers, self.labels[rows])
     names = tuple(self.classes[i] for i in numbers)

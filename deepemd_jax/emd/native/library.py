@@ -12,7 +12,11 @@ _TYPES = ("float32", "float64")
 
 
 def target(dtype) -> str:
-  """The name under which XLA knows the code for float32 or float64."""
+  """Returns the name by which XLA calls the code: one for each dtype.
+
+  Args:
+    dtype: of costs and masses, float32 or float64.
+  """
   return f"deepemd_transport_{dtype}"
 
 
