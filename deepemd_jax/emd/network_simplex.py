@@ -197,8 +197,8 @@ def _solve_batch(cost, a, b, *, threads):
 
   others = min(threads, len(costs)) - 1
   helpers = []
-  # Python starts nothing any more once its main thread has ended, which may be
-  # before the last call.
+  # Python starts no threads once its main thread has ended. That may be before
+  # the last call.
   with contextlib.suppress(RuntimeError):
     for _ in range(others):
       helpers.append(_pool(others, os.getpid()).submit(work))

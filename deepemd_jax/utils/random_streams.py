@@ -11,8 +11,8 @@ import enum
 
 import numpy as np
 
-# config.json keeps it: a run goes on only with the draws that it began with. 1
-# are the lists of seeds of before there were names.
+# config.json keeps it: a run goes on only with the draws that it began with.
+# Version 1 has lists of seeds without names.
 VERSION = 2
 
 
