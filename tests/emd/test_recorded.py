@@ -146,7 +146,8 @@ def compare(gradient, expected, good, largest):
   assert (np.abs(gradient - expected)[good] / scale).max() < largest
 
 
-@each_case(soak=["interior_point 64"])  # `test_solvers` has those of 5 x 7
+# `test_solvers` has the interior point's, of 5 x 7 nodes.
+@each_case(soak=["interior_point 32", "interior_point 64"])
 def test_recorded_gradients_through_the_weight_normalization(row, x64):
   """d logit / d raw weights at stable, non-degenerate vertices; and where qpth
   is right: its QP, differentiated, gives what duality gives for nothing."""
