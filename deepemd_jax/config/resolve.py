@@ -38,7 +38,7 @@ def resolve(config: ConfigDict) -> Settings:
     view=_view(config),
     pyramid=tuple(config.nodes.pyramid),
     backbone=_backbone(config),
-    model={k: x for k, x in config.model.to_dict().items() if x},
+    model=_model(config),
     heads=_heads(config),
     solver_name=config.emd.solver,
     solver_settings=_solver_settings(config),
@@ -103,6 +103,14 @@ def _view(config) -> View:
     flip=image.flip,
     **_fields(nodes, "cells ratio patches redraw"),
   )
+
+
+def _model(config) -> dict:
+  """What the model is made from, without the fields that it does not take."""
+  fields = config.model.to_dict()
+  entry = backbone.BACKBONES[fields["backbone"]]
+  taken = ("backbone", "projection", *entry.settings)
+  return {name: x for name, x in fields.items() if x and name in taken}
 
 
 def _backbone(config) -> backbone.Backbone:

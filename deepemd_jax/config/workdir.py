@@ -62,9 +62,10 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
     )
   _check_streams(workdir, saved or {}, fields, trains=trains)
   if changes := _changes(saved or {}, fields, trains=trains):
+    remedy = "" if trains else "repeat what the run was trained with, or "
     raise InputError(
       f"workdir {workdir} belongs to another config: "
-      f"{'; '.join(changes[:5])}; give another --workdir"
+      f"{'; '.join(changes[:5])}; {remedy}give another --workdir"
     )
 
 

@@ -272,6 +272,8 @@ def reason(error: Exception) -> str:
     return error.strerror
   if str(error).startswith("decoder error"):  # and a number of Pillow's
     return "damaged"
+  if "truncated" in str(error):  # Pillow adds how many bytes it holds
+    return "truncated: the file ends too early"
   return " ".join(str(error).split()) or type(error).__name__
 
 

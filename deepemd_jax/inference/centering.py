@@ -116,8 +116,8 @@ def find(
   """What nodes are centered by, if by anything.
 
   Args:
-    given: as `FewShotClassifier` takes it: a folder, a list of images,
-      "support", "none", or None.
+    given: as `FewShotClassifier` takes it: a folder, a list of images, a
+      `Center`, "support", "none", or None.
     encoder: of images; it must not center them.
     support: nodes [N, n, c] of the examples.
     classes: how many there are.
@@ -126,6 +126,8 @@ def find(
   Raises:
     InputError: there are no images, or some cannot be read.
   """
+  if isinstance(given, Center):
+    return given
   if given is None:
     enough = published and classes >= _FEWEST_CLASSES
     given = "support" if enough else "none"

@@ -72,8 +72,9 @@ class FewShotClassifier:
         the run's own.
       center: what images have in common is taken out of all nodes: of
         photographs of their place, without labels (a folder, or a list as `fit`
-        takes it), of the examples ("support"), or nothing ("none"). None is the
-        examples if the encoder is a published one and there are five classes.
+        takes it, or a `centering.Center`), of the examples ("support"), or
+        nothing ("none"). None is the examples if the encoder is a published one
+        and there are at least five classes.
       cache: folder in which encodings are kept; None keeps none.
     """
     self.checkpoint = checkpoint

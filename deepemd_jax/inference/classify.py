@@ -19,8 +19,13 @@ Classifies images by a few examples of each class:
 
   python -m deepemd_jax classify --support DIR --query DIR --out CSV
 
-The CSV has commas and is UTF-8, with the mark at its beginning that Excel looks
-for (Python: encoding="utf-8-sig").
+The CSV has a row for each image: file, prediction, probability, and a column
+"p CLASS" for each class; "label" where the truth is known; "skipped", the
+reason, where --skip-bad has left out an image. An image that shows none of the
+classes gets one of them all the same.
+
+It has commas and is UTF-8, with the mark at its beginning that Excel looks for
+(Python: encoding="utf-8-sig").
 
 A spreadsheet would run a name such as =1+1 as a formula. So in the CSV an
 apostrophe stands before =, +, -, @, a tab, a line break or an apostrophe at the
@@ -77,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="photographs of the place where the images come from, without labels: "
     "what they have in common is taken out, which makes classes clearer; or "
     "'support', the examples, or 'none' (default: the examples, if the encoder "
-    "is a published one and there are five classes)",
+    "is a published one and there are at least five classes)",
   )
   shared.add_encoding(parser, "query")
 
@@ -111,7 +116,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
     options.checkpoint,
     options.variant,
     options.solver,
-    center=options.center,
+    center=_center(options),
     cache=options.cache,
   )
   classifier.fit(
@@ -129,8 +134,23 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
       )
   if remark:
     terminal.note(remark)
+  for i in sorted(results.bad):
+    terminal.note(f"left out {str(paths[i])!r}: {results.bad[i]}")
   said = f"{results.summary()}\nwrote {' and '.join(outputs)}"
   return outputs, said + _disarmed(results, options.out)
+
+
+def _center(options):
+  """What the classifier is to center by. A folder with bad images is looked at
+  here, because the classifier would refuse it."""
+  if not options.skip_bad or options.center in (None, "support", "none"):
+    return options.center
+  from deepemd_jax.data import folder
+  from deepemd_jax.inference import search
+
+  paths = folder.below(options.center)
+  encoder, _ = search.encoder_of(options)
+  return search.center_of(encoder, paths, skip_bad=True)
 
 
 def _classified(classifier, paths, labels, skip_bad: bool, progress):

@@ -58,30 +58,12 @@ def run(options: argparse.Namespace) -> str:
   if not os.path.exists(options.query):
     raise InputError(f"there is no image {options.query!r}")
 
-  from deepemd_jax.checkpoints import pretrained
-  from deepemd_jax.inference import (
-    centering,
-    choices,
-    feature_cache,
-    image_encoder,
-  )
+  from deepemd_jax.inference import image_encoder
 
-  trained = pretrained.load(options.checkpoint)
-  solver = choices.choose_solver(trained.settings, options.solver)
-  view = choices.choose_view(trained.settings, options.variant)
-  cache = None
-  if options.cache is not None:
-    cache = feature_cache.Cache(options.cache)
-  encoder = image_encoder.ImageEncoder(trained, view, cache)
+  encoder, solver = encoder_of(options)
   if center_paths:
-    with Progress() as progress:
-      center = centering.Center.of(
-        encoder,
-        center_paths,
-        lambda done: progress("to center by", done, len(center_paths)),
-        skip_bad=options.skip_bad,
-      )
-    encoder = image_encoder.ImageEncoder(trained, view, cache, center)
+    center = center_of(encoder, center_paths, options.skip_bad)
+    encoder, _ = encoder_of(options, center)
   query = encoder.all([options.query]).nodes
   best, bad = _nearest(encoder, query, paths, options.top)
   if not options.skip_bad or not best:
@@ -89,6 +71,50 @@ def run(options: argparse.Namespace) -> str:
   for i in sorted(bad):
     terminal.note(f"left out {str(paths[i])!r}: {bad[i]}")
   return _table(paths, best, query, solver)
+
+
+def encoder_of(options: argparse.Namespace, center=None):
+  """The `ImageEncoder` that the options ask for, and the EMD's solver.
+
+  Args:
+    options: those of `shared.add_encoding`.
+    center: as `ImageEncoder` takes it.
+
+  Raises:
+    InputError: an option or the checkpoint does not fit.
+  """
+  from deepemd_jax.checkpoints import pretrained
+  from deepemd_jax.inference import choices, feature_cache, image_encoder
+
+  trained = pretrained.load(options.checkpoint)
+  solver = choices.choose_solver(trained.settings, options.solver)
+  view = choices.choose_view(trained.settings, options.variant)
+  cache = None
+  if options.cache is not None:
+    cache = feature_cache.Cache(options.cache)
+  return image_encoder.ImageEncoder(trained, view, cache, center), solver
+
+
+def center_of(encoder, paths, skip_bad: bool):
+  """The `Center` of photographs, with a line that says how far it is.
+
+  Args:
+    encoder: an `ImageEncoder` that does not center.
+    paths: of the photographs.
+    skip_bad: leave out those that cannot be read.
+
+  Raises:
+    InputError: some cannot be read, or none can.
+  """
+  from deepemd_jax.inference import centering
+
+  with Progress() as progress:
+    return centering.Center.of(
+      encoder,
+      paths,
+      lambda done: progress("to center by", done, len(paths)),
+      skip_bad=skip_bad,
+    )
 
 
 def _nearest(encoder, query, paths, top: int):
@@ -119,11 +145,12 @@ def _table(paths, best, query, solver) -> str:
 
   nodes = np.stack([nodes for _, nodes in best.values()])
   matched = reranked(query, nodes, solver)
-  lines = [f"{'rank':>4}  {'EMD':>6}  {'global':>6}  image"]
+  # Similarities, up to 1: by matched regions, and of pooled descriptors.
+  lines = [f"{'rank':>4}  {'matched':>7}  {'pooled':>6}  image"]
   rows = sorted(zip(best, matched, strict=True), key=lambda row: -row[1])
   for rank, (i, value) in enumerate(rows, 1):
     name = terminal.printable(str(paths[i]))
-    lines.append(f"{rank:>4}  {value:>6.3f}  {best[i][0]:>6.3f}  {name}")
+    lines.append(f"{rank:>4}  {value:>7.3f}  {best[i][0]:>6.3f}  {name}")
   return "\n".join(lines)
 
 

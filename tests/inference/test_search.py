@@ -9,7 +9,7 @@ def test_search(call, folder):
   )
   assert code == 0 and errors == ""
   header, *lines = out.splitlines()
-  assert header.split() == ["rank", "EMD", "global", "image"]
+  assert header.split() == ["rank", "matched", "pooled", "image"]
   found = [line.split() for line in lines]
   assert found[0] == ["1", "1.000", "1.000", "query/red/1.png"]
   assert found[1][0] == "2" and found[1][3] == "query/red/0.png"
@@ -47,8 +47,11 @@ def test_what_a_place_has_in_common_is_taken_out(call, folder):
   others = ("--gallery=support", usual[1])
   refused = call("search", *others, "--center=query")
   assert_refused(refused, "1 of 7 images cannot be read")
-  code, _, errors = call("search", *others, "--center=query", "--skip-bad")
+  assert call("search", *others, "--center=query", "--skip-bad")[0] == 0
+  wanted = ("--support=support", "--query=query", "--out=p.csv")
+  code, _, errors = call("classify", *wanted, "--center=query", "--skip-bad")
   assert code == 0
+  assert errors.endswith("left out 'query/bad.png': not an image\n")
   assert_refused(call("search", *usual, "--center=x"), "no image folder 'x'")
 
 
