@@ -78,7 +78,7 @@ def pairwise(
   """
   check = _check_clouds if cost is None else _check_histograms
   task = check(xs, ys, a, b, p, cost)
-  solver = api.default_solver() if solver is None else solver
+  solver = api.checked(solver)
   with progress_line.reporter(progress) as report:
     return _solve(task, solver, report)
 

@@ -77,17 +77,37 @@ def solve(
   Batch dimensions are broadcast.
 
   Returns:
-    A `Plan`, in the inputs' common dtype, at least float32.
+    A `Plan`, in float32, or in float64 if an input is and JAX has it enabled.
 
   Raises:
+    TypeError: solver is no solver.
     ValueError: shapes do not fit, or a dtype is not a real one.
   """
-  solver = default_solver() if solver is None else solver
+  solver = checked(solver)
   arguments = problem.prepare(cost, a, b)
   if getattr(solver, "differentiable", False):
     return solver(*arguments)
   arguments += _usable_start(solver, start, arguments[0])
   return solver(*jax.lax.stop_gradient(arguments))
+
+
+def checked(solver) -> Solver:
+  """Returns the solver, or the default one for None.
+
+  Args:
+    solver: an object such as `InteriorPoint()`, or None.
+
+  Raises:
+    TypeError: it is something else, such as a name or a class.
+  """
+  if solver is None:
+    return default_solver()
+  if not callable(solver) or isinstance(solver, type):
+    raise TypeError(
+      f"solver is {solver!r}; pass an object, emd.InteriorPoint() say; "
+      "emd.solvers.make_solver(NAME) makes one by its name"
+    )
+  return solver
 
 
 def _usable_start(solver, start, cost) -> tuple[jax.Array, ...]:
@@ -178,7 +198,7 @@ def distance_and_flow(
   """
   if gradient not in GRADIENTS:
     raise ValueError(f"gradient is {gradient!r}; use one of {GRADIENTS}")
-  solver = default_solver() if solver is None else solver
+  solver = checked(solver)
   cost, a, b = problem.prepare(cost, a, b)
   if gradient == "exact" and getattr(solver, "differentiable", False):
     flow = solver(cost, a, b).flow

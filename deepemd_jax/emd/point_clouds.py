@@ -65,7 +65,7 @@ def wasserstein(
   """
   check_power(p)
   x, y, a, b = _without_nan(*prepare_clouds(x, y, a, b))
-  solver = api.default_solver() if solver is None else solver
+  solver = api.checked(solver)
   cost, unit = _costs(x, y, p, _is_smoothed(solver))
   return unit * _root(api.distance(cost, a, b, solver), p)
 

@@ -15,6 +15,7 @@ kernel uses as well, for one problem without a batch. It does without slices and
 concatenations, which a kernel does not have.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,26 @@ BALANCED = 1e-5
 # range. All arcs of a cycle cost less than 1 for each, so that such a pair is
 # used only where there is no other way.
 FORBIDDEN = 2.0
+
+
+@contextlib.contextmanager
+def from_the_extra(solver: str):
+  """Says what to install if an import fails that a solver needs.
+
+  Args:
+    solver: its name.
+
+  Raises:
+    ModuleNotFoundError: a package is not installed.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"{solver} needs the package {error.name}; run pip install "
+      "'deepemd_jax[train]'",
+      name=error.name,
+    ) from error
 
 
 class Plan(NamedTuple):

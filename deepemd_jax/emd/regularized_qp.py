@@ -87,7 +87,8 @@ class RegularizedQP:
       b: [..., m].
     """
     # Here, not at the top: only this solver needs jaxopt.
-    from jaxopt import implicit_diff
+    with problem.from_the_extra("RegularizedQP"):
+      from jaxopt import implicit_diff
 
     batch, dtype = cost.shape[:-2], cost.dtype
     scaled = problem.scale_problem(*problem.batch_last(cost, a, b))

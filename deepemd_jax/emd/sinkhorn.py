@@ -112,9 +112,10 @@ class Sinkhorn:
       whether ott met its threshold.
     """
     # Here, not at the top: ott takes a second to import.
-    from ott.geometry import epsilon_scheduler, geometry
-    from ott.problems.linear import linear_problem
-    from ott.solvers.linear import sinkhorn
+    with problem.from_the_extra("Sinkhorn"):
+      from ott.geometry import epsilon_scheduler, geometry
+      from ott.problems.linear import linear_problem
+      from ott.solvers.linear import sinkhorn
 
     schedule = epsilon_scheduler.Epsilon(
       epsilon, init=self.epsilon_start, decay=self.epsilon_decay

@@ -10,7 +10,7 @@ from paths import ROOT
 from transport_problems import distance, problems, solve
 
 from deepemd_jax import emd
-from deepemd_jax.emd import problem, solvers
+from deepemd_jax.emd import api, problem, solvers
 
 
 def test_the_names_of_solvers_load_neither_jax_nor_numpy():
@@ -23,6 +23,27 @@ def test_the_names_of_solvers_load_neither_jax_nor_numpy():
     [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
   )
   assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["sinkhorn", emd.NetworkSimplex])
+def test_what_is_no_solver_is_told(wrong):
+  with pytest.raises(TypeError, match="pass an object, emd.InteriorPoint"):
+    api.checked(wrong)
+
+
+@pytest.mark.parametrize(
+  ("solver", "package"),
+  [(emd.Sinkhorn(0.1), "ott"), (emd.RegularizedQP(), "jaxopt")],
+)
+def test_a_solver_without_its_package_says_what_to_install(
+  solver, package, monkeypatch
+):
+  for name in [x for x in sys.modules if x.partition(".")[0] == package]:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, package, None)
+  message = f"needs the package {package}.*; run pip install"
+  with pytest.raises(ModuleNotFoundError, match=message):
+    emd.solve(*problems(), solver=solver)
 
 
 def test_the_package_has_every_public_name():
