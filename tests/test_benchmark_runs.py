@@ -76,7 +76,7 @@ def tiny(config, place):
   config.model.backbone = one_block.NAME
   config.episode.way, config.episode.query = 2, 2
   config.pretrain.batch_size = 6
-  config.pretrain.epochs = 1
+  config.pretrain.epochs, config.pretrain.warmup_epochs = 1, 0
   config.metatrain.steps = 2
   for stage in (config.pretrain, config.metatrain):
     stage.validation_episodes = 2
