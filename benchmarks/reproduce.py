@@ -36,7 +36,6 @@ import sys
 import time
 
 from deepemd_jax.errors import STOPPED
-from deepemd_jax.models import heads
 from deepemd_jax.utils import files
 
 DATA_SETS = ("cifar_fs", "fc100", "miniimagenet", "cub")
@@ -155,6 +154,8 @@ def table(results: dict) -> str:
   Args:
     results: as in a run's results.json.
   """
+  from deepemd_jax.models import heads  # loads JAX, which the run needs alone
+
   rows = ["| test | head | accuracy | DeepEMD leads by |", "|---|---|---|---|"]
   for test in (results, *results["more"].values()):
     shape = test["episode"]

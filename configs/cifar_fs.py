@@ -8,7 +8,7 @@ CIFAR-100, both halves, 32x32 pixels enlarged: 64/16/20 classes of 600 images
 
 Variants stand behind a colon, as in `configs/cifar_fs.py:grid,5shot`: fcn (the
 same as none), pyramid, grid, sampling, 5shot, 10shot, 10way, ablation and
-laptop (a small network and a short schedule: forty minutes on two CPU cores).
+laptop (a small network and a short schedule, for two CPU cores).
 5shot, 10shot, 10way and ablation test an encoder that is trained already.
 
 Published accuracy, 5-way: none found; somebody's run of the official code gave

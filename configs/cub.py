@@ -9,7 +9,7 @@ The split is FEAT's, which the paper uses; others share few of its test classes.
 
 Variants stand behind a colon, as in `configs/cub.py:grid,5shot`: fcn (the same
 as none), pyramid, grid, sampling, 5shot, 10shot, 10way, ablation and laptop (a
-small network and a short schedule: forty minutes on two CPU cores). 5shot,
+small network and a short schedule, for two CPU cores). 5shot,
 10shot, 10way and ablation test an encoder that is trained already.
 
 Published accuracy, 5-way: 1-shot 79.27 +-0.29, 5-shot 89.80 +-0.51 (the best

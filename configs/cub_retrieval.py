@@ -7,7 +7,7 @@ Whole images; the first 100 classes train (every tenth of them is held out, to
 choose by), the last 100 are gallery and queries at once: 5,924 images.
 
 Variants stand behind a colon: fcn (the same as none), pyramid, grid, sampling,
-laptop (a small network and a short schedule: forty minutes on two CPU cores).
+laptop (a small network and a short schedule, for two CPU cores).
 
 No published number belongs beside this: metric learning starts from networks
 trained on ImageNet, at 224 pixels and more. Not run to the end here.

@@ -8,7 +8,7 @@ whose superclasses do not overlap (Oreshkin et al. 2018).
 
 Variants stand behind a colon, as in `configs/fc100.py:grid,5shot`: fcn (the
 same as none), pyramid, grid, sampling, 5shot, 10shot, 10way, ablation and
-laptop (a small network and a short schedule: forty minutes on two CPU cores).
+laptop (a small network and a short schedule, for two CPU cores).
 5shot, 10shot, 10way and ablation test an encoder that is trained already.
 
 Published accuracy, 5-way: 1-shot 46.60 +-0.26, 5-shot 63.22 +-0.71 (the best

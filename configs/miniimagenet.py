@@ -10,8 +10,8 @@ ready. One of squares of 84 pixels is miniimagenet:84, for `prepare` and for
 
 Variants stand behind a colon, as in `configs/miniimagenet.py:grid,5shot`: fcn
 (the same as none), pyramid, grid, sampling, 5shot, 10shot, 10way, ablation,
-cross_cub (tested on CUB) and laptop (a small network and a short schedule:
-forty minutes on two CPU cores). 5shot, 10shot, 10way, ablation and cross_cub
+cross_cub (tested on CUB) and laptop (a small network and a short schedule,
+for two CPU cores). 5shot, 10shot, 10way, ablation and cross_cub
 test an encoder that is trained already.
 
 Published accuracy, 5-way: 1-shot 66.50 (FCN), 67.83 (Grid), 68.77 (Sampling),

@@ -9,7 +9,7 @@ or a folder that is ready. Images are decoded when they are read: set
 
 Variants stand behind a colon, as in `configs/tieredimagenet.py:grid,5shot`: fcn
 (the same as none), pyramid, grid, sampling, 5shot, 10shot, 10way, ablation and
-laptop (a small network and one epoch: an hour or two on two CPU cores).
+laptop (a small network and one epoch, for two CPU cores).
 5shot, 10shot, 10way and ablation test an encoder that is trained already.
 
 Published accuracy, 5-way: 1-shot 72.65 (FCN), 73.13 (Grid), 74.29 (Sampling),

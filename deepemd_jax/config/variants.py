@@ -67,8 +67,8 @@ def _cross_cub(config):
   config.data.test_name = "cub"
 
 
-# Pre-training epochs that are as many steps as six of the 38,400 images that
-# most data sets train on.
+# Epochs of pre-training. Most data sets have about 38,400 training images, and
+# get 6. Others see about as many images in all; tieredImageNet has more in one.
 _LAPTOP_EPOCHS = {
   "cub": 40,
   "cub_retrieval": 40,
@@ -79,8 +79,8 @@ _LAPTOP_EPOCHS = {
 
 
 def _laptop(config):
-  # Forty minutes on two CPU cores. Pre-training sees crops of 32 pixels, and
-  # tests see images of 40, whose map has 5 x 5 cells.
+  # For two CPU cores. Pre-training sees crops of 32 pixels. Tests see images of
+  # 40, whose map has 5 x 5 cells.
   config.model.width = 0.5
   config.model.pools = 3
   config.image.size = 40

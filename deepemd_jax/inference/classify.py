@@ -149,8 +149,8 @@ def _center(options):
   from deepemd_jax.inference import search
 
   paths = folder.below(options.center)
-  encoder, _ = search.encoder_of(options)
-  return search.center_of(encoder, paths, skip_bad=True)
+  make_encoder, _ = search.encoder_and_solver(options)
+  return search.center_of(make_encoder(), paths, skip_bad=True)
 
 
 def _classified(classifier, paths, labels, skip_bad: bool, progress):

@@ -1,6 +1,7 @@
 """The command `search`: the images of a folder that are most like one image."""
 
 import argparse
+import functools
 import os
 
 from deepemd_jax.errors import InputError
@@ -60,10 +61,11 @@ def run(options: argparse.Namespace) -> str:
 
   from deepemd_jax.inference import image_encoder
 
-  encoder, solver = encoder_of(options)
+  make_encoder, solver = encoder_and_solver(options)
+  encoder = make_encoder()
   if center_paths:
     center = center_of(encoder, center_paths, options.skip_bad)
-    encoder, _ = encoder_of(options, center)
+    encoder = make_encoder(center)
   query = encoder.all([options.query]).nodes
   best, bad = _nearest(encoder, query, paths, options.top)
   if not options.skip_bad or not best:
@@ -73,12 +75,12 @@ def run(options: argparse.Namespace) -> str:
   return _table(paths, best, query, solver)
 
 
-def encoder_of(options: argparse.Namespace, center=None):
-  """The `ImageEncoder` that the options ask for, and the EMD's solver.
+def encoder_and_solver(options: argparse.Namespace):
+  """Makes what the options ask for: a function from a center, or none, to the
+  `ImageEncoder`, and the EMD's solver.
 
   Args:
     options: those of `shared.add_encoding`.
-    center: as `ImageEncoder` takes it.
 
   Raises:
     InputError: an option or the checkpoint does not fit.
@@ -92,7 +94,8 @@ def encoder_of(options: argparse.Namespace, center=None):
   cache = None
   if options.cache is not None:
     cache = feature_cache.Cache(options.cache)
-  return image_encoder.ImageEncoder(trained, view, cache, center), solver
+  make = functools.partial(image_encoder.ImageEncoder, trained, view, cache)
+  return make, solver
 
 
 def center_of(encoder, paths, skip_bad: bool):

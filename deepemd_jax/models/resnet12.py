@@ -218,7 +218,10 @@ def _abstract(channels: tuple[int, ...], precision: str, pools: int):
 def to_module(
   variables: Variables, precision: str = "float32", pools: int = BLOCKS
 ) -> ResNet12:
-  """The module that holds `variables`; its width is read off their shapes."""
+  """The module that holds `variables`; its width is read off their shapes.
+
+  `pools` is not: it must be the one that they were trained with.
+  """
   blocks = variables["params"]
   channels = tuple(
     blocks[f"layer{i}"]["conv1"]["kernel"].shape[-1] for i in range(1, 5)
