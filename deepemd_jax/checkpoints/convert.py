@@ -125,20 +125,29 @@ def to_safetensors(checkpoint, path) -> None:
     path: of the `.safetensors` file; replaced if it is there.
 
   Raises:
-    InputError: there is no trained encoder, it is no ResNet-12, or the file
-      cannot be written.
+    InputError: there is no trained encoder, it is no ResNet-12 of the authors'
+      kind, or the file cannot be written.
   """
   from deepemd_jax.checkpoints import pretrained, state_dicts
+  from deepemd_jax.models import resnet12
 
   if pathlib.Path(path).suffix != state_dicts.SUFFIX:
     raise InputError(
       f"a run becomes a {state_dicts.SUFFIX} file, and {path} is called "
       f"otherwise; try {pathlib.Path(path).with_suffix(state_dicts.SUFFIX)}"
     )
-  variables = pretrained.load(checkpoint).encoder.variables
+  trained = pretrained.load(checkpoint)
+  variables = trained.encoder.variables
   if missing := resnet12_names.missing(variables):
     raise InputError(
       f"the encoder of {checkpoint} is no ResNet-12 (it has no {missing[0]}); "
       "only ResNet-12 has names in PyTorch"
+    )
+  stride, theirs = trained.settings.backbone.stride, 2**resnet12.BLOCKS
+  if stride != theirs:  # which the names and the weights do not say
+    raise InputError(
+      f"the encoder of {checkpoint} has model.pools below {resnet12.BLOCKS}: a "
+      f"cell of its map is {stride} pixels, and in the authors' code {theirs}, "
+      "where its weights would mean something else"
     )
   state_dicts.write(path, to_torch(variables))

@@ -178,6 +178,14 @@ def test_a_run_becomes_a_file_and_the_file_a_run(tmp_path, capsys):
   commands.assert_refused(result, r"try .*encoder\.safetensors")
 
 
+def test_fewer_pools_have_no_place_in_the_authors_code(tmp_path, capsys):
+  model = {"width": 1 / 16, "pools": 3}
+  run = tiny_run(tmp_path / "run", model=model)
+  result = commands.call(capsys, "convert", run, tmp_path / "x.safetensors")
+  commands.assert_refused(result, "pools below 4: a cell .* is 8 pixels")
+  assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_another_backbone_has_no_names_in_pytorch(tmp_path, monkeypatch):
   loaded = types.SimpleNamespace(
     encoder=types.SimpleNamespace(variables=toy_backbone.variables())
