@@ -13,8 +13,8 @@ SCRIPTS = sorted(
   path.stem
   for path in (ROOT / "benchmarks").glob("[a-z]*.py")
   if 'if __name__ == "__main__":' in path.read_text()
-  # It has no small form, and tests of its own: see test_reproduce.py.
-  and path.stem != "reproduce"
+  # They have no small form, and tests of their own: see test_reproduce.py.
+  and path.stem not in ("compare_runs", "reproduce")
 )
 # The keys of a row in their JSON, which the tables of docs/COST.md were made
 # from.

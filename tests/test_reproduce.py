@@ -1,11 +1,11 @@
-"""`benchmarks.reproduce`: what it changes, and how it stops."""
+"""`benchmarks.reproduce` and `compare_runs`: schedules, stops, tables."""
 
 import json
 import sys
 
 import pytest
 
-from benchmarks import reproduce
+from benchmarks import compare_runs, reproduce
 from deepemd_jax.config import defaults, recipes, validate
 
 WAITS = """
@@ -95,3 +95,24 @@ def test_the_table_has_each_test_and_its_leads():
   assert rows[4] == f"{test} DeepEMD, SFC | 60.00 ± 0.50 |  |"
   assert rows[5].startswith(f"{test} Prototype")
   assert rows[5].endswith("| 58.00 ± 0.60 | +2.00 ± 0.25 |")
+
+
+def test_runs_are_compared(copy, capsys, tmp_path):
+  """A row for each test of each run, whoever counted its seconds."""
+  results = json.loads((copy / "results.json").read_text())
+  timed = [{"seconds": 60.0}, {"seconds": 93.0}]
+  (copy / "reproduce.json").write_text(json.dumps(timed))
+  picture = tmp_path / "curves.png"
+  argv = [str(copy), str(copy), "--curves", str(picture)]
+  assert compare_runs.main(argv) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 2 + 2 * (1 + len(results["more"]))
+  own, lead = (results["heads"]["deepemd"], results["paired"])
+  lead = lead["deepemd - prototype"]
+  assert f"| {own['accuracy']:.2f} +- {own['ci95']:.2f} |" in lines[2]
+  assert f"| {lead['mean']:+.2f} +- {lead['ci95']:.2f} |" in lines[2]
+  assert all(line.endswith("| 2.5 |") for line in lines[2:])
+  assert picture.read_bytes().startswith(b"\x89PNG")
+  with pytest.raises(SystemExit):
+    compare_runs.main([str(tmp_path)])
+  assert "has no results.json" in capsys.readouterr().err
