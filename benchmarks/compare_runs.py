@@ -14,6 +14,7 @@ import pathlib
 import sys
 
 from deepemd_jax.config.stages import TRAINING_STAGES
+from deepemd_jax.errors import InputError
 from deepemd_jax.evaluation import metric_rows, plots
 
 COLUMNS = (
@@ -135,8 +136,11 @@ def main(argv: list[str] | None = None) -> int:
     if not (workdir / "results.json").exists():
       parser.error(f"{workdir} has no results.json: its test has not ended")
   print(table(args.workdirs))
-  if args.curves:
-    plots.save(draw(args.workdirs), args.curves)
+  try:
+    if args.curves:
+      plots.save(draw(args.workdirs), args.curves)
+  except InputError as error:
+    parser.error(str(error))
   return 0
 
 

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
 # Okabe and Ito's colors, which color-blind readers can tell apart.
@@ -60,8 +61,20 @@ def new_figure(width: float, height: float):
 
 
 def save(figure, path) -> None:
-  """Writes a PNG, whole or not at all."""
+  """Writes a figure as a PNG, whole or not at all.
+
+  Args:
+    figure: of matplotlib.
+    path: must end in .png; its folder is made if it is missing.
+
+  Raises:
+    InputError: the path has another ending.
+  """
   path = pathlib.Path(path)
+  if path.suffix.lower() != ".png":
+    raise InputError(
+      f"{str(path)!r} is to be a PNG; call it {str(path.with_suffix('.png'))!r}"
+    )
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as scratch:
     figure.savefig(scratch, format="png", pil_kwargs={"optimize": True})

@@ -134,7 +134,15 @@ class Explanation:
     return plots.matched_regions([self.matched()], lines)
 
   def save(self, path, lines: int = 8) -> None:
-    """Writes `figure` as a PNG, whole or not at all."""
+    """Writes `figure` as a PNG, whole or not at all.
+
+    Args:
+      path: must end in .png; its folder is made if it is missing.
+      lines: how many pairs of regions are drawn.
+
+    Raises:
+      InputError: the path has another ending.
+    """
     plots.save(self.figure(lines), path)
 
 

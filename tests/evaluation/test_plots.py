@@ -8,6 +8,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
+from deepemd_jax.errors import InputError
 from deepemd_jax.evaluation import plots
 from deepemd_jax.models import nodes
 
@@ -163,3 +164,10 @@ def test_saving_leaves_no_scratch_file(tmp_path):
   figure = plots.new_figure(2, 2)
   plots.save(figure, tmp_path / "deep" / "curves.png")
   assert [p.name for p in (tmp_path / "deep").iterdir()] == ["curves.png"]
+
+
+def test_a_picture_is_what_its_name_says(tmp_path):
+  figure = plots.new_figure(2, 2)
+  with pytest.raises(InputError, match="to be a PNG; call it .*curves.png"):
+    plots.save(figure, tmp_path / "deep" / "curves.jpg")
+  assert not list(tmp_path.iterdir())
