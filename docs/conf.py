@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 
+from jupyter_client import KernelManager
 from sphinx.domains.python import PyObject
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,6 +28,9 @@ smartquotes = False
 myst_enable_extensions = []  # without formulas, the site loads no MathJax
 myst_heading_anchors = 4
 
+# Notebooks talk to the build through files. Through TCP others on the machine
+# could listen, and Jupyter warns of it.
+KernelManager.transport.default_value = "ipc"
 # A cell that fails ends the build; nothing is taken from an earlier one.
 nb_execution_mode = "force"
 nb_execution_timeout = 900  # seconds a cell, on a busy machine
