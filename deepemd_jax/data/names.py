@@ -12,14 +12,16 @@ from deepemd_jax.errors import InputError
 
 
 def same(name: str) -> str:
-  """Returns a common form of all spellings of a name or path that look the same.
+  """Returns a form that is equal for all spellings that look the same.
+
+  The name may be a path.
   """
   name = unicodedata.normalize("NFC", name)
   return "/".join(part.strip() for part in name.split("/"))
 
 
 def alike(name: str) -> str:
-  """Returns a common form of all spellings that a person would take for one name.
+  """Returns a form that is equal for all spellings that mean the same name.
 
   Capitals, kinds of spaces and variants of letters (NFKC) make no difference.
   """

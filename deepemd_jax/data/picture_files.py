@@ -95,7 +95,7 @@ _SYSTEM = frozenset(
 
 
 def is_system(name: str) -> bool:
-  """Returns whether a file or folder of this name is hidden or a system file."""
+  """Returns whether a name is that of a hidden or system file or folder."""
   return name.startswith(".") or name.lower() in _SYSTEM
 
 

@@ -17,7 +17,7 @@ from deepemd_jax.data.sources import DataSpec
 def open_published(
   spec: DataSpec, name: str, variant: str
 ) -> "PublishedSource":
-  """Returns the source of a published set, as `sources.open_source` calls it."""
+  """Returns the source of a published set; called by `sources.open_source`."""
   del variant  # published data sets have no variants
   return PublishedSource(name, spec.directory)
 
@@ -47,7 +47,7 @@ class PublishedSource:
     return catalogue.protocol(benchmark, side or benchmark.squares)
 
   def _prepared(self) -> tuple[catalogue.Benchmark, int]:
-    """Returns the form that `prepare.find` finds, and the side of its copies."""
+    """Returns the form found by `prepare.find`, and the side of the copies."""
     benchmark, side = catalogue.parse(self.name)
     return prepare.find(benchmark, side, self.directory), side
 
