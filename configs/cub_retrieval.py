@@ -19,7 +19,7 @@ from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
-  """Returns the paper's schedule, then retrieval; see the module's docstring."""
+  """Returns the paper's schedule and then retrieval; see the module."""
   config = defaults.get_config()
   config.data.name = "cub_retrieval"
   config.stages = ("pretrain", "metatrain", "retrieve")

@@ -4,9 +4,9 @@
 
 The data set is glyph_clutter, which is generated. The network is a ResNet-12 an
 eighth as wide as the paper's. Scenes of 64x64 pixels are enlarged to 92x92,
-which gives 5x5 = 25 nodes. After pre-training and meta-training, 600 test
-episodes compare two baselines, and twelve clutter conditions are tested.
-Settings were chosen on validation classes.
+which gives 5x5 = 25 nodes. After pre-training and meta-training, DeepEMD is
+compared with two baselines on 600 test episodes and under twelve clutter
+conditions. Settings were chosen on validation classes.
 """
 
 from deepemd_jax.config import defaults, variants

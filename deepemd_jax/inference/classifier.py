@@ -218,9 +218,7 @@ class FewShotClassifier:
       raise not_fitted()
 
   def logits(self, images: Sequence) -> np.ndarray:
-    """Returns scores [N, way] in the order of `classes_`.
-
-    A larger score means that the image is more similar to the class.
+    """Returns scores [N, way] in the order of `classes_`; larger is more alike.
 
     Raises:
       InputError: some images cannot be read; the message names them.
@@ -328,10 +326,7 @@ def _names() -> tuple[str, ...]:
 
 
 def not_fitted() -> InputError:
-  """Returns the error of a call before `fit`.
-
-  If scikit-learn is loaded, the error is also its `NotFittedError`.
-  """
+  """Returns the error of a call before `fit`, also scikit-learn's if loaded."""
   text = "this FewShotClassifier is not fitted; call fit first"
   exceptions = sys.modules.get("sklearn.exceptions")
   if exceptions is None:

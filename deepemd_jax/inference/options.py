@@ -63,7 +63,7 @@ def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
 
 
 def default_cache() -> str:
-  """Returns the folder in which commands keep this user's files between runs."""
+  """Returns the folder for files that commands keep between runs."""
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return os.path.join(home, "deepemd_jax")
 
