@@ -187,7 +187,7 @@ def measure(work: dict, turns: int) -> list[dict]:
 
 
 def reading(root: pathlib.Path, options) -> tuple[list[dict], dict]:
-  """Returns rows of all ways to read, and the peak memory in GB between them."""
+  """Returns rows of all ways to read, and peak memories in GB."""
   settings = resolve.resolve(defaults.get_config())
   extract = jax.jit(
     functools.partial(views.crop_on_device, settings.view, SIZE)

@@ -19,7 +19,7 @@ PARAMETERS = 12_424_320  # in the published ResNet-12, for the all-reduce
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """A machine's published numbers and assumptions; docs/COST.md has the sources.
+  """The published numbers and assumptions of a machine, from docs/COST.md.
 
   Attributes:
     chips: number of chips of the whole machine.
