@@ -13,7 +13,7 @@ def error_against_time(
   Args:
     rows: the rows from `emd_solvers.measure`.
     judge_name: the name of the reference solver of the errors.
-    path: the path of the picture.
+    path: path of the picture.
   """
   import matplotlib
 

@@ -105,8 +105,8 @@ def arrange(
     protocol: one of PROTOCOLS.
     chosen: the classes to use.
     foreign: other classes, whose photographs are the clutter.
-    seed: the seed of the clutter.
-    composed: the number of cluttered queries per class.
+    seed: seed of the clutter.
+    composed: number of cluttered queries per class.
 
   Returns:
     The images (paths or pictures); for each class, the rows of its support

@@ -33,7 +33,7 @@ def synthetic_nodes(
     images: number of images per class.
     n: number of nodes of an image.
     channels: number of channels of a node.
-    seed: the seed of the first five classes; each further five take the next.
+    seed: seed of the first five classes; each further five take the next.
 
   Returns:
     float32 [way, images, n, channels].
@@ -156,7 +156,7 @@ def matrix_peak(precision: str, side: int = 0) -> float:
 
   Args:
     precision: the type of the matrices, such as "float32".
-    side: the side of the square matrices; 0 chooses one for this platform.
+    side: side of the square matrices; 0 chooses one for this platform.
   """
   side = side or (1024 if jax.default_backend() == "cpu" else 8192)
   x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(precision))

@@ -25,7 +25,7 @@ class ShuffledRows:
   Attributes:
     count: number of rows.
     batch_size: number of rows per step.
-    seed: the seed of the shuffles.
+    seed: seed of the shuffles.
 
   Raises:
     InputError: there are fewer rows than a batch needs.
@@ -68,7 +68,7 @@ class ImageBatches:
   Attributes:
     rows: the rows of each step.
     views: draws the views of the images.
-    seed: the seed of the crops.
+    seed: seed of the crops.
     local: int [n], the positions in a batch that this process makes.
   """
 
@@ -95,7 +95,7 @@ class EpisodeBatches:
     sampler: draws the episodes.
     views: draws the views of the images.
     batch_size: number of episodes per step.
-    seed: the seed of the crops.
+    seed: seed of the crops.
     local: int [e], the episodes of a step that this process makes.
   """
 

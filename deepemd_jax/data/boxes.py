@@ -63,7 +63,7 @@ def grid_boxes(
 
   Args:
     sizes: int [N, 2], height and width of each image in pixels.
-    cells: the number of cells along a side for each level; (2, 3) gives 4 + 9
+    cells: number of cells along a side for each level; (2, 3) gives 4 + 9
       boxes.
     ratios: [N, levels], side of a box divided by the side of its cell.
 
@@ -98,7 +98,7 @@ def to_stored(boxes: np.ndarray, sizes: np.ndarray, side: int) -> np.ndarray:
   Args:
     boxes: [N, 4], left, top, right, bottom in pixels of the original.
     sizes: [N, 2], height and width of the originals in pixels.
-    side: the side of the stored copies in pixels.
+    side: side of the stored copies in pixels.
 
   Returns:
     float [N, 4], left, top, right, bottom in pixels of the copies.

@@ -97,7 +97,7 @@ class EpisodeSampler:
       labels: int [N], the class of each row, an index into `class_names`.
       shape: the size of the episodes.
       class_names: the names of the classes, for messages.
-      seed: the seed of all episodes.
+      seed: seed of all episodes.
       split: the name of the split; episodes depend on it.
 
     Raises:

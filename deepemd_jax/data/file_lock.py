@@ -16,7 +16,7 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
   holds the lock is killed, the lock becomes free.
 
   Args:
-    path: the path of the lock file, which is created if necessary.
+    path: path of the lock file, which is created if necessary.
     what: the name of the work in the message.
   """
   with open(path, "w") as lock:

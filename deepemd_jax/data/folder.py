@@ -37,7 +37,7 @@ def listing(
     root: the image folder.
     fractions: shares of the classes for train, val and test, if neither the
       folder nor `table` defines the splits.
-    table: the path of a CSV, described in the module's docstring, or None.
+    table: path of a CSV, described in the module's docstring, or None.
     seed: the seed that shuffles the classes before they are split.
 
   Raises:
@@ -127,8 +127,7 @@ def _existing(root: str | os.PathLike) -> pathlib.Path:
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns {split: directory} of directories with a split's name and classes.
-  """
+  """Returns {split: directory} of split directories that contain classes."""
   found: dict[str, pathlib.Path] = {}
   for child in _directories(root):
     split = split_called(child.name)

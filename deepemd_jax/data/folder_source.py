@@ -34,7 +34,7 @@ class FolderSource:
   Attributes:
     root: the image folder.
     directory: the folder whose subfolder `stored` contains the copies.
-    side: the side of the copies in pixels; 0 keeps no copies and decodes images
+    side: side of the copies in pixels; 0 keeps no copies and decodes images
       whenever they are read.
     fractions: shares of the classes for train, val and test.
     csv: a CSV that assigns classes or files to splits, or None.
@@ -149,7 +149,7 @@ class Paths:
   """Image files; `image_set.Files`.
 
   Attributes:
-    paths: the path of the image of each row.
+    paths: path of the image of each row.
   """
 
   paths: tuple[str, ...]

@@ -43,7 +43,7 @@ def splits(
   its directory or, in a table of files, the first spelling in the table.
 
   Args:
-    path: the path of the table.
+    path: path of the table.
     root: the image folder.
     classes: returns the image paths of each directory of `root`.
     images: returns all image paths below `root`.

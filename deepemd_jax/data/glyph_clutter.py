@@ -174,7 +174,7 @@ def scene(key: str, character: str, path: str, variant: str = "default"):
   Args:
     key: seeds every random draw.
     character: the character of the class.
-    path: the path of the font file.
+    path: path of the font file.
     variant: "default" or one of `VARIANTS`.
 
   Returns:

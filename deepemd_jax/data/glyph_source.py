@@ -30,7 +30,7 @@ class GlyphClutterSource:
   """The generated data set glyph_clutter, a `sources.Source`.
 
   Attributes:
-    directory: the folder in which TFDS keeps prepared data sets.
+    directory: the TFDS folder of prepared data sets.
     variant: "default", or a clutter variant, which has only a test split.
   """
 

@@ -65,7 +65,7 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
   reads.
 
   Args:
-    source: the path of the file, or its bytes.
+    source: path of the file, or its bytes.
 
   Raises:
     OSError, ValueError and nearly anything else: the file is not an image;
@@ -105,7 +105,7 @@ def _identified(content: bytes) -> Image.Image:
     opening, accepts = Image.OPEN[name]
     try:
       fits = accepts is None or accepts(head[:16])
-      if fits and not isinstance(fits, str):  # a string: Pillow lacks the format
+      if fits and not isinstance(fits, str):  # a string if Pillow lacks it
         return opening(io.BytesIO(content), "")
     except (SyntaxError, IndexError, TypeError, struct.error):
       continue  # Pillow, too, takes these errors as a sign of another format
@@ -199,7 +199,7 @@ def read_upright(
   """Decodes a file to an upright RGB image.
 
   Args:
-    source: the path of the file, or its bytes.
+    source: path of the file, or its bytes.
 
   Returns:
     The image, of at most `WHOLE` pixels; and the height and width in pixels of

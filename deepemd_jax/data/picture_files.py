@@ -139,7 +139,7 @@ def formats(head: bytes) -> tuple[str, ...]:
 
 
 def why_not_read(head: bytes) -> str:
-  """Returns the message about a file that begins so, if no format fits."""
+  """Returns the message if no format fits a file with these first bytes."""
   name = kind(head)
   if name is None:
     return "not an image"

@@ -64,7 +64,7 @@ class PixelMap:
     """Maps a file into memory.
 
     Args:
-      path: the path of the pixels.
+      path: path of the pixels.
       shape: the shape of all copies in the file, (all, side, side, 3).
       rows: int [N], the copies that this map shows, in this order; None shows
         all copies.
@@ -133,8 +133,8 @@ def load(
   Args:
     place: the folder of the copies.
     items: returns the images; called only to make the copies.
-    count: the number of images.
-    side: the side of the copies in pixels; 0 makes no copies and only checks
+    count: number of images.
+    side: side of the copies in pixels; 0 makes no copies and only checks
       the images.
     made_from: identifies the images; copies that were made from other images
       are made again.
@@ -229,7 +229,7 @@ def _refuse_enlargements(sizes, side: int, name: str, data_set: str) -> None:
 
   Args:
     sizes: [N, 2], height and width of the images in pixels.
-    side: the side of the copies in pixels; 0 if there are none.
+    side: side of the copies in pixels; 0 if there are none.
     name: the name of the images in the message.
     data_set: the name of the data set without a side.
   """

@@ -29,7 +29,7 @@ class PublishedSource:
   Attributes:
     name: the name in configs, such as "cub", or "cub:84" for copies of another
       side.
-    directory: the folder in which TFDS keeps prepared data sets; the copies are
+    directory: the TFDS folder of prepared data sets; the copies are
       in its subfolder `stored`.
   """
 

@@ -25,7 +25,7 @@ class DataSpec:
       copies with a side of 84 pixels instead of the default.
     test_name: the name of another data set to test on; "" tests on the same
       one.
-    directory: the folder in which TFDS keeps prepared data sets; "" means
+    directory: the TFDS folder of prepared data sets; "" means
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
     folder: the user's image folder, for "folder".
     csv: a CSV that assigns classes or files to splits, for "folder".

@@ -28,7 +28,7 @@ class Row(NamedTuple):
   """One row of a table.
 
   Attributes:
-    line: the number of the line on which it ends, counted from 1.
+    line: number of the line on which it ends, counted from 1.
     fields: {name of the column: text without outer spaces}.
   """
 
@@ -40,7 +40,7 @@ def read(path: str | os.PathLike, *choices: Sequence[str]) -> list[Row]:
   """Reads a table and omits empty rows.
 
   Args:
-    path: the path of the file.
+    path: path of the file.
     *choices: alternative sets of columns. The table must have all columns of
       one set, in any order, and may have others. If two sets fit, the first
       one is used.

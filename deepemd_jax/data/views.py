@@ -56,7 +56,7 @@ class View:
     patches: number of crops of "sampling" in training.
     test_patches: number of crops of "sampling" at test time.
     redraw: whether "sampling" draws new crops for every test episode.
-    seed: the seed of the crops at test time.
+    seed: seed of the crops at test time.
   """
 
   kind: str = "fcn"
@@ -110,7 +110,7 @@ class TrainingViews:
 
   Attributes:
     images: the images of the training split.
-    view: the settings of the views.
+    view: the view settings.
     size: side in pixels of the network's input.
     of_episodes: True draws crops of the kind of `view`, for meta-training.
       "grid" and "sampling" then have one more axis, the crops, after the rows.
@@ -161,8 +161,7 @@ class TrainingViews:
 def random_crops(
   rng: np.random.Generator, sizes: np.ndarray, crops: int, view: View
 ) -> np.ndarray:
-  """Draws several boxes per image: int sizes [N, 2] -> [N, crops, 4] in pixels.
-  """
+  """Draws several boxes per image: sizes [N, 2] -> [N, crops, 4], in pixels."""
   drawn = boxes.random_resized_crop(
     rng, sizes.repeat(crops, 0), scale=view.scale, ratio=view.aspect
   )
@@ -181,7 +180,7 @@ def evaluation_boxes(
     view: the settings, of kind "grid" or "sampling".
     images: the image set.
     rows: int [N], rows of the image set.
-    episode: the number of the episode, or None.
+    episode: number of the episode, or None.
 
   Returns:
     Boxes [N, crops, 4] in pixels of the originals; and bool [N, crops], whether

@@ -64,8 +64,7 @@ def _match(explanation: Explanation) -> dict:
 
 
 def _side(side: Side) -> dict:
-  """Returns the size of an image in pixels, which are the unit of the boxes,
-  and its picture darkened where its weights are small."""
+  """Returns an image's size in pixels, and its picture darkened by weights."""
   height, width = side.size
   weighted = plots.weighted(side.picture, side.small_boxes(), side.weights)
   return {"width": width, "height": height, "weighted": _url(weighted)}

@@ -45,7 +45,7 @@ class Crowd:
         self._open.pop(client, None)
 
   def count(self, client: "Client") -> None:
-    """Ends a connection if the bytes that a client just sent are too many."""
+    """Ends a connection if all clients together have sent too many bytes."""
     with self._lock:
       if sum(c.received for c in self._open) > self._size:
         others = [c for c in self._open if not c.at_work]

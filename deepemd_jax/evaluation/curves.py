@@ -38,9 +38,6 @@ def learning_curves(stages: dict[str, list[dict]]):
   Args:
     stages: {name: rows with "step" and any of "loss", "accuracy",
       "val_accuracy", "val_prototype"}.
-
-  Returns:
-    The matplotlib figure.
   """
   figure = new_figure(4.2 * len(stages), 5.2)
   axes = figure.subplots(2, len(stages), sharex="col", squeeze=False)
@@ -83,9 +80,6 @@ def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
     panels: {title of a panel: {head: [(x, accuracy, half width), ...]}}. The
       accuracy and the half width of its 95% interval are in percent.
     xlabel: the label of the x axis.
-
-  Returns:
-    The matplotlib figure.
   """
   figure = new_figure(3.2 * len(panels) + 0.6, 3.4)
   axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -120,9 +114,6 @@ def retrieval_curves(panels: dict[str, dict[str, list]], times: list[tuple]):
   Args:
     panels: {metric: {method: [(images, percent), ...]}}.
     times: [(images, milliseconds per query), ...].
-
-  Returns:
-    The matplotlib figure.
   """
   figure = new_figure(3.2 * (len(panels) + 1) + 0.6, 3.4)
   *above, last = figure.subplots(1, len(panels) + 1)

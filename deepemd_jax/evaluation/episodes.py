@@ -30,7 +30,7 @@ def episode_sampler(
   """Returns the sampler of a split's episodes, the same for all heads and runs.
 
   Args:
-    settings: the settings of the run. The split "test" has test episodes, and
+    settings: the run's settings. The split "test" has test episodes, and
       other splits have training episodes.
     images: the images of the split.
     split: the name of the split.
@@ -95,8 +95,8 @@ class EpisodeScorer:
     Args:
       nodes: the nodes of the images.
       sampler: the sampler of the episodes.
-      count: the number of episodes.
-      batch_size: the number of episodes in one device call.
+      count: number of episodes.
+      batch_size: number of episodes in one device call.
       progress: called with the number of episodes done, before each call.
 
     Returns:
@@ -118,7 +118,7 @@ class EpisodeScorer:
 
 
 class Validator:
-  """Evaluates an encoder on validation episodes, during or after training."""
+  """A test of an encoder on validation episodes, during or after training."""
 
   def __init__(
     self, settings: Settings, images: ImageSet, count: int, stage: str
@@ -126,9 +126,9 @@ class Validator:
     """Makes a validator.
 
     Args:
-      settings: the settings of the run.
+      settings: the run's settings.
       images: the images of the validation split.
-      count: the number of episodes.
+      count: number of episodes.
       stage: the name of the stage, for the message if a signal stops it.
     """
     self._images, self._count = images, count
@@ -154,7 +154,7 @@ class Validator:
     is that of pooled prototypes.
 
     Args:
-      variables: the variables of the backbone, on every device.
+      variables: the backbone's variables, on every device.
 
     Raises:
       StopRequested: a signal asked to stop.

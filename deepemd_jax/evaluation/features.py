@@ -36,7 +36,7 @@ class Features:
 
   Attributes:
     backbone: computes feature maps.
-    view: the settings of the views.
+    view: the view settings.
     pyramid: numbers of cells along a side of the averages over a map.
   """
 
@@ -192,7 +192,7 @@ class ImageSetEncoder:
   Create it only once, because it compiles.
 
   Attributes:
-    encoded_images: the number of images encoded so far, with repetitions.
+    encoded_images: number of images encoded so far, with repetitions.
   """
 
   def __init__(
@@ -232,7 +232,7 @@ class ImageSetEncoder:
     """Encodes images in order.
 
     Args:
-      variables: the variables of the backbone, on every device.
+      variables: the backbone's variables, on every device.
       images: the image set.
       rows: int [k], the rows of the images to encode; None means all.
 

@@ -1,7 +1,7 @@
 """The stage evaluate, which tests all heads on the same few-shot episodes.
 
 The heads use the best encoder of the last trained stage. For a fair comparison,
-the prototype head uses the encoder of the stage that is best for it on
+pooled heads use the encoder of the stage that is best for the prototype head on
 validation episodes.
 """
 
@@ -45,10 +45,6 @@ _PLENTY = 4  # images drawn per test image; then 98% are in some episode
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
   """Tests the best encoders, prints a table, and writes results and figures.
-
-  Args:
-    settings: the settings of the run.
-    workdir: the folder of the run, with the best encoder of each trained stage.
 
   Raises:
     InputError: there is no trained encoder.
@@ -97,9 +93,8 @@ def choose_encoders(
   """Chooses the encoders of the heads.
 
   Returns:
-    {"deepemd": the encoder of all heads except "prototype", "prototype": its
-    encoder}; and a dictionary of their validation accuracies with the same
-    keys.
+    {"deepemd": the encoder of heads that match nodes, "prototype": the encoder
+    of pooled heads}; and their validation accuracies with the same keys.
   """
   encoders = pretrained.best_encoders(workdir, settings.backbone)
   val = open_source(settings.data).load("val")
@@ -147,7 +142,7 @@ class NodeCache:
     Args:
       images: the image set. It replaces the previous one.
       tests: the settings of the tests.
-      count: the number of test episodes of each test.
+      count: number of test episodes of each test.
     """
     self._turn_to(images)
     for settings in tests:

@@ -40,8 +40,8 @@ def draw(
   tested, clutter.png.
 
   Args:
-    settings: the settings of the run.
-    workdir: the folder of the run.
+    settings: the run's settings.
+    workdir: the run's folder.
     images: the test images.
     episode: the test episode to show.
     variables: the variables of DeepEMD's encoder.
@@ -78,8 +78,8 @@ def draw_retrieval(
   re-ranks. retrieved.png shows the first images for some queries.
 
   Args:
-    settings: the settings of the run.
-    workdir: the folder of the run.
+    settings: the run's settings.
+    workdir: the run's folder.
     images: the images of the gallery.
     chosen: {ranking: the stage of its encoder}.
     rankings: {stage: the rankings with its encoder}.
@@ -120,11 +120,11 @@ def retrieved(
   numbers of correct images.
 
   Args:
-    settings: the settings of the run.
+    settings: the run's settings.
     images: the images of the gallery.
     queries: int [q], the rows of the queries.
     orders: {ranking: int [q, L], the ranked rows}.
-    count: the number of images to show of each ranking.
+    count: number of images to show of each ranking.
   """
   own = images.labels[queries][:, None]
   right = {
@@ -167,14 +167,7 @@ class _Encoded(NamedTuple):
 def matched_pairs(
   settings: Settings, images: ImageSet, episode: Episode, variables
 ) -> list[plots.MatchedPair]:
-  """Returns the first queries with the classes that were predicted for them.
-
-  Args:
-    settings: the settings of the run.
-    images: the test images.
-    episode: the episode to show; the first query of each class is used.
-    variables: the variables of DeepEMD's encoder.
-  """
+  """Returns the first query of the first classes with its predicted class."""
   way = len(episode.classes)
   count = min(settings.evaluate.pictures, way)
   # All images are encoded together, because each batch size is compiled.

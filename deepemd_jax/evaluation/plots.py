@@ -78,13 +78,6 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
   their weights are small. Lines between them show the `lines` strongest flows,
   or the largest contributions if these are given. The width of a line shows the
   mass moved, and its color shows the similarity. Mirrored crops are marked.
-
-  Args:
-    pairs: the pairs to plot.
-    lines: the largest number of lines for each pair.
-
-  Returns:
-    The matplotlib figure.
   """
   figure = new_figure(8.4, 2.45 * len(pairs))
   axes = figure.subplots(len(pairs), 4, squeeze=False)
@@ -239,9 +232,6 @@ def reliability(
     confidence: [bins], mean confidence, 0 to 1; NaN if a bin is empty.
     accuracy: [bins], share of correct predictions, 0 to 1.
     counts: int [bins], number of predictions.
-
-  Returns:
-    The matplotlib figure.
   """
   figure = new_figure(4.2, 4.0)
   above, below = figure.subplots(

@@ -33,7 +33,7 @@ class Protocol:
     emd: the solver, its settings, and the temperature; "sinkhorn_epsilon"
       belongs to the head deepemd_sinkhorn.
     sfc: the settings of the training of the structured FC layer.
-    seed: the seed of all random draws of the test.
+    seed: seed of all random draws of the test.
   """
 
   data: str
@@ -47,13 +47,7 @@ class Protocol:
 
   @classmethod
   def of(cls, settings: Settings, workdir: pathlib.Path) -> "Protocol":
-    """Returns the protocol of a run.
-
-    Args:
-      settings: the settings of the run.
-      workdir: the folder of the run. Its encoders may have been trained on
-        other data.
-    """
+    """Returns the protocol of a run; its encoders may have seen other data."""
     return cls(
       data=settings.data.name,
       trained_on=_trained_on(settings, workdir),
@@ -71,8 +65,7 @@ class Protocol:
     )
 
   def to_json(self) -> dict:
-    """Returns the fields in results.json, with this process's versions and
-    devices."""
+    """Returns the fields in results.json, with current versions and devices."""
     return {
       "data": self.data,
       "protocol": {

@@ -49,7 +49,7 @@ def metrics(
   Args:
     spec: the settings with the K of each Recall@K.
     labels: int [N], the classes of the gallery's images.
-    ranking: the ranking with the queries.
+    ranking: has the queries.
     rows: int [q, L], the ranked rows of each query.
 
   Returns:

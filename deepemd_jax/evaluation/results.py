@@ -47,7 +47,7 @@ class Timing:
 
   Attributes:
     encoding_seconds: the time to encode all images with each stage's encoder.
-    encoded_images: the number of images that all encoders encoded.
+    encoded_images: number of images that all encoders encoded.
     episodes_per_second: {head: episodes per second, without encoding}.
     with_encoding: {head: episodes per second, with its share of the encoding}.
   """
@@ -75,7 +75,7 @@ class EpisodeResults:
     accuracy: {head: accuracy in percent}.
     paired: {"deepemd - other": difference on the same episodes, in percentage
       points}.
-    episodes: the number of episodes.
+    episodes: number of episodes.
     timing: the time that the test took.
     shape: the size of the episodes.
     nodes: the settings of the matched nodes.
@@ -281,7 +281,7 @@ def save(workdir: pathlib.Path, latest: str, name: str, document: dict) -> None:
   The next test replaces the file `latest`. The file in results/ stays.
 
   Args:
-    workdir: the folder of the run.
+    workdir: the run's folder.
     latest: the name of the file with the latest results.
     name: the name of the test, from `test_name`.
     document: the JSON values.

@@ -40,13 +40,13 @@ STAGE = "retrieve"
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
-  """Runs the stage: ranks the test images for each query, and measures it.
+  """Ranks the images for each query, and measures the rankings.
 
   It prints a table, and writes retrieve.json and figures.
 
   Args:
-    settings: the settings of the run.
-    workdir: the folder of the run, with the best encoder of each trained stage.
+    settings: the run's settings.
+    workdir: the run's folder, with the best encoder of each trained stage.
 
   Raises:
     InputError: there is no trained encoder, or no class has two images.
@@ -106,7 +106,7 @@ class Ranker:
 
     Args:
       images: the images of the gallery and the queries.
-      variables: the variables of the backbone, on every device.
+      variables: the backbone's variables, on every device.
       name: the name of the image set in messages.
       timed: whether to time the re-ranking for each depth of the settings.
     """

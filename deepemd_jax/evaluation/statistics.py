@@ -1,4 +1,4 @@
-"""The quality of rankings in NumPy: Recall@K, R-Precision and MAP@R.
+"""Metrics of rankings, in NumPy: Recall@K, R-Precision and MAP@R.
 
 In leave-one-out retrieval, each query ranks all other images of the gallery. A
 row of `relevant`, bool [q, L], says which of the ranked images have the query's

@@ -34,7 +34,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, way: int):
   Args:
     labels: int [N], the true classes.
     predicted: int [N], the predicted classes.
-    way: the number of classes.
+    way: number of classes.
   """
   counts = np.zeros((way, way), int)
   np.add.at(counts, (labels, predicted), 1)
@@ -49,7 +49,7 @@ def calibration(
   Args:
     probabilities: [N, way], 0 to 1.
     labels: int [N], the columns of the true classes.
-    bins: the number of bins of equal width.
+    bins: number of bins of equal width.
 
   References:
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.

@@ -34,7 +34,7 @@ class Center:
   Attributes:
     mean: float32 [c], means of the channels.
     spread: float32 [c], standard deviations of the channels, above 0.
-    photographs: the number of photographs.
+    photographs: number of photographs.
   """
 
   mean: np.ndarray
@@ -122,7 +122,7 @@ def find(
       `Center`, "support", "none", or None.
     encoder: an encoder of images without a center.
     support: [N, n, c], the nodes of the examples.
-    classes: the number of classes.
+    classes: number of classes.
     published: whether the encoder is a published one and not from a run.
 
   Raises:

@@ -14,7 +14,7 @@ def choose_view(settings: Settings, variant: str | None) -> View:
   """Returns the view of a variant.
 
   Args:
-    settings: the settings of the run that trained the encoder.
+    settings: settings of the run that trained the encoder.
     variant: "fcn", "grid" or "sampling"; None means that of the run.
 
   Raises:
@@ -33,7 +33,7 @@ def choose_solver(settings: Settings, solver: Any):
   """Returns the EMD solver, or None to let `emd` choose.
 
   Args:
-    settings: the settings of the run that trained the encoder.
+    settings: settings of the run that trained the encoder.
     solver: a name, a solver, or None for that of the run.
 
   Raises:

@@ -28,14 +28,13 @@ def fit(
 ) -> np.ndarray:
   """Computes the nodes of each class.
 
-  The images of a class that has fewer than the largest class are repeated, so
-  that each class has the same weight.
+  Images of smaller classes are repeated, so that all classes weigh the same.
 
   Args:
     nodes: [N, n, c], the nodes of the examples.
     index: int [N], the number of each example's class.
     settings: the settings of the matching and of its solver.
-    seed: the seed of the order in which the examples are visited.
+    seed: seed of the order in which the examples are visited.
 
   Returns:
     float32 [way, n, c], the class nodes.

@@ -218,7 +218,7 @@ class FewShotClassifier:
       raise not_fitted()
 
   def logits(self, images: Sequence) -> np.ndarray:
-    """Returns scores [N, way] in the order of `classes_`; larger is more alike.
+    """Returns scores [N, way], columns as in `classes_`; larger is better.
 
     Raises:
       InputError: some images cannot be read; the message names them.
@@ -257,7 +257,7 @@ class FewShotClassifier:
     return class_nodes.score(nodes, classes, self._heads)
 
   def predict_proba(self, images: Sequence) -> np.ndarray:
-    """Returns the softmax of `logits`, [N, way], in the order of `classes_`."""
+    """Returns the softmax of the logits, [N, way], columns as in `classes_`."""
     return class_nodes.softmax(self.logits(images))
 
   def predict(self, images: Sequence) -> np.ndarray:

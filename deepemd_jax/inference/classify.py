@@ -201,11 +201,6 @@ def truth(
 ) -> tuple[list[str] | None, str]:
   """Returns the true classes if the query folder has directories of classes.
 
-  Args:
-    query: the query folder or image.
-    paths: the paths of the query images.
-    classes: the names of the classes.
-
   Returns:
     The class of each path, or None unless every path is in a directory with the
     name of a class, in any spelling; and a remark if only some paths are, or if
@@ -253,7 +248,7 @@ def _check_output(path: str, inputs: set[pathlib.Path]) -> None:
   """Checks before any work that a result can be written to a path.
 
   Args:
-    path: the path of the result; an existing file will be replaced.
+    path: path of the result; an existing file will be replaced.
     inputs: resolved paths that must not be replaced.
 
   Raises:

@@ -71,7 +71,7 @@ class Explanation:
       shown at the boxes of this image's nodes. With fcn and grid, these boxes
       are the same in every image. With sampling, crops are random, and the
       boxes mean little.
-    images: the number of images that the class was fitted to.
+    images: number of images that the class was fitted to.
     similarity: [n, m], cosines of query nodes and class nodes.
     flow: [n, m], the mass moved.
     contributions: [n, m], the contributions to the logit.
@@ -116,7 +116,7 @@ class Explanation:
     """Writes out the logit: "logit 9.10 = 2.01 + 1.50 + 5.59 (40 other pairs)".
 
     Args:
-      terms: the number of pairs that have their own term.
+      terms: number of pairs that have their own term.
     """
     first = [pair.contribution for pair in self.pairs[:terms]]
     rest = self.logit - sum(first)
@@ -131,7 +131,7 @@ class Explanation:
     """Returns a matplotlib figure of both images and their weights.
 
     Args:
-      lines: the number of pairs to draw, the largest contributions first.
+      lines: number of pairs to draw, the largest contributions first.
     """
     return plots.matched_regions([self.matched()], lines)
 
@@ -160,7 +160,7 @@ def explain(
     probability: the probability of the class, 0 to 1.
     query: the query image.
     support: the support image of the class.
-    images: the number of support images of the class.
+    images: number of support images of the class.
     similarity: [n, m], the similarity of each pair of nodes.
     flow: [n, m], the optimal flow; it sums to n.
     temperature: the factor of the logit.

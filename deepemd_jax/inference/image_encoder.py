@@ -77,7 +77,7 @@ class ImageEncoder:
 
     Args:
       pretrained: the trained encoder.
-      view: the settings of the views.
+      view: the view settings.
       cache: the cache of encodings; None caches nothing.
       center: a function that is applied to all nodes; see `centering`.
     """
@@ -245,8 +245,7 @@ class ImageEncoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(features: Features, variables, pixels) -> jax.Array:
-  """Calls `Features.nodes`, compiled once for all encoders with equal features.
-  """
+  """Calls `Features.nodes`, compiled once for encoders with equal features."""
   return features.nodes(variables, pixels)
 
 

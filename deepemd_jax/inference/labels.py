@@ -20,7 +20,7 @@ def classes(labels: Sequence, count: int) -> tuple[np.ndarray, np.ndarray]:
 
   Args:
     labels: text, whole numbers, booleans, or other values that can be sorted.
-    count: the number of images.
+    count: number of images.
 
   Returns:
     The sorted classes, [way]; and the index of each image's class, int [count].

@@ -97,7 +97,7 @@ def page(
     facts: {name: text} to show at the top.
     explain: explains the match of an image, given by its number, with a class,
       given by its name.
-    pictures: the number of images whose matches are drawn, the worst first.
+    pictures: number of images whose matches are drawn, the worst first.
     progress: called with the number of pictures done, and the total.
 
   Returns:

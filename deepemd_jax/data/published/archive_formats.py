@@ -202,10 +202,10 @@ def _rows_of_cars(
   """Reads a table and returns {image: class}.
 
   Args:
-    table: the path of a MATLAB file.
+    table: path of a MATLAB file.
     column: the column with the names of the images.
     names: the names of the classes, in the order of their numbers.
-    path: the path of the archive or the folder; no link may lead out of the
+    path: path of the archive or the folder; no link may lead out of the
       folder.
   """
   import scipy.io

@@ -135,7 +135,7 @@ def tar_members(
 
   Args:
     file: the tar.
-    path: the path of the archive, for messages.
+    path: path of the archive, for messages.
     mode: the mode of `tarfile.open`.
   """
   # pyrefly: ignore[no-matching-overload]: the stubs want a literal mode
@@ -181,7 +181,7 @@ def _archive_member(
     name: its path in the archive.
     size: its size in bytes, as the archive states it.
     start: opens the member.
-    path: the path of the archive, for messages.
+    path: path of the archive, for messages.
   """
 
   def content():
@@ -224,7 +224,7 @@ def read_texts(path: pathlib.Path, *names: str) -> list[str]:
   """Returns the contents of text files in an archive.
 
   Args:
-    path: the path of the archive or the folder.
+    path: path of the archive or the folder.
     *names: the names of the files, without folders.
 
   Raises:

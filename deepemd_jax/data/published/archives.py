@@ -47,8 +47,7 @@ def side_of_squares(benchmark: Benchmark, source: str | os.PathLike) -> int:
   """Returns the side in pixels of ready squares, or 0.
 
   Ready squares are copies of the images that somebody has resized. The function
-  reads the size in the header of each file and stops at the first image that is
-  not such a square.
+  reads the header of each file up to the first image that is not such a square.
 
   Args:
     benchmark: the data set.

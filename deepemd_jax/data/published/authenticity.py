@@ -18,7 +18,7 @@ def compare(
 
   Args:
     archive: the official archive.
-    path: the path of the file.
+    path: path of the file.
     progress: called with the number of bytes read, and the total.
 
   Raises:

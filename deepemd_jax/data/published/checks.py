@@ -51,8 +51,8 @@ def compare_counts(
 
   Args:
     benchmark: the data set, which has the published numbers.
-    written: the number of written images of each class.
-    skipped: the number of bad images of each class.
+    written: number of written images of each class.
+    skipped: number of bad images of each class.
 
   Raises:
     InputError: the numbers differ; the message names the classes.

@@ -39,7 +39,7 @@ def fetch(
 
   Args:
     archive: an archive that may be downloaded (`open`).
-    directory: the folder in which TFDS keeps prepared data sets.
+    directory: the TFDS folder of prepared data sets.
     progress: called with the number of bytes downloaded, and the total.
 
   Raises:

@@ -25,7 +25,7 @@ def make_builder(benchmark: catalogue.Benchmark, directory: str, **settings):
 
   Args:
     benchmark: the data set.
-    directory: the folder in which TFDS keeps prepared data sets.
+    directory: the TFDS folder of prepared data sets.
     **settings: further arguments of the builder; `prepare` passes `work`.
 
   Returns:
@@ -81,8 +81,8 @@ def find(
 
   Args:
     benchmark: the data set.
-    side: the side of the copies in pixels, or `catalogue.ORIGINAL`.
-    directory: the folder in which TFDS keeps prepared data sets.
+    side: side of the copies in pixels, or `catalogue.ORIGINAL`.
+    directory: the TFDS folder of prepared data sets.
 
   Returns:
     The first of these forms that is ready: the one from squares of exactly this
@@ -129,10 +129,10 @@ def missing(
 
   Args:
     benchmark: the data set.
-    directory: the folder in which TFDS keeps prepared data sets.
+    directory: the TFDS folder of prepared data sets.
     reason: a sentence that says what failed; "" says that the data set is not
       prepared.
-    side: the side of the copies in pixels; None means the default side.
+    side: side of the copies in pixels; None means the default side.
   """
   name = benchmark.name
   if side is not None and side != benchmark.side:
@@ -182,7 +182,7 @@ def prepare(
 
   Args:
     benchmark: the data set.
-    directory: the folder in which TFDS keeps prepared data sets.
+    directory: the TFDS folder of prepared data sets.
     source: an archive or a folder, as for `archives.read`. None takes the
       archive from the folder for manual downloads, or downloads it if this
       needs no account.

@@ -1,8 +1,8 @@
 """The TFDS builder of the published data sets; it needs no TensorFlow.
 
-One pass over the archive decodes every image and writes all splits in parallel.
-So an archive is unpacked only once, and every bad image is known before the
-data set counts as complete.
+One pass over the archive decodes every image and writes all splits. So an
+archive is unpacked only once, and every bad image is known before the data set
+counts as complete.
 
 An upright RGB JPEG or PNG file is stored unchanged. Crops (CUB) are stored as
 PNG, because a second JPEG compression would change the pixels. The 11,788
