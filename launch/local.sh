@@ -6,14 +6,14 @@
 #
 # ARGS are the arguments of `python -m deepemd_jax.main`. Each process gets one
 # GPU, if there are GPUs. CUDA_VISIBLE_DEVICES lists the GPUs that may be used,
-# and JAX_PLATFORMS=cpu uses none. A single process uses all devices and needs no
-# launcher.
+# and JAX_PLATFORMS=cpu uses none. A single process uses all devices and needs
+# no launcher.
 #
 # TERM and INT are sent to all processes. If a process ends with a code other
-# than 0, the others end by themselves, or are killed after DEEPEMD_GRACE seconds
-# (90). The exit code is the first one that is not 0. After 143 or 75, the same
-# command continues the run. PYTHON names another interpreter than `python`. The
-# script needs bash 4.4.
+# than 0, the others end by themselves, or are killed after DEEPEMD_GRACE
+# seconds (90). The exit code is the first one that is not 0. After 143 or 75,
+# the same command continues the run. PYTHON names another interpreter than
+# `python`. The script needs bash 4.4.
 set -euo pipefail
 
 refuse() {
@@ -80,9 +80,9 @@ signal() {
   for id in "${@:2}"; do kill -s "$1" -- "$id" 2>/dev/null || :; done
 }
 
-# Reads the ids of the processes and then "end". If "end" never comes, the script
-# was killed, and the guard ends the processes. In both cases the guard kills
-# everything that the processes have started.
+# Reads the ids of the processes and then "end". If "end" never comes, the
+# script was killed, and the guard ends the processes. In both cases the guard
+# kills everything that the processes have started.
 guard() {
   trap '' INT TERM HUP
   local ids=() id limit
@@ -140,7 +140,7 @@ while ((${#running[@]})); do
     ended=0
     wait "${running[i]}" || ended=$?
     unset "running[i]"
-    # Of several codes at once, the smallest counts: 2, and not 75 of the others.
+    # Of several codes at once, the smallest counts: 2, not the 75 of others.
     if ((ended && (bad == 0 || ended < bad))); then bad=$ended; fi
   done
   if ((code == 0)); then code=$bad; fi

@@ -13,10 +13,10 @@
 # `ssh-add ~/.ssh/google_compute_engine` first, because gcloud connects to all
 # machines at once.
 #
-# After code 143 or 75, a signal or a lost connection (255), the run starts again
-# after RESTART_PAUSE (10) seconds and continues, at most MAX_RESTARTS (20) times.
-# After a mistake (2) it does not. A slice that was taken away must be created
-# again.
+# After code 143 or 75, a signal or a lost connection (255), the run starts
+# again after RESTART_PAUSE (10) seconds and continues, at most MAX_RESTARTS
+# (20) times. After a mistake (2) it does not. A slice that was taken away must
+# be created again.
 set -euo pipefail
 
 refuse() {
