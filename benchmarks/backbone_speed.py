@@ -1,6 +1,6 @@
-"""How long does a backbone take for an image, against PyTorch and ONNX Runtime?
+"""Compares the time of a backbone with PyTorch and ONNX Runtime.
 
-    python -m benchmarks.backbone_speed            # ours alone
+    python -m benchmarks.backbone_speed            # only ours
     python -m benchmarks.backbone_speed --smoke    # small, for CI
 
     python -m venv peers
@@ -8,11 +8,11 @@
         onnx onnxscript onnxruntime
     python -m benchmarks.backbone_speed --peers peers/bin/python
 
-Weights are random. Each library has a process of its own; they take turns, and
-medians count. The memory is a process's peak, which has the library itself in
-it. Threads of PyTorch and of ONNX Runtime wait for each other without sleep, so
-that on cores with other work the clock tells little: `--threads 1` then, and
-read the processor's milliseconds.
+Weights are random. Each library has its own process. They take turns, and the
+table has medians. The memory is the peak of a process, which includes the
+library itself. The threads of PyTorch and of ONNX Runtime wait for each other
+without sleeping. If other programs use the cores, wall-clock times mean little:
+then use `--threads 1` and read the CPU milliseconds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks import backbone_worker, measuring
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _WORKER = "from benchmarks import backbone_worker; backbone_worker.main()"
-_PAUSE = 0.3  # seconds, in which threads that wait for more work fall asleep
+_PAUSE = 0.3  # seconds until threads that wait for more work go to sleep
 CASES = (
   ("lite0", 224),
   ("vit_s14", 224),
@@ -51,10 +51,10 @@ class _Worker:
     )
 
   def __call__(self) -> dict:
-    """One call: {"seconds", "peak_mb"}.
+    """Makes one call; returns {"seconds", "cpu_seconds", "peak_mb"}.
 
     Raises:
-      ChildProcessError: it ended instead.
+      ChildProcessError: the process ended.
     """
     assert self._process.stdin and self._process.stdout
     try:
@@ -80,18 +80,18 @@ def measure(
   turns: int,
   threads: int,
 ) -> dict[str, dict]:
-  """Medians of each library.
+  """Measures the medians of each library.
 
   Args:
-    libraries: name -> interpreter.
-    case: name of the network, and side of the images.
-    count: images of a call.
-    turns: calls of each library.
-    threads: of each library; 0 is all cores.
+    libraries: {library: interpreter}.
+    case: the name of the network, and the side of the images in pixels.
+    count: number of images per call.
+    turns: number of calls of each library.
+    threads: number of threads of each library; 0 uses all cores.
 
   Returns:
-    library -> milliseconds an image, "ms" by the clock and "cpu_ms" of all
-    cores together, and "peak_mb"; or {"failed": reason}.
+    {library: milliseconds per image, "ms" of wall-clock time and "cpu_ms" of
+    all cores together, and "peak_mb"}; or {library: {"failed": reason}}.
   """
   workers = {
     library: _Worker(python, library, *case, count, threads)
@@ -100,7 +100,7 @@ def measure(
   answers: dict[str, list[dict]] = {library: [] for library in workers}
   found: dict[str, dict] = {}
   try:
-    for turn in range(turns + 1):  # the first one is when all are ready
+    for turn in range(turns + 1):  # the first turn waits until all are ready
       for library, worker in workers.items():
         if library in found:
           continue
@@ -139,7 +139,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _smoke() -> None:
-  """Ours, in this process, and as small as it can be."""
+  """Measures our smallest network in this process."""
   call = backbone_worker.make("ours", "tiny", 28, 1)
   call()
   seconds = backbone_worker.seconds_of(call)["seconds"]

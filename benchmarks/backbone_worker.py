@@ -1,9 +1,9 @@
-"""One network in a process of its own, which runs when it is asked to.
+"""Runs one network in a separate process, on request.
 
-`backbone_speed` starts it. It needs NumPy and what its library needs: JAX and
-this package ("ours"), PyTorch ("torch"), or ONNX Runtime and PyTorch ("onnx").
-Every line that it reads is one call, and every line that it writes says what
-that took.
+`backbone_speed` starts this program. It needs NumPy and the packages of its
+library: JAX and this package ("ours"), PyTorch ("torch"), or ONNX Runtime and
+PyTorch ("onnx"). Every line that it reads is one call, and every line that it
+writes has the time and the memory of that call.
 """
 
 import functools
@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-# Width, blocks, heads, patch, side of the table of positions in pixels.
+# Width, blocks, heads, patch side, and image side of the position embeddings.
 VITS = {
   "tiny": (16, 1, 2, 14, 28),
   "vit_s14": (384, 12, 6, 14, 518),
@@ -27,13 +27,13 @@ MEGABYTE = 1e6
 
 
 def make(library: str, name: str, size: int, count: int):
-  """A call of a network with random weights.
+  """Returns a function that calls a network with random weights.
 
   Args:
     library: "ours", "torch" or "onnx".
-    name: of the network: "lite0", or one of `VITS`.
+    name: the name of the network, "lite0" or one of `VITS`.
     size: side of the images in pixels.
-    count: how many images it takes at once.
+    count: number of images per call.
   """
   rng = np.random.default_rng(0)
   images = rng.standard_normal((count, size, size, 3), np.float32)
@@ -71,7 +71,7 @@ def _ours(name: str, images: np.ndarray):
 
 
 def _torch_vit(name: str):
-  """A DINOv2 of `transformers`, whose result is its patch tokens."""
+  """Returns a DINOv2 of `transformers` that outputs its patch tokens."""
   import torch
   from transformers import Dinov2Config, Dinov2Model
 
@@ -98,7 +98,7 @@ def _torch_vit(name: str):
 
 
 def _torch_lite():
-  """An EfficientNet-Lite0, whose result is its last map."""
+  """Returns an EfficientNet-Lite0 that outputs its last feature map."""
   import torch
   from efficientnet_lite_pytorch import EfficientNet
 
@@ -116,7 +116,7 @@ def _torch_lite():
 
 
 def _onnx(net, pixels):
-  """The same network by ONNX Runtime."""
+  """Returns a function that calls the same network in ONNX Runtime."""
   import onnxruntime
   import torch
 
@@ -133,7 +133,7 @@ def _onnx(net, pixels):
 
 
 def seconds_of(call) -> dict[str, float]:
-  """What one call takes: by the clock, and of all cores together."""
+  """Returns the wall-clock seconds, and the CPU seconds of all cores."""
   start = time.perf_counter(), time.process_time()
   call()
   return {
@@ -143,9 +143,9 @@ def seconds_of(call) -> dict[str, float]:
 
 
 def main() -> None:
-  """Answers until nothing more is asked."""
+  """Answers requests until stdin ends."""
   library, name, size, count, threads = sys.argv[1:]
-  if int(threads):  # before a library looks how many cores there are
+  if int(threads):  # before a library counts the cores
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[: int(threads)])
   call = make(library, name, int(size), int(count))

@@ -1,10 +1,11 @@
-"""Is the convolution's own weight gradient worth having? ResNet-12's layers.
+"""Compares two weight gradients of the convolutions in ResNet-12.
 
     python -m benchmarks.convolution            # table, JSON on request
     python -m benchmarks.convolution --smoke    # small, for CI
 
-Times the weight gradient of each 3x3 layer of a ResNet-12, as XLA's convolution
-and as one matrix product per tap. The two take turns; medians count.
+It times the weight gradient of each 3x3 layer of a ResNet-12, as XLA's
+convolution and as one matrix product per tap. The two take turns, and the table
+has medians.
 """
 
 import argparse
@@ -25,7 +26,7 @@ _FORMS = {
 
 
 def layers(width: float, size: int) -> Iterator[tuple[int, int, int]]:
-  """Yields the side and the channels, in and out, of each 3x3 convolution."""
+  """Yields side, input channels and output channels of each 3x3 convolution."""
   before = 3
   for channels in resnet12.channels_for(width):
     yield size, before, channels

@@ -1,18 +1,18 @@
-"""What does reading an episode cost, and what do stored copies change?
+"""Measures the cost of reading an episode, and the effect of stored copies.
 
     python -m benchmarks.data               # tables, JSON on request
     python -m benchmarks.data --smoke       # small, for CI
 
-Reading: a 5-way 1-shot episode with 15 queries a class has 80 images with a
-random resized crop each. The ways to read take turns in one run, and the table
-has medians. "A core" counts episodes in a second of CPU time, whoever spends
-it. `PIL on the host` is what a PyTorch loader does with the same copies in the
-same memory map: crop, resize to 84, flip. It decodes nothing.
+For reading, a 5-way 1-shot episode with 15 queries per class has 80 images with
+a random resized crop each. The ways to read take turns in one run, and the
+table has medians. "A core" is the number of episodes per second of CPU time of
+all threads. `PIL on the host` does what a PyTorch loader does with the same
+copies in the same memory map: crop, resize to 84, flip. It decodes nothing.
 
-Copies: the table has the mean difference, in gray levels, between random crops
-of squashed copies and the same crops of the originals. The photographs come
-from installed wheels (matplotlib's, scikit-learn's) or from `--photos`; they
-are at most 500 pixels long, as those of ImageNet and CUB are.
+For copies, the table has the mean difference in gray levels between random
+crops of squashed copies and the same crops of the originals. The photographs
+come from installed wheels (matplotlib and scikit-learn) or from `--photos`.
+Their longer side is at most 500 pixels, as in ImageNet and CUB.
 """
 
 import argparse
@@ -48,7 +48,7 @@ IN_WHEELS = {
 
 
 def photographs(folder: str | None) -> dict[str, Image.Image]:
-  """Real photographs by name, at most 500 pixels long."""
+  """Returns {name: real photograph of at most 500 pixels on a side}."""
   if folder:
     paths = [pathlib.Path(folder).rglob("*")]
   else:
@@ -65,7 +65,7 @@ def photographs(folder: str | None) -> dict[str, Image.Image]:
 
 
 def differences(images: dict, sides, crops: int) -> dict[int, dict]:
-  """{side: {photograph: mean gray levels}} of crops of copies."""
+  """Returns {side: {photograph: mean difference of crops in gray levels}}."""
   rows: dict = {side: {} for side in sides}
   for name, image in images.items():
     size = np.array([[image.height, image.width]]).repeat(crops, 0)
@@ -91,7 +91,10 @@ def differences(images: dict, sides, crops: int) -> dict[int, dict]:
 
 
 def register(count: int) -> list[str]:
-  """Makes a data set of `count` photographs known; its classes of 20 images."""
+  """Registers a data set of `count` photographs; returns its class names.
+
+  Each class has 20 images.
+  """
   names = [f"c{i:04d}" for i in range(count // 20)]
   lists = {"splits": {"train": {name: {"images": 20} for name in names}}}
   catalogue.BENCHMARKS[NAME] = catalogue.Benchmark(
@@ -105,13 +108,15 @@ def register(count: int) -> list[str]:
 
 
 def make_ready(root: pathlib.Path, photos, count: int, side: int) -> None:
-  """Prepares JPEGs of parts of the photographs, and copies; run in a process of
-  its own, so that the memory it takes is not counted."""
+  """Prepares JPEGs of parts of the photographs, and their copies.
+
+  It runs in a separate process, so that its memory is not counted.
+  """
   names = register(count)
   images = list(photographs(photos).values())
   rng = np.random.default_rng(0)
   distinct = []
-  for i in range(min(count, 200)):  # the rest repeats them
+  for i in range(min(count, 200)):  # further images repeat these
     photo = images[i % len(images)]
     size = np.array([[photo.height, photo.width]])
     (box,) = box_geometry.random_resized_crop(rng, size, scale=(0.5, 1.0))
@@ -133,12 +138,12 @@ def make_ready(root: pathlib.Path, photos, count: int, side: int) -> None:
 
 
 def opened(root: pathlib.Path, kept: str):
-  """The images: copies, or originals."""
+  """Returns the stored copies or the originals as an image set."""
   return PublishedSource(f"{NAME}:{kept}", str(root)).load("train")
 
 
 def on_host(make):
-  """Step -> crops [80, 84, 84, 3] made by PIL of the copies."""
+  """Returns a function from a step to crops [80, 84, 84, 3] that PIL cuts."""
 
   def batch(step):
     found = []
@@ -158,9 +163,12 @@ def on_host(make):
 
 
 def measure(work: dict, turns: int) -> list[dict]:
-  """Wall and CPU seconds an episode of each, medians over turns."""
+  """Returns rows of episodes per second, medians over turns.
+
+  "per core" counts CPU seconds, and "per second" counts wall-clock seconds.
+  """
   spent: dict = {name: [] for name in work}
-  for turn in range(turns + 1):  # the first one compiles and opens
+  for turn in range(turns + 1):  # the first turn compiles and opens files
     for name, (make, episodes) in work.items():
       wall, cpu = time.perf_counter(), time.process_time()
       for step in range(turn * episodes, (turn + 1) * episodes):
@@ -179,7 +187,7 @@ def measure(work: dict, turns: int) -> list[dict]:
 
 
 def reading(root: pathlib.Path, options) -> tuple[list[dict], dict]:
-  """Rows of all ways to read, and the peak memory between them, in GB."""
+  """Returns rows of all ways to read, and peak memories in GB."""
   settings = resolve.resolve(defaults.get_config())
   extract = jax.jit(
     functools.partial(views.crop_on_device, settings.view, SIZE)
@@ -209,7 +217,7 @@ def reading(root: pathlib.Path, options) -> tuple[list[dict], dict]:
 
 
 def peak() -> float:
-  """The most memory this process has had so far, in GB; mapped pages too."""
+  """Returns this process's peak memory in GB, with mapped pages."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

@@ -1,12 +1,12 @@
-"""What sharing the work among devices costs.
+"""Measures the cost of sharing work among devices.
 
     python -m benchmarks.device_sharing            # table, JSON on request
     python -m benchmarks.device_sharing --smoke    # two devices, for CI
 
-Times sixteen evaluation episodes and one pre-training step on one, two, four
-and eight virtual devices of a process. These share the cores of this machine,
-so more of them show what sharing costs, not what it gains. On an accelerator
-there are no virtual devices, and no rows.
+It times sixteen evaluation episodes and one pre-training step on one, two, four
+and eight virtual devices of a process. These devices share the cores of the
+machine, so the times show the cost of sharing and not its gain. An accelerator
+has no virtual devices, so it gives no rows.
 """
 
 import argparse
@@ -35,8 +35,8 @@ _EPISODES = 16
 def measure_here(base: Base) -> dict:
   """Returns the columns on the devices of this process.
 
-  The solver is `InteriorPoint`: host callbacks of several devices of one
-  process can wait for each other for ever.
+  The solver is `InteriorPoint`, because host callbacks of several devices in
+  one process can deadlock.
   """
   settings = stage_costs.make_settings(base, {"emd.solver": "interior_point"})
   images = stage_costs.random_images(*base.pool)
@@ -62,7 +62,7 @@ def measure_here(base: Base) -> dict:
 
 
 def measure_on(count: int) -> dict:
-  """Returns the columns of a process of its own that sees `count` devices."""
+  """Returns the columns of a separate process with `count` devices."""
   flags = os.environ.get("XLA_FLAGS", "")
   flags += f" --xla_force_host_platform_device_count={count}"
   done = subprocess.run(

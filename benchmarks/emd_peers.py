@@ -1,7 +1,7 @@
-"""Other people's exact EMDs, as one would call them without this library.
+"""The exact EMDs of other libraries, called as without this library.
 
-POT and OpenCV are called here, in Python loops. The package `wasserstein` needs
-NumPy 1 and JAX needs NumPy 2, so that it has an interpreter of its own:
+POT and OpenCV are called here in Python loops. The package `wasserstein` needs
+NumPy 1 and JAX needs NumPy 2, so the package has its own interpreter:
 
     python -m venv peers
     peers/bin/pip install wasserstein
@@ -24,7 +24,7 @@ _HERE = pathlib.Path(__file__).parent
 
 
 def loop_over_pot(cost, a, b):
-  """Values [count], in float64."""
+  """Returns the values [count] of POT in float64."""
   values = []
   for c, p, q in zip(
     *(x.astype(np.float64) for x in (cost, a, b)), strict=True
@@ -35,7 +35,7 @@ def loop_over_pot(cost, a, b):
 
 
 def loop_over_opencv(cost, a, b):
-  """Values [count]; the official code's way."""
+  """Returns the values [count] of OpenCV, which the official code uses."""
   import cv2
 
   values = []
@@ -46,7 +46,7 @@ def loop_over_opencv(cost, a, b):
 
 
 def has_opencv() -> bool:
-  """Whether its column can be there."""
+  """Returns whether OpenCV is installed."""
   return importlib.util.find_spec("cv2") is not None
 
 
@@ -54,17 +54,17 @@ class Wasserstein:
   """The package `wasserstein`, in a process that waits for its turns.
 
   Attributes:
-    seconds: what the last turn took in that process, without the time to hand
-      the problems over.
+    seconds: the time of the last turn in that process, without the time to
+      transfer the problems.
   """
 
   def __init__(self, python: str, task: str, **arrays: np.ndarray) -> None:
-    """Starts the process and hands the problems over.
+    """Starts the process and transfers the problems.
 
     Args:
       python: an interpreter that has the package.
-      task: a function of `wasserstein_worker`.
-      **arrays: its arguments.
+      task: the name of a function in `wasserstein_worker`.
+      **arrays: the arrays of the problems.
     """
     self.seconds = 0.0
     self._folder = tempfile.TemporaryDirectory()
@@ -83,7 +83,7 @@ class Wasserstein:
     )
 
   def __call__(self, *unused) -> np.ndarray:
-    """Solves all problems once; returns the values."""
+    """Solves all problems once and returns the values."""
     print("turn", file=self._process.stdin, flush=True)
     answer = self._process.stdout.readline()
     if not answer:

@@ -1,4 +1,4 @@
-"""Draws what `emd_solvers` has measured."""
+"""Plots the measurements of `emd_solvers`."""
 
 import pathlib
 
@@ -8,12 +8,12 @@ import jax
 def error_against_time(
   rows: list[dict], judge_name: str, path: pathlib.Path
 ) -> None:
-  """Error against time at one size.
+  """Plots the error against the time at one size.
 
   Args:
-    rows: as `emd_solvers.measure` returns them.
-    judge_name: of the solver that the errors are against.
-    path: of the picture.
+    rows: the rows from `emd_solvers.measure`.
+    judge_name: the name of the reference solver of the errors.
+    path: path of the picture.
   """
   import matplotlib
 
@@ -21,7 +21,7 @@ def error_against_time(
   from matplotlib import pyplot as plt
 
   figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-  # The judge's own error is nothing: only its time is drawn.
+  # The reference has no error, so only its time is drawn.
   judge = next(row for row in rows if row["solver"] == judge_name)
   axes.axvline(
     judge["microseconds"], color="0.6", ls="--", label=judge["solver"]

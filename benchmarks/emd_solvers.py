@@ -1,20 +1,23 @@
-"""Every way to an Earth Mover's Distance, in one run: time, error, gradient.
+"""Compares all solvers of the Earth Mover's Distance: time, error, gradient.
 
     python -m benchmarks.emd_solvers                 # table, JSON, plot
     python -m benchmarks.emd_solvers --nodes 25 --batches 375
     python -m benchmarks.emd_solvers --only "InteriorPoint|cv2"
     python -m benchmarks.emd_solvers --smoke         # a minute's check, for CI
 
-Problems are DeepEMD's: 1 - cosine between correlated features, masses by
-cross-reference, many at the floor. All are given to every solver, in turns; the
-median of the turns counts. In a turn a solver gets some calls, one after
-another, and the last is waited for, as in a training loop: what an accelerator
-takes to wake up and to report is not its arithmetic. Loops in Python over POT,
-OpenCV (`pip install opencv-python-headless`; left out if it is missing) and the
-package `wasserstein` (see `emd_peers`) are what one would write without this
-library. Errors are against POT in float64, relative to the moved mass (costs
-are about 1). What would take longer than `--limit` seconds is left out, as
-smaller problems tell: `--nodes 1024 --batches 8` ends, too.
+The problems are those of DeepEMD. Costs are 1 - cosine between correlated
+features, and masses come from cross-reference, with many at the floor. Every
+solver gets all problems, in turns, and the table has medians over the turns. In
+a turn a solver is called several times, and only the last call is waited for,
+as in a training loop. So the time that an accelerator takes to start and to
+report does not count.
+
+Loops in Python over POT, OpenCV (`pip install opencv-python-headless`; omitted
+if it is missing) and the package `wasserstein` (see `emd_peers`) are the code
+that one would write without this library. Errors are differences from POT in
+float64, relative to the moved mass (costs are about 1). A solver that would
+take longer than `--limit` seconds is left out, as estimated from smaller
+problems. So `--nodes 1024 --batches 8` finishes, too.
 """
 
 import argparse
@@ -46,18 +49,18 @@ SOLVERS = {
   "Sinkhorn (ott) 0.001": emd.Sinkhorn(0.001),
 }
 if not interior_point_gpu.is_available():
-  del SOLVERS["InteriorPoint, no kernel"]  # is the same there
+  del SOLVERS["InteriorPoint, no kernel"]  # it is the same as InteriorPoint
 if not library.load():
-  del SOLVERS["NetworkSimplex, POT's code"]  # so is this
+  del SOLVERS["NetworkSimplex, POT's code"]  # it is the same as NetworkSimplex
 JUDGE, PEER = "POT, Python loop", "cv2.EMD, Python loop"
 WASSERSTEIN = "wasserstein, Python loop"
-SLOW = 2.0  # seconds; what takes longer runs once
-FEW = 32  # nodes whose problems take no time
-TURN, CALLS = 0.03, 50  # seconds of calls in a turn, if not more than so many
+SLOW = 2.0  # seconds; a slower solver runs only once
+FEW = 32  # number of nodes for which the time of a problem is negligible
+TURN, CALLS = 0.03, 50  # seconds of calls in a turn, and their largest number
 
 
 def problems(count: int, n: int, seed: int = 0):
-  """cost [count, n, n] and raw weights [count, n], float32."""
+  """Returns cost [count, n, n] and two raw weights [count, n], float32."""
   rng = np.random.default_rng([seed, n])
   parts = rng.standard_normal((count, 4, 64)) * 1.2
 
@@ -67,7 +70,7 @@ def problems(count: int, n: int, seed: int = 0):
     return np.where(x > 0, x, 0.1 * x)
 
   def weights(x, y):
-    """Cross-reference, with up to 70% of the nodes pushed to the floor."""
+    """Returns cross-reference weights with up to 70% of nodes at the floor."""
     dots = (x * y.mean(1, keepdims=True)).sum(-1)
     share = rng.uniform(0, 0.7, count)
     cut = [np.quantile(d, q) for d, q in zip(dots, share, strict=True)]
@@ -82,12 +85,16 @@ def problems(count: int, n: int, seed: int = 0):
 
 
 def masses(weights):
-  """Scaled to one per node, as DeepEMD does."""
+  """Scales weights [..., n] to a mean of 1, as DeepEMD does."""
   return weights * (weights.shape[-1] / weights.sum(-1, keepdims=True))
 
 
 def jitted(solver):
-  """(plan, value and gradient of the values' sum) of cost and raw weights."""
+  """Returns two functions of cost and raw weights.
+
+  The first returns the plan. The second returns the sum of the values and its
+  gradient.
+  """
 
   def plan(cost, w1, w2):
     return emd.solve(cost, masses(w1), masses(w2), solver)
@@ -99,18 +106,18 @@ def jitted(solver):
 
 
 def timed(function, *arguments, calls: int = 1) -> float:
-  """Seconds a call, the last of which is waited for."""
+  """Returns the seconds per call; only the last call is waited for."""
   began = time.perf_counter()
   for _ in range(calls):
     output = function(*arguments)
   jax.block_until_ready(output)
   if isinstance(function, emd_peers.Wasserstein):
-    return function.seconds  # without the way to its process and back
+    return function.seconds  # without the transfer to its process and back
   return (time.perf_counter() - began) / calls
 
 
 def take_turns(functions: dict, arguments: dict, repeats: int) -> dict:
-  """Median seconds of a call of each; slow ones run once."""
+  """Returns the median seconds per call; slow functions run only once."""
   first = {name: timed(f, *arguments[name]) for name, f in functions.items()}
   seconds = {name: [spent] for name, spent in first.items() if spent > SLOW}
   turns: dict[str, list[float]] = {}
@@ -124,7 +131,7 @@ def take_turns(functions: dict, arguments: dict, repeats: int) -> dict:
 
 
 def cosine(ours, exact) -> np.ndarray:
-  """Of whole gradients, a problem each."""
+  """Returns the cosine of the whole gradients of each problem, [count]."""
   join = lambda parts: np.concatenate(  # noqa: E731
     [np.asarray(x, np.float64).reshape(len(x), -1) for x in parts], 1
   )
@@ -135,10 +142,10 @@ def cosine(ours, exact) -> np.ndarray:
 
 
 def takes_too_long(name: str, function, arguments, limit: float) -> bool:
-  """Whether a function of the problems would take more than `limit` seconds.
+  """Returns whether a function of the problems would exceed `limit` seconds.
 
-  Smaller problems tell: 8 of them, at first with few nodes, then with 4 times
-  as many. Their time grows at least as the square of the nodes.
+  It measures 8 smaller problems, first with few nodes and then with 4 times as
+  many. The time grows at least with the square of the number of nodes.
   """
   count, n = arguments[1].shape
   nodes = [n]
@@ -155,8 +162,11 @@ def takes_too_long(name: str, function, arguments, limit: float) -> bool:
 
 
 def run_solver(name: str, on_device, limit: float):
-  """Columns of a solver's row, its plan, and what `jitted` returns, compiled;
-  None if it would take too long."""
+  """Runs a solver, or returns None if it would take too long.
+
+  Returns:
+    The columns of its row, its plan, and both compiled functions of `jitted`.
+  """
   plan, gradient = jitted(SOLVERS[name])
   if takes_too_long(name, jitted(SOLVERS[name])[0], on_device, limit):
     return None
@@ -175,7 +185,7 @@ def run_solver(name: str, on_device, limit: float):
 
 
 def loops(arguments, python: str | None, limit: float) -> dict:
-  """The loops in Python that are there and do not take too long."""
+  """Returns the loops in Python that are available and fast enough."""
   found = {JUDGE: emd_peers.loop_over_pot}
   if emd_peers.has_opencv():
     found[PEER] = emd_peers.loop_over_opencv
@@ -194,7 +204,7 @@ def loops(arguments, python: str | None, limit: float) -> dict:
 def measure(
   count: int, n: int, repeats: int, names, limit: float, python=None
 ) -> list[dict]:
-  """One row for each solver and peer."""
+  """Returns one row for each solver and each Python loop."""
   cost, w1, w2 = problems(count, n)
   a, b = np.asarray(masses(w1)), np.asarray(masses(w2))
   on_device = [jnp.asarray(x) for x in (cost, w1, w2)]
@@ -247,12 +257,15 @@ HEAD = (
 
 
 def figures(value: float) -> str:
-  """Three of them, none in an exponent: a GPU has ratios far below 1."""
+  """Returns a number with three digits and no exponent.
+
+  Ratios on a GPU can be far below 1.
+  """
   return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def line(row: dict) -> str:
-  """A row of the table."""
+  """Returns a row of the table as text."""
 
   def cell(key, form, width):
     value = row.get(key)
@@ -276,7 +289,7 @@ def line(row: dict) -> str:
 
 
 def main() -> None:
-  """Prints the table; writes JSON and a plot."""
+  """Prints the table, and writes JSON and a plot if a folder is given."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   numbers = functools.partial(parser.add_argument, type=int, nargs="+")
   numbers("--nodes", default=[9, 13, 25, 30, 38])

@@ -1,13 +1,13 @@
-"""What one few-shot episode costs, part by part, in units of bare EMD solving.
+"""Measures the parts of a few-shot episode in units of bare EMD solving.
 
     python -m benchmarks.episode               # table, JSON on request
     python -m benchmarks.episode --smoke       # small, for CI
 
-One 5-way 1-shot episode with 15 queries a class has 375 transport problems of
+One 5-way 1-shot episode with 15 queries per class has 375 transport problems of
 25 x 25 nodes with 640 channels. The unit is a Python loop of `cv2.EMD` (`pip
 install opencv-python-headless`; POT's solver if it is missing) over the same
-375 problems, whose costs and weights are given. The official code spends at
-least this. All parts take turns in one run; medians count.
+375 problems with given costs and weights. The official code takes at least one
+unit. All parts take turns in one run, and the table has medians.
 """
 
 import argparse
@@ -29,7 +29,7 @@ WAY, QUERIES, SHOT = 5, 75, 5
 
 
 def bare_loop(cost, a, b) -> tuple[str, Callable]:
-  """Returns the name of the unit, and the loop that is timed."""
+  """Returns the name of the unit, and the loop that defines it."""
   try:
     import cv2
   except ImportError:
@@ -49,7 +49,7 @@ def bare_loop(cost, a, b) -> tuple[str, Callable]:
 
 
 def _backward(gradient: str) -> Callable:
-  """Of the cross-entropy, to query and class nodes."""
+  """Returns the gradient of the cross-entropy to query and class nodes."""
   labels = jnp.repeat(jnp.arange(WAY), QUERIES // WAY)
 
   def loss(query, classes):
@@ -62,12 +62,12 @@ def _backward(gradient: str) -> Callable:
 
 
 def head_parts(query, classes, cost, a, b) -> dict[str, Callable]:
-  """Returns the parts of the head.
+  """Returns {name: call} of the parts of the head.
 
   Args:
-    query: [q, n, c].
-    classes: [way, n, c].
-    cost: [problems, n, n], of the same episode.
+    query: [q, n, c], the query nodes.
+    classes: [way, n, c], the class nodes.
+    cost: [problems, n, n], the costs of the same episode.
     a: [problems, n], weights of the query nodes.
     b: [problems, n], weights of the class nodes.
   """
@@ -85,8 +85,10 @@ def head_parts(query, classes, cost, a, b) -> dict[str, Callable]:
 
 @dataclasses.dataclass(frozen=True)
 class NoSolver:
-  """Moves mass without looking at costs. What the SFC takes with it, it takes
-  for all but the EMD."""
+  """A solver that ignores costs.
+
+  An SFC fit with this solver takes the time of everything except the EMD.
+  """
 
   def __call__(self, cost, a, b) -> Plan:
     flow = a[..., :, None] * b[..., None, :] / a.sum(-1)[..., None, None]
@@ -96,8 +98,11 @@ class NoSolver:
 
 
 def sfc_products(support, epochs: int):
-  """The matrix products of an SFC fit, and nothing else: of every image with
-  all class nodes, forward and backward. Four images a step."""
+  """Computes only the matrix products of an SFC fit, four images per step.
+
+  They are the products of every image [way, shot, n, c] with all class nodes,
+  forward and backward.
+  """
   way, shot, n, c = support.shape
   images = support.reshape(way * shot, n, c)
   steps = jnp.arange(epochs * len(images) // 4) * 4 % len(images)
@@ -111,7 +116,7 @@ def sfc_products(support, epochs: int):
 
 
 def slow_parts(n: int, channels: int, options) -> dict[str, Callable]:
-  """Returns the structured FC layer (SFC) and the encoder."""
+  """Returns {name: call} of the structured FC layer (SFC) and the encoder."""
 
   def fit(support, key, solver=None):
     order = sfc.random_order(key, WAY * SHOT, options.epochs)
@@ -140,7 +145,7 @@ def slow_parts(n: int, channels: int, options) -> dict[str, Callable]:
 
 
 def peak_gflops(size: int) -> float:
-  """GFLOP/s of square float32 products."""
+  """Returns the GFLOP/s of products of square float32 matrices."""
   x = jnp.ones((size, size), jnp.float32)
   product = jax.jit(jnp.matmul)
   seconds = measuring.median_seconds({"product": lambda: product(x, x)}, 5)
@@ -148,7 +153,7 @@ def peak_gflops(size: int) -> float:
 
 
 def measure(options: argparse.Namespace) -> list[dict]:
-  """Returns a row for each part: milliseconds, and the same in units."""
+  """Returns a row for each part, in milliseconds and in units."""
   n, channels = options.nodes, options.channels
   query = measuring.synthetic_nodes(WAY, QUERIES // WAY, n, channels)
   query = query.reshape(QUERIES, n, channels)

@@ -1,13 +1,12 @@
-"""What a step would cost on accelerators: estimates by formula.
+"""Estimates by formulas what a step would cost on accelerators.
 
     python -m benchmarks.estimate                       # tables of docs/COST.md
     python -m benchmarks.estimate --way 10 --width 0.5
     python -m benchmarks.estimate --smoke               # the same, for CI
 
-Every number that it prints is an estimate. It follows from a formula of this
-file, from the published peaks of a machine and from the assumptions below.
-`docs/COST.md` says what was measured, and how far the formulas are from what
-XLA counts.
+Every printed number is an estimate. It follows from a formula in this file, the
+published peaks of a machine and the assumptions below. `docs/COST.md` has the
+measurements, and the differences between the formulas and the counts of XLA.
 """
 
 import argparse
@@ -15,24 +14,24 @@ import dataclasses
 import math
 
 CHANNELS = (64, 160, 320, 640)
-PARAMETERS = 12_424_320  # of the published ResNet-12, for the all-reduce
+PARAMETERS = 12_424_320  # in the published ResNet-12, for the all-reduce
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """Published numbers and assumptions; the sources are in docs/COST.md.
+  """The published numbers and assumptions of a machine, from docs/COST.md.
 
   Attributes:
-    chips: of the whole machine.
-    hosts: computers among which they are spread.
-    matrix: peak of a chip, bfloat16, FLOP/s.
+    chips: number of chips of the whole machine.
+    hosts: number of host computers.
+    matrix: bfloat16 peak of a chip, FLOP/s.
     vector: float32 FLOP/s of a chip outside its matrix units.
-    bandwidth: of a chip's memory, bytes/s.
-    memory: of a chip, bytes.
-    link: between chips, bytes/s out of one chip.
+    bandwidth: bandwidth of a chip's memory, bytes/s.
+    memory: memory of a chip, bytes.
+    link: bandwidth from one chip to the others, bytes/s.
     cores: physical cores of a host.
     launch: seconds between two dependent small operations.
-    kernel: whether `InteriorPoint` has its kernel there.
+    kernel: whether `InteriorPoint` has a kernel for this machine.
   """
 
   chips: int
@@ -61,38 +60,39 @@ MACHINES = {
     32, 8, 459e12, 9e12, 2.765e12, 95e9, 600e9, cores=104, launch=2e-6
   ),
 }
-# Assumptions: the shares of the peaks that are reached.
+# Assumed shares of the peaks that are reached.
 MATRIX_SHARE = 0.3
 OTHER_SHARE = 0.5
-EXACT_PASSES = 6  # of bfloat16 for a float32 product (`Precision.HIGHEST`)
-# Times that an activation passes through memory: forward it is written,
-# summed up, and normalized; backward is twice forward.
+EXACT_PASSES = 6  # bfloat16 passes of a float32 product (`Precision.HIGHEST`)
+# Number of times that an activation passes through memory. The forward pass
+# writes, sums and normalizes it, and the backward pass takes twice as many.
 PASSES_FORWARD, PASSES_TRAINING = 4, 12
-IP_STEPS = 16  # until the last of a batch is done; 14 counted, 8 to 20 usual
-# Of the kernel, measured on an H200, which has the H100's multiprocessors, with
-# 25 nodes: seconds of a step of one problem, and FLOP/s as `emd_flops` counts
-# them when there are enough problems; and the steps of the slowest of 375.
+IP_STEPS = 16  # until a whole batch is done; 14 were counted, 8 to 20 are usual
+# Measurements of the kernel with 25 nodes on an H200, which has the same
+# multiprocessors as the H100: seconds of a step of one problem; FLOP/s in the
+# count of `emd_flops` with enough problems; and steps of the slowest of 375
+# problems.
 KERNEL_STEP, KERNEL_RATE, SLOWEST = 17e-6, 2.9e12, 24
-# Measured by `training_step` and `evaluation_step`: the CPU seconds that the
-# host takes to make a training episode of 80 images, by any of its cores, and
-# to draw a test episode, by the one thread that waits for the device.
+# CPU seconds of the host, measured by `training_step` and `evaluation_step`:
+# to make a training episode of 80 images on any of its cores, and to draw a
+# test episode in the one thread that waits for the device.
 MADE, DRAWN = 0.0025, 0.00005
 
 
 def sides(size: int) -> tuple[int, ...]:
-  """Returns the sides of the maps inside the four blocks, in pixels."""
+  """Returns the sides of the feature maps in the four blocks, in pixels."""
   return tuple(size // 2**i for i in range(4))
 
 
 def channels(width: float) -> tuple[int, ...]:
-  """Returns what `resnet12.channels_for` does, without JAX."""
+  """Returns the result of `resnet12.channels_for`, without JAX."""
   return tuple(max(1, round(c * width)) for c in CHANNELS)
 
 
 def encoder_flops(size: int, width: float) -> float:
   """Returns the FLOPs of a ResNet-12's convolutions for one image, forward.
 
-  Each has 2 k^2 h w c_in c_out. Training takes three times as many.
+  Each convolution has 2 k^2 h w c_in c_out. Training takes three times as many.
   """
   total, before = 0.0, 3
   for side, after in zip(sides(size), channels(width), strict=True):
@@ -103,7 +103,7 @@ def encoder_flops(size: int, width: float) -> float:
 
 
 def activations(size: int, width: float) -> float:
-  """Returns how many numbers the convolutions of all blocks make per image."""
+  """Returns the number of outputs of all blocks' convolutions per image."""
   return sum(
     4 * side * side * c
     for side, c in zip(sides(size), channels(width), strict=True)
@@ -113,7 +113,7 @@ def activations(size: int, width: float) -> float:
 def head_flops(queries: int, way: int, n: int, c: int) -> float:
   """Returns the FLOPs of similarities and weights, forward.
 
-  They have 2 q way n^2 c and 4 q way n c.
+  The similarities take 2 q way n^2 c and the weights 4 q way n c.
   """
   return 2.0 * queries * way * n * n * c + 4.0 * queries * way * n * c
 
@@ -121,28 +121,29 @@ def head_flops(queries: int, way: int, n: int, c: int) -> float:
 def emd_flops(n: int, steps: float = IP_STEPS) -> float:
   """Returns the FLOPs of one n x n problem by `InteriorPoint`.
 
-  A step makes the columns' mesh (2 n^3), eliminates n columns, the whole mesh
-  each time (2 n^3), solves three times (8 n^2 each) and goes over about forty
-  arrays of n^2.
+  A step computes the columns' mesh (2 n^3), eliminates n columns with the whole
+  mesh each time (2 n^3), solves three times (8 n^2 each) and processes about
+  forty arrays of n^2 numbers.
   """
   return steps * (4.0 * n**3 + 24.0 * n**2 + 40.0 * n**2)
 
 
 def emd_operations(n: int, steps: float = IP_STEPS) -> float:
-  """Returns how many small operations wait for each other.
+  """Returns the number of small operations that depend on each other.
 
-  Four columns are eliminated at a time. The number of problems does not matter.
+  Four columns are eliminated at a time. The result does not depend on the
+  number of problems.
   """
   return steps * (6 * math.ceil((n - 1) / 4) + 30)
 
 
 def nodes(size: int) -> int:
-  """Returns the cells of the map of a size x size image."""
+  """Returns the number of map cells of a size x size image."""
   return (size // 16) ** 2
 
 
 def all_reduce(machine: Machine, parameters: float) -> float:
-  """Returns the seconds of a ring of k chips.
+  """Returns the seconds of an all-reduce in a ring of k chips.
 
   Each link carries 2 (k - 1) / k of the float32 gradient.
   """
@@ -161,7 +162,7 @@ def _encoder(machine, images, size, width, training) -> float:
 
 
 def _emd(machine, problems, n) -> float:
-  # Where arithmetic does not fill the chip, the chain of operations counts.
+  # If arithmetic does not fill the chip, the chain of operations sets the time.
   if machine.kernel:
     busy = problems * emd_flops(n) / KERNEL_RATE
     return max(busy, SLOWEST * KERNEL_STEP * n / 25)
@@ -175,7 +176,7 @@ def _head(machine, queries, way, n, c, training) -> float:
 
 
 def pretrain(machine: Machine, size: int, width: float, images: int) -> dict:
-  """Returns the seconds of a step with `images` a chip, by part."""
+  """Returns {part: seconds} of a step with `images` per chip."""
   made = MADE / 80 * images * machine.chips
   return {
     "encoder": _encoder(machine, images, size, width, True),
@@ -194,7 +195,7 @@ def metatrain(
   query: int,
   episodes: int = 1,
 ) -> dict:
-  """Returns the seconds of a step with `episodes` a chip, by part."""
+  """Returns {part: seconds} of a step with `episodes` per chip."""
   n, c = nodes(size), channels(width)[-1]
   images = way * (shot + query)
   made = MADE / 80 * images * episodes * machine.chips
@@ -216,7 +217,7 @@ def evaluate(
   query: int,
   episodes: int = 10,
 ) -> dict:
-  """Returns the seconds of `episodes` encoded episodes a chip, by part."""
+  """Returns {part: seconds} of `episodes` encoded episodes per chip."""
   n, c = nodes(size), channels(width)[-1]
   return {
     "head": episodes * _head(machine, way * query, way, n, c, False),
@@ -236,7 +237,7 @@ def fit(
   epochs: int = 100,
   batch: int = 4,
 ) -> dict:
-  """Returns the seconds of `episodes` SFC fits a chip, side by side."""
+  """Returns {part: seconds} of `episodes` simultaneous SFC fits per chip."""
   n, c = nodes(size), channels(width)[-1]
   steps = epochs * math.ceil(way * shot / batch)
   return {
@@ -248,7 +249,7 @@ def fit(
 def overlapped(parts: dict) -> tuple[float, str]:
   """Returns the seconds of a step, and its largest part.
 
-  The host works beside the chips.
+  The host and the chips work at the same time.
   """
   device = sum(s for name, s in parts.items() if name != "host input")
   return max(device, parts.get("host input", 0.0)), max(parts, key=parts.get)
@@ -259,7 +260,7 @@ def _row(cells) -> str:
 
 
 def tables(options) -> str:
-  """Returns Markdown: one table a stage, in milliseconds a step."""
+  """Returns a Markdown table for each stage, in milliseconds per step."""
   shape = {"way": options.way, "query": options.query}
   common = options.size, options.width
   stages = {

@@ -1,12 +1,12 @@
-"""What a test episode and its structured FC layer cost: time, FLOPs, memory.
+"""Measures a test episode and its structured FC layer: time, FLOPs, memory.
 
     python -m benchmarks.evaluation_step               # table, JSON on request
     python -m benchmarks.evaluation_step --only emd    # the solvers' rows
     python -m benchmarks.evaluation_step --smoke       # small, for CI
 
-Images are encoded already. Changes one thing a row: way, shot, query, nodes,
-width; for the structured FC layer the shots; for the two exact EMD solvers the
-nodes. `stage_costs` says what the columns mean.
+Images are already encoded. Each row changes one setting: way, shot, query,
+nodes or width of an episode, the shots of the structured FC layer, or the nodes
+of the two exact EMD solvers. `stage_costs` explains the columns.
 """
 
 import functools
@@ -23,11 +23,11 @@ from deepemd_jax.data import episodes
 from deepemd_jax.evaluation.episodes import episode_sampler
 from deepemd_jax.models import heads, matching, sfc
 
-_SFC_BATCH = 4  # support images a step
+_SFC_BATCH = 4  # support images per step
 
 
 def measure_episode(settings: Settings, base: Base) -> dict:
-  """Returns the columns of an episode, by DeepEMD on the mean of the shots."""
+  """Returns the columns of an episode with DeepEMD on the mean of the shots."""
   shape = settings.episode
   n, c = estimate.nodes(settings.view.size), settings.backbone.channels
   support = measuring.synthetic_nodes(shape.way, shape.shot, n, c)[None]
@@ -119,7 +119,7 @@ def cases(base: Base, smoke: bool) -> Iterator[Case]:
 
 
 def main() -> None:
-  """Prints a row as soon as it is measured."""
+  """Prints each row as soon as it is measured."""
   options = stage_costs.make_parser(__doc__).parse_args()
   base = stage_costs.make_base(options)
   stage_costs.report(cases(base, options.smoke), base, options)

@@ -1,14 +1,14 @@
-"""GroceryStoreDataset as benchmarks take it: classes, catalog pictures, and
-photographs with clutter.
+"""Reads GroceryStoreDataset for benchmarks, and copies it for `adapt`.
 
     python -m benchmarks.grocery GroceryStoreDataset DIR [train] [val]
 
 copies the photographs of training classes, or of training and validation
 classes, to DIR, one directory per class, as `deepemd_jax adapt` takes them.
 
-A photograph is in the folder train, val or test of the checkout, which are of
-different shops. Classes are split as `deepemd_jax` splits them, whatever the
-folder. Each class also has a picture of a catalog, its icon.
+A photograph is in one of the folders train, val and test of the checkout, which
+come from different shops. The split of a class is that of `deepemd_jax` and
+does not depend on these folders. Each class also has a picture from a catalog,
+its icon. Pictures with clutter are composed of two photographs.
 """
 
 import argparse
@@ -26,11 +26,12 @@ from deepemd_jax.utils.random_streams import Stream, stream
 
 PARTS = ("train", "val", "test")
 # any: support and query are any photographs of a class.
-# cross: of different shops. icon: support is the catalog's picture.
-# half: the query is shown at half its size, somewhere on a foreign photograph.
-# beside: the query and a foreign photograph share the picture.
+# cross: support and query are from different shops.
+# icon: the support is the picture from the catalog.
+# half: the query is pasted at half its size on a photograph of another class.
+# beside: the query and a photograph of another class are side by side.
 PROTOCOLS = ("any", "cross", "icon", "half", "beside")
-_SIDE = 448  # pixels of a composed picture
+_SIDE = 448  # side of a composed picture in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Class:
   """A class and its pictures.
 
   Attributes:
-    name: as in the split.
-    parts: photographs by the folder they are in.
-    icon: the catalog's picture.
+    name: its name in the split.
+    parts: {folder: photographs}.
+    icon: the picture from the catalog.
   """
 
   name: str
@@ -49,18 +50,18 @@ class Class:
 
   @property
   def photographs(self) -> list[pathlib.Path]:
-    """All of them."""
+    """The photographs of all folders."""
     return [path for paths in self.parts.values() for path in paths]
 
 
 def classes(folder) -> dict[str, list[Class]]:
-  """The classes of each split.
+  """Returns the classes of each split.
 
   Args:
     folder: a checkout of the repository, or its folder `dataset`.
 
   Raises:
-    InputError: the folder is none.
+    InputError: the folder is not a checkout.
   """
   root = pathlib.Path(folder)
   root = root / "dataset" if (root / "dataset").is_dir() else root
@@ -98,20 +99,20 @@ def arrange(
   seed: int,
   composed: int,
 ):
-  """The images of a protocol, and which of them are for what.
+  """Returns the images of a protocol with their roles.
 
   Args:
     protocol: one of PROTOCOLS.
-    chosen: the classes.
-    foreign: other classes, which the clutter is of.
-    seed: of the clutter.
-    composed: cluttered queries of a class.
+    chosen: the classes to use.
+    foreign: other classes, whose photographs are the clutter.
+    seed: seed of the clutter.
+    composed: number of cluttered queries per class.
 
   Returns:
-    Images (paths or pictures); for each class, rows of support and of query;
-    and int [N], the photograph of each row.
+    The images (paths or pictures); for each class, the rows of its support
+    images and of its queries; and int [N], the photograph of each row.
   """
-  if protocol == "cross":  # classes that one of the shops lacks are left out
+  if protocol == "cross":  # omits classes that a shop does not have
     chosen = [x for x in chosen if x.parts["train"] and x.parts["test"]]
   images: list = []
   origin: list[int] = []
@@ -146,7 +147,7 @@ def arrange(
 
 
 def compose(protocol: str, path, foreign: list[Class], rng) -> Image.Image:
-  """A photograph with another one of a foreign class, in one picture."""
+  """Combines a photograph with one of another class in one picture."""
   others = foreign[rng.integers(len(foreign))].photographs
   other = _square(others[rng.integers(len(others))])
   own = _square(path)
@@ -168,7 +169,7 @@ def _square(path) -> Image.Image:
 
 
 def paint(folder: pathlib.Path) -> pathlib.Path:
-  """A small checkout of colored noise, for `--smoke`."""
+  """Makes a small checkout of colored noise for `--smoke`; returns `folder`."""
   benchmark = catalogue.BENCHMARKS["grocery"]
   rng = np.random.default_rng(0)
   for name in benchmark.split_of():
@@ -191,13 +192,13 @@ def copy(folder, target, splits) -> None:
     directory = pathlib.Path(target, own.name.replace("/", " "))
     directory.mkdir(parents=True)
     for part, paths in own.parts.items():
-      for path in paths:  # two folders may have the same name for two files
+      for path in paths:  # files in two folders may have the same name
         name = f"{part} {path.parent.name} {path.name}"
         shutil.copyfile(path, directory / name)
 
 
 def main() -> None:
-  """Copies what the command line says."""
+  """Copies the photographs that the command line selects."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", nargs="?", help="GroceryStoreDataset")
   parser.add_argument("target", nargs="?", help="the folder to make")

@@ -1,7 +1,7 @@
 """Clocks and inputs that the benchmarks share.
 
-Calls on a device are waited for, and the first one, which compiles, is not
-counted.
+The clocks wait for the end of each call on a device. They do not count the
+first call, which compiles.
 """
 
 import dataclasses
@@ -18,22 +18,22 @@ from deepemd_jax.models import backbone
 from deepemd_jax.models.backbone import Backbone
 from deepemd_jax.utils import files
 
-_GROUP = 5  # classes that one call of the random generator makes
+_GROUP = 5  # number of classes per random generator
 
 
 def synthetic_nodes(
   way: int, images: int, n: int, channels: int, seed: int = 0
 ) -> jax.Array:
-  """Random nodes of images, after a leaky ReLU.
+  """Returns random nodes of images, after a leaky ReLU.
 
-  The images of a class share a part.
+  Some nodes of the images of a class have a common part.
 
   Args:
     way: number of classes.
-    images: number of images a class.
-    n: nodes of an image.
-    channels: of a node.
-    seed: five classes take one seed, the next five the next seed.
+    images: number of images per class.
+    n: number of nodes of an image.
+    channels: number of channels of a node.
+    seed: seed of the first five classes; each further five take the next.
 
   Returns:
     float32 [way, images, n, channels].
@@ -50,9 +50,9 @@ def synthetic_nodes(
 
 @functools.cache
 def tiny_backbone() -> Backbone:
-  """Returns a backbone for `--smoke`; a ResNet-12 takes seconds to compile.
+  """Returns a backbone for `--smoke`, as a ResNet-12 takes seconds to compile.
 
-  It averages patches and maps their colors to eight channels.
+  The backbone averages patches and maps their colors to eight channels.
   """
   stride, channels = 16, 8
 
@@ -83,7 +83,7 @@ def least_seconds(call: Callable, repeats: int) -> float:
 def median_seconds(work: dict[str, Callable], turns: int) -> dict[str, float]:
   """Returns the median seconds of each call in `work`.
 
-  They take turns, so that what else the machine does meets all of them.
+  The calls take turns, so that other work on the machine affects all of them.
   """
   for call in work.values():
     jax.block_until_ready(call())
@@ -101,7 +101,7 @@ def _seconds(call: Callable) -> float:
 
 
 def step_seconds(step: Callable, state, batch, repeats: int) -> float:
-  """Returns the seconds of a training step, which uses up its state."""
+  """Returns the seconds of a training step, which consumes its state."""
   kept = [state]
 
   def call():
@@ -112,7 +112,7 @@ def step_seconds(step: Callable, state, batch, repeats: int) -> float:
 
 
 def cpu_seconds(make: Callable[[int], object], repeats: int) -> float:
-  """Returns the CPU seconds that making a batch takes, all threads together."""
+  """Returns the CPU seconds to make a batch, of all threads together."""
   make(0)
   start = time.process_time()
   for step in range(1, repeats + 1):
@@ -121,10 +121,10 @@ def cpu_seconds(make: Callable[[int], object], repeats: int) -> float:
 
 
 def compile_and_count(function, *arguments) -> tuple[Callable, dict]:
-  """Compiles a jitted function and counts what one call of it takes.
+  """Compiles a jitted function and counts the cost of one call.
 
-  XLA counts the body of a loop once. It does not count what a host callback or
-  a kernel does.
+  XLA counts the body of a loop only once. It does not count the work of a host
+  callback or a kernel.
 
   Returns:
     The compiled function, and its "gflop", "gbyte" (read and written),
@@ -142,7 +142,7 @@ def compile_and_count(function, *arguments) -> tuple[Callable, dict]:
 
 
 def gradient(function: Callable) -> Callable:
-  """Returns the jitted gradient, to all arguments, of the sum of all values."""
+  """Returns the jitted gradient of the sum of all values to all arguments."""
 
   def total(arguments):
     return sum(x.sum() for x in jax.tree.leaves(function(*arguments)))
@@ -156,7 +156,7 @@ def matrix_peak(precision: str, side: int = 0) -> float:
 
   Args:
     precision: the type of the matrices, such as "float32".
-    side: of the square matrices; 0 is large enough for this platform.
+    side: side of the square matrices; 0 chooses one for this platform.
   """
   side = side or (1024 if jax.default_backend() == "cpu" else 8192)
   x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(precision))
@@ -165,6 +165,6 @@ def matrix_peak(precision: str, side: int = 0) -> float:
 
 
 def write_json(path: str | None, rows) -> None:
-  """Writes rows to a file; does nothing without a path."""
+  """Writes rows to a JSON file; does nothing without a path."""
   if path:
     files.write(path, json.dumps(rows, indent=2))

@@ -1,19 +1,20 @@
-"""What matching is worth on photographs, by a frozen or an adapted encoder.
+"""Measures the gain of matching on photographs, by frozen or adapted encoders.
 
     git clone https://github.com/marcusklasson/GroceryStoreDataset
     python -m benchmarks.photographs GroceryStoreDataset       # validation
     python -m benchmarks.photographs GroceryStoreDataset --split test
     python -m benchmarks.photographs --smoke                   # small, for CI
 
-All heads see the same nodes in the same episodes. The fair rival is the
-prototype of the same nodes. Nodes are as they are, or centered by the examples
-of the episode, or by photographs without labels of classes that are not tested.
-With `--checkpoint RUN`, they are those of an adapted encoder, which has learned
-through the EMD. With `--learn`, each head learns a map of its own as `adapt`
+All heads see the same nodes in the same episodes. The fair baseline is the
+prototype of the same nodes. Nodes are unchanged, or centered by the examples of
+the episode, or centered by photographs without labels of classes that are not
+tested. With `--checkpoint RUN`, they come from an adapted encoder, which has
+learned through the EMD. With `--learn`, each head learns its own map as `adapt`
 does, from photographs with labels of classes that are not tested.
 
-There are two intervals: over episodes, which says how well these classes are
-measured, and over classes, which says how other classes would do.
+There are two intervals. The interval over episodes shows the accuracy of the
+measurement for these classes. The interval over classes shows the uncertainty
+for other classes.
 """
 
 import argparse
@@ -41,17 +42,18 @@ from deepemd_jax.utils.random_streams import Stream, stream
 HEADS = (
   *("deepemd", "deepemd_pooled", "deepemd_equal_weights"),
   *("chamfer", "prototype"),
-  "logistic_regression",  # of several shots
+  "logistic_regression",  # only with several shots
 )
 CENTERS = ("none", "support", "photographs")
 _BATCH = 10  # episodes in one device call
 
 
 class Encoder:
-  """Nodes of images, by a checkpoint.
+  """An encoder of images into nodes, from a checkpoint.
 
-  Of an adapted one, images are encoded by the encoder that it was made from,
-  and the nodes are mapped: which is the same, and need not be done twice.
+  For an adapted checkpoint, the original encoder encodes the images, and the
+  nodes are mapped afterwards. The result is the same, and the cache serves both
+  checkpoints.
   """
 
   def __init__(self, options: argparse.Namespace) -> None:
@@ -73,7 +75,7 @@ class Encoder:
     self._encoder = image_encoder.ImageEncoder(trained, settings.view, cache)
 
   def __call__(self, images) -> np.ndarray:
-    """[N, n, c]."""
+    """Returns the nodes of images, [N, n, c]."""
     bad: dict[int, str] = {}
     with Progress() as progress:
       batches = self._encoder.batches(
@@ -91,14 +93,14 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pools:
-  """From which support and query images of an episode are drawn.
+  """The images from which the support and queries of an episode are drawn.
 
   Attributes:
-    nodes: [N, n, c].
-    support: for each class, rows of `nodes`.
-    query: the same.
+    nodes: [N, n, c], the nodes of all images.
+    support: for each class, the rows of its support images.
+    query: for each class, the rows of its queries.
     origin: int [N], the photograph of each row; an episode has none twice.
-    queries: of a class, in an episode.
+    queries: number of queries per class in an episode.
   """
 
   nodes: np.ndarray
@@ -108,7 +110,7 @@ class Pools:
   queries: int
 
   def sampler(self, options: argparse.Namespace, way: int):
-    """The number of an episode -> its rows."""
+    """Returns a function from the number of an episode to its rows."""
 
     def sample(number: int) -> Episode:
       rng = stream(options.seed, Stream.EPISODE, way, number)
@@ -125,7 +127,7 @@ class Pools:
 
 
 def pools_of(protocol: str, tested, others, encode, options) -> Pools:
-  """The images of a protocol, encoded; clutter is of the other classes."""
+  """Encodes the images of a protocol, with clutter from the other classes."""
   images, support, query, origin = grocery.arrange(
     protocol, tested, others, options.seed, options.composed
   )
@@ -135,7 +137,7 @@ def pools_of(protocol: str, tested, others, encode, options) -> Pools:
 
 
 def centered_by_support(head: heads.Scorer) -> heads.Scorer:
-  """The head, on nodes that are centered by the support images."""
+  """Returns the head on nodes that are centered by the support images."""
 
   def score(query, support, key):
     center = centering.Center.of_support(support)
@@ -151,8 +153,12 @@ def _scorer(name: str, settings: heads.HeadSettings, by_support: bool, seed):
 
 
 def scores(pools: Pools, way: int, settings, change, by_support, options):
-  """{head: percent right of each episode's classes [episodes, way]}, and the
-  classes [episodes, way]; `change` has what is done to the nodes, by head."""
+  """Returns the accuracies of all heads.
+
+  `change` is {head: function that is applied to the nodes}. The result is
+  {head: percent correct for each class, [episodes, way]}, and the classes, int
+  [episodes, way].
+  """
   count, sampler = options.episodes, pools.sampler(options, way)
   found = {}
   with Progress() as progress:
@@ -170,7 +176,7 @@ def scores(pools: Pools, way: int, settings, change, by_support, options):
 
 
 def over_classes(values: np.ndarray, classes: np.ndarray) -> Estimate:
-  """The mean of the classes' means, with classes as the sample."""
+  """Estimates the mean over classes, with the classes as the sample."""
   return Estimate.of(
     np.array([values[classes == k].mean() for k in np.unique(classes)])
   )
@@ -181,8 +187,8 @@ def measure(options: argparse.Namespace) -> list[dict]:
   encode = Encoder(options)
   of_split = grocery.classes(options.folder)
   tested = of_split[options.split]
-  # What nodes are centered or mapped by, and what may be in the way, is of no
-  # class that is tested.
+  # The photographs for centers, maps and clutter are of classes that are not
+  # tested.
   names = ("train",) if options.split == "val" else ("train", "val")
   others = [x for name in names for x in of_split[name]]
   changes = _changes(others, encode, options)
@@ -203,7 +209,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def _changes(others, encode, options) -> dict[str, dict]:
-  """Ways to treat nodes: name -> head -> a function of nodes."""
+  """Returns {name of a treatment: {head: function of nodes}}."""
   same = dict.fromkeys(options.heads, lambda nodes: nodes)
   changes = {how: same for how in options.center}
   paths = [path for own in others for path in own.photographs]
@@ -223,7 +229,7 @@ def _changes(others, encode, options) -> dict[str, dict]:
 
 
 def _learned(images: projection.Labeled, settings, options) -> dict:
-  """A map of each head's own."""
+  """Learns a map for each head; returns {head: function of nodes}."""
   recipe, maps = projection.Recipe(), {}
   if options.smoke:
     recipe = projection.Recipe(channels=8, steps=1)
@@ -236,7 +242,7 @@ def _learned(images: projection.Labeled, settings, options) -> dict:
 
 
 def _rows(facts: dict, values: dict, classes, own: str) -> list[dict]:
-  """A row for each head, with the lead of `own`."""
+  """Returns a row for each head, with the lead of `own` over it."""
   rows = []
   for head, found in values.items():
     lead = values[own] - found
@@ -297,7 +303,7 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> None:
-  """Prints the table, in Markdown."""
+  """Prints the table in Markdown."""
   options = _parse()
   with tempfile.TemporaryDirectory() as directory:
     if options.smoke:

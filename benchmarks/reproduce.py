@@ -1,4 +1,4 @@
-"""Runs a recipe on real images: from stored copies to a table of results.
+"""Runs a recipe on real images, from stored copies to a table of results.
 
     python -m benchmarks.reproduce cifar_fs                     # on a GPU
     python -m benchmarks.reproduce cifar_fs --seconds 560       # stop, and save
@@ -7,23 +7,23 @@
     python -m benchmarks.reproduce cifar_fs --laptop --seed 1   # two CPU cores
 
 It runs the data set's recipe, `configs/DATASET.py`: pre-training, meta-training
-and the test, 1-shot and 5-shot. What is learned is the paper's but for the
+and the test, 1-shot and 5-shot. The training is the paper's except for the
 precision: convolutions are computed in bfloat16, which takes half the time.
-There are fewer validations, which decide only which of the encoders on the way
-is kept. Calls of the device are larger, which decides nothing.
+There are fewer validations, which affects only the choice of the encoder that
+is kept. Calls of the device are larger, which does not affect the results.
 
-With `--laptop` it runs the recipe's variant of that name as it is: a small
-network and a short schedule, for two CPU cores.
+With `--laptop` it runs the recipe's variant of that name unchanged, a small
+network and a short schedule for two CPU cores.
 
-`XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=false` makes a step faster;
-without it `deepemd_jax.main` sums in order, so that equal runs end equal.
-`docs/RESULTS.md` has what came out.
+`XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=false` makes a step faster.
+Without it, `deepemd_jax.main` sums in a fixed order, so that equal runs have
+equal results. `docs/RESULTS.md` has the results.
 
-The same command goes on where the last one ended. Flags that this script does
-not know go to `deepemd_jax.main`. The data set must be prepared:
+The same command continues a run that was stopped. Flags that this script does
+not know are passed to `deepemd_jax.main`. The data set must be prepared:
 `python -m deepemd_jax data prepare DATASET`.
 
-`WORKDIR/reproduce.json` says what was run and for how long, over all commands.
+`WORKDIR/reproduce.json` lists the commands of a run and their times.
 """
 
 import argparse
@@ -39,20 +39,20 @@ from deepemd_jax.errors import STOPPED
 from deepemd_jax.utils import files
 
 DATA_SETS = ("cifar_fs", "fc100", "miniimagenet", "cub")
-# Epochs of the paper's schedule, and epochs between falls of the rate.
+# Epochs of the paper's schedule, and epochs between drops of the learning rate.
 PRETRAIN, PRETRAIN_DECAY = 120, 30
 METATRAIN, METATRAIN_DECAY = 100, 10
-# Of each stage. The start and the end are always validated.
+# Validations per stage. The start and the end are always validated.
 VALIDATIONS = 10
-_GRACE = 60  # seconds that a run gets to save, once it is asked to stop
+_GRACE = 60  # seconds in which a run may save after a request to stop
 
 
 def fields(fraction: float | None) -> dict[str, object]:
-  """The config fields that differ from the recipe's.
+  """Returns the config fields that differ from the recipe.
 
   Args:
-    fraction: of the schedule's epochs, within 0 to 1; None is another schedule,
-      of which nothing is changed.
+    fraction: the fraction of the schedule's epochs, above 0 and at most 1. None
+      means another schedule, in which no field is changed.
   """
   if fraction is None:
     return {}
@@ -76,7 +76,7 @@ def fields(fraction: float | None) -> dict[str, object]:
 
 
 def command(args, rest: list[str]) -> list[str]:
-  """The arguments of the process that trains and tests."""
+  """Returns the arguments of the process that trains and tests."""
   changed = fields(None if args.laptop else args.fraction)
   changed["seed"] = args.seed
   if args.directory:
@@ -91,17 +91,18 @@ def command(args, rest: list[str]) -> list[str]:
 
 
 def run(arguments: list[str], seconds: float | None) -> int:
-  """Runs a process; asks it to stop after so many seconds.
+  """Runs a process and returns its exit code.
 
-  Returns:
-    Its exit code.
+  Args:
+    arguments: the program and its arguments.
+    seconds: the time after which the process is asked to stop, or None.
   """
   process = subprocess.Popen(arguments)
   try:
     return process.wait(seconds)
   except subprocess.TimeoutExpired:
     process.send_signal(signal.SIGTERM)
-  except KeyboardInterrupt:  # the terminal has told the process, too
+  except KeyboardInterrupt:  # the terminal has interrupted the process, too
     pass
   try:
     return process.wait(_GRACE)
@@ -111,7 +112,7 @@ def run(arguments: list[str], seconds: float | None) -> int:
 
 
 def note(path: pathlib.Path, entry: dict) -> float:
-  """Adds a command to `reproduce.json`; returns the seconds of all of them."""
+  """Adds a command to `reproduce.json`; returns the seconds of all commands."""
   entries = json.loads(path.read_text("utf-8")) if path.exists() else []
   entries.append(entry)
   files.write(path, json.dumps(entries, indent=2) + "\n")
@@ -119,7 +120,7 @@ def note(path: pathlib.Path, entry: dict) -> float:
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """The arguments, and those that are meant for `deepemd_jax.main`."""
+  """Returns the parsed arguments, and the arguments for `deepemd_jax.main`."""
   parser = argparse.ArgumentParser(
     description=__doc__.split("\n\n")[0],
     epilog="Other flags go to deepemd_jax.main: --config.seed=1, say.",
@@ -149,12 +150,12 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def table(results: dict) -> str:
-  """Accuracies, and the leads on the same episodes, in Markdown.
+  """Returns accuracies and leads on the same episodes, in Markdown.
 
   Args:
-    results: as in a run's results.json.
+    results: the content of a run's results.json.
   """
-  from deepemd_jax.models import heads  # loads JAX, which the run needs alone
+  from deepemd_jax.models import heads  # loads JAX, so not during the run
 
   rows = ["| test | head | accuracy | DeepEMD leads by |", "|---|---|---|---|"]
   for test in (results, *results["more"].values()):
@@ -179,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
   arguments = command(args, rest)
   code = run(arguments, args.seconds)
   if not args.workdir.is_dir():
-    return code  # refused before anything was made
+    return code  # the run was refused before it wrote any file
   total = note(
     args.workdir / "reproduce.json",
     {
@@ -202,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _largest_process() -> int:
-  """Bytes that the run's largest process had at its peak."""
+  """Returns the peak memory of the run's largest process in bytes."""
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
   return peak * (1 if sys.platform == "darwin" else 1024)
 

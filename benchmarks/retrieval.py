@@ -1,15 +1,15 @@
-"""What retrieval from a large gallery costs, part by part.
+"""Measures the parts of retrieval from a large gallery.
 
     python -m benchmarks.retrieval             # 100,000 items; table, plan
     python -m benchmarks.retrieval --smoke     # small, for CI
 
-Items are synthetic: random nodes after a leaky ReLU, a third of which share a
-part with their class of ten. Nothing is encoded. Nodes lie in a file, as those
-of a gallery that is larger than memory do. Descriptors are in memory, or
-streamed from a file too. All parts take turns in one run; medians count. Where
-faiss-cpu is installed, its IndexFlatIP is timed beside our global search. From
-the measured terms follow the time and memory of a larger gallery; those lines
-are marked as estimates.
+Items are synthetic. They have random nodes after a leaky ReLU, and a third of
+the nodes share a part with their class of ten items. Nothing is encoded. Nodes
+are in a file, as for a gallery that is larger than memory. Descriptors are in
+memory or streamed from a file. All parts take turns in one run, and the table
+has medians. If faiss-cpu is installed, its IndexFlatIP is compared with our
+global search. The time and memory of a larger gallery are computed from the
+measurements, and those lines are marked as estimates.
 """
 
 import argparse
@@ -27,12 +27,15 @@ from deepemd_jax.distributed import sharding
 from deepemd_jax.evaluation import nearest
 from deepemd_jax.evaluation.features import DeviceNodes, HostNodes
 
-_CLASS = 10  # items of a class
+_CLASS = 10  # items per class
 _EMD_QUERIES = 64
 
 
 def synthetic_gallery(items: int, n: int, channels: int, folder: str):
-  """Writes nodes of a gallery: a memory map, float32 [items, n, channels]."""
+  """Writes the nodes of a gallery, float32 [items, n, channels], to a file.
+
+  It returns their memory map.
+  """
   nodes = np.memmap(
     f"{folder}/nodes", np.float32, "w+", shape=(items, n, channels)
   )
@@ -49,7 +52,7 @@ def synthetic_gallery(items: int, n: int, channels: int, folder: str):
 
 
 def resident_mib() -> float:
-  """Returns the most memory that this process has had, with mapped files."""
+  """Returns this process's peak memory in MiB, with mapped files."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -65,7 +68,7 @@ def faiss_search(
   index.add(gallery)
 
   def search():
-    # One more, since it finds the query itself.
+    # One more than k, because the query itself is found.
     return index.search(gallery[rows], k + 1)[1]
 
   others = [
@@ -81,16 +84,16 @@ def measure_global(
   """Times the search among all descriptors.
 
   Args:
-    gallery: descriptors [N, c].
-    rows: int [q], the queries.
-    k: how many items a query finds.
-    folder: for a copy of the descriptors that is streamed.
-    turns: of all parts.
+    gallery: [N, c], the descriptors.
+    rows: int [q], the rows of the queries.
+    k: number of items to find for each query.
+    folder: the folder for a copy of the descriptors that is streamed.
+    turns: number of turns of all parts.
 
   Returns:
-    "global_ms" of one query, in a batch unless its name says otherwise, and
-    with faiss "faiss_agrees", the share of items that both find; and the rows
-    that our search finds, [q, k].
+    "global_ms", the milliseconds per query in a batch or, if its name says so,
+    of a single query; with faiss also "faiss_agrees", the share of items that
+    both find; and the rows that our search finds, int [q, k].
   """
   streamed = np.memmap(
     f"{folder}/descriptors", np.float32, "w+", shape=gallery.shape
@@ -123,17 +126,17 @@ def measure_global(
 def measure_emd(
   nodes: np.ndarray, rows: np.ndarray, candidates, depths, turns: int
 ) -> dict[int, dict[str, float]]:
-  """Times how the EMD puts the first candidates in order.
+  """Times the re-ranking of the first candidates by EMD.
 
   Args:
-    nodes: [N, n, c], a memory map.
-    rows: int [q], the queries.
-    candidates: int [q, k], what the global search found.
-    depths: numbers of candidates, at most k.
-    turns: of both places.
+    nodes: [N, n, c], a memory map of the nodes.
+    rows: int [q], the rows of the queries.
+    candidates: int [q, k], the rows that the global search found.
+    depths: numbers of candidates to re-rank, at most k.
+    turns: number of turns of both places of the nodes.
 
   Returns:
-    Depth -> where the nodes are -> milliseconds a query.
+    {depth: {place of the nodes: milliseconds per query}}.
   """
   rerank = nearest.Reranker()
   places = {
@@ -185,7 +188,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict:
 
 
 def plan(measured: dict, items: int) -> list[str]:
-  """Returns the lines about a gallery of `items`, from the measured terms."""
+  """Returns estimates for a gallery of `items` from the measurements."""
   n, channels = measured["nodes"], measured["channels"]
   growth = items / measured["items"]
   lines = [

@@ -1,11 +1,11 @@
-"""What the benchmarks of the stages share: base sizes, changes, rows.
+"""The base sizes, changes and rows that the benchmarks of the stages share.
 
-`training_step`, `evaluation_step` and `device_sharing` measure the stages as
-they run, on random images. Every row changes one thing of a small base size.
-Seconds are those of the fastest repeat. FLOPs and bytes are XLA's count of the
-compiled program; `formula_gflop` is the formula of `estimate`. `utilisation` is
-the formula's FLOP/s as a share of what a large matrix product reached in the
-same run.
+`training_step`, `evaluation_step` and `device_sharing` measure the real stages
+on random images. Every row changes one setting of a small base size. Seconds
+are those of the fastest repetition. FLOPs and bytes are XLA's counts for the
+compiled program, and `formula_gflop` comes from the formula in `estimate`.
+`utilisation` is the formula's FLOP/s divided by the FLOP/s of a large matrix
+product in the same run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from deepemd_jax.config.settings import Settings
 from deepemd_jax.data.image_set import CachedImages
 from deepemd_jax.models import matching
 
-STORED = 160  # side of the stored copies, pixels
+STORED = 160  # side of the stored copies in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Base:
   """The size that all rows start from.
 
   Attributes:
-    size: side of images, pixels.
-    width: of ResNet-12, as a multiple of the published.
-    images: images a step in pre-training.
-    query: query images a class.
-    epochs: of the structured FC layer.
-    repeats: calls, the fastest of which counts.
-    pool: classes that images are drawn from, and images of each.
+    size: side of the images in pixels.
+    width: width of ResNet-12 as a multiple of the published width.
+    images: number of images per step in pre-training.
+    query: number of query images per class.
+    epochs: number of epochs of the structured FC layer.
+    repeats: number of calls, the fastest of which counts.
+    pool: number of classes to draw images from, and images per class.
     product: side of the matrices of `measuring.matrix_peak`.
-    tiny: whether `measuring.tiny_backbone` takes the place of ResNet-12.
+    tiny: whether `measuring.tiny_backbone` replaces ResNet-12.
   """
 
   size: int = 84
@@ -55,8 +55,8 @@ class Base:
   tiny: bool = False
 
 
-# As many images in pre-training as in an episode, so that both compile one
-# program of the encoder.
+# Pre-training has as many images as an episode, so that both need only one
+# compilation of the encoder.
 SMOKE = Base(
   size=32,
   width=1 / 64,
@@ -83,9 +83,9 @@ class Case:
   """A row to measure.
 
   Attributes:
-    stage: what runs.
-    name: what is changed.
-    measure: returns the columns.
+    stage: the name of the measured stage.
+    name: the name of the changed setting.
+    measure: measures and returns the columns.
   """
 
   stage: str
@@ -94,7 +94,7 @@ class Case:
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
-  """Returns the flags of all three; the first line of `doc` describes them."""
+  """Returns the parser of all three; the first line of `doc` describes it."""
   parser = argparse.ArgumentParser(description=doc.splitlines()[0])
   for name, text in _FLAGS.items():
     default = getattr(Base, name)
@@ -110,7 +110,7 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
 
 
 def make_base(options: argparse.Namespace) -> Base:
-  """Returns the base size that the flags ask for."""
+  """Returns the base size that the flags select."""
   if options.smoke:
     return SMOKE
   return Base(**{name: getattr(options, name) for name in _FLAGS})
@@ -121,7 +121,7 @@ def make_settings(base: Base, changes: dict | None = None) -> Settings:
 
   Args:
     base: the base size.
-    changes: such as {"episode.way": 10}.
+    changes: the changed fields, such as {"episode.way": 10}.
   """
   config = defaults.get_config()
   config.image.size = base.size
@@ -137,7 +137,7 @@ def make_settings(base: Base, changes: dict | None = None) -> Settings:
 
 @functools.cache
 def random_images(classes: int, per_class: int) -> CachedImages:
-  """Returns noise of the size of stored photographs."""
+  """Returns random images with the size of stored copies."""
   count = classes * per_class
   rng = np.random.default_rng(0)
   return CachedImages(
@@ -180,14 +180,15 @@ def head_seconds(
   """Measures the parts of the head on one episode.
 
   Args:
-    settings: these say how many nodes and channels an image has.
-    way: classes.
-    n_query: query images a class.
-    training: adds the gradient.
-    repeats: see `Base`.
+    settings: the settings, which give the numbers of nodes and channels.
+    way: number of classes.
+    n_query: number of query images per class.
+    training: whether to add the gradient.
+    repeats: number of calls, the fastest of which counts.
 
   Returns:
-    "head_s" of weights and similarities, "emd_s" of the EMD layer on these.
+    "head_s", the seconds of weights and similarities, and "emd_s", the seconds
+    of the EMD layer on them.
   """
   n, c = estimate.nodes(settings.view.size), settings.backbone.channels
   query = measuring.synthetic_nodes(way, n_query, n, c).reshape(-1, n, c)
@@ -205,7 +206,7 @@ def head_seconds(
 def report(
   cases: Iterable[Case], base: Base, options: argparse.Namespace
 ) -> None:
-  """Measures the rows that `--only` names; prints each at once."""
+  """Measures the rows that `--only` selects, and prints each at once."""
   print(
     f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} "
     f"cores; load {os.getloadavg()[0]:.1f}; base: {base.size} pixels, width "
@@ -223,7 +224,7 @@ def report(
       {"stage": case.stage, "case": case.name, **columns, "load": load}
     )
     print(_line(case, columns), flush=True)
-    measuring.write_json(options.json, rows)  # an interrupted run has these
+    measuring.write_json(options.json, rows)  # kept if the run is interrupted
 
 
 def _line(case: Case, columns: dict) -> str:

@@ -1,15 +1,15 @@
-"""What a step of each training stage costs: time, FLOPs, memory, by part.
+"""Measures a step of each training stage: time, FLOPs and memory of its parts.
 
     python -m benchmarks.training_step            # table, JSON on request
     python -m benchmarks.training_step --only "pretrain base"
     python -m benchmarks.training_step --smoke    # small, for CI
 
-Changes one thing a row: way, shot, query, nodes, width, precision. Each part of
-a step is compiled and timed alone, forward and backward, so the parts need not
-add up. `stage_costs` says what the columns mean.
+Each row changes one setting: way, shot, query, nodes, width or precision. Each
+part of a step is compiled and timed alone, forward and backward, so the sum of
+the parts may differ from the step. `stage_costs` explains the columns.
 
-An accelerator says how much memory it has. There the last rows find the largest
-number of episodes that a meta-training step takes.
+On an accelerator, which reports its memory, the last rows find the largest
+number of episodes that fits into a meta-training step.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from deepemd_jax.training import metatrain, pretrain
 from deepemd_jax.training.optimizers import make_optimizer
 from deepemd_jax.training.state import TrainState, make_step, new_state
 
-_STEPS = 100  # an epoch; only the learning rate depends on it
+_STEPS = 100  # per epoch; only the learning rate depends on it
 
 
 class Training(NamedTuple):
@@ -39,8 +39,8 @@ class Training(NamedTuple):
 
   Attributes:
     step: `(state, batch) -> (state, metrics)`, jitted.
-    state: before the first step, on all devices.
-    make_batch: step number -> batch of this process.
+    state: the state before the first step, on all devices.
+    make_batch: step number -> the batch of this process.
   """
 
   step: Callable
@@ -49,7 +49,7 @@ class Training(NamedTuple):
 
 
 def pretraining(settings: Settings, images: ImageSet) -> Training:
-  """Returns the stage pretrain."""
+  """Returns the stage pretrain with a new encoder."""
   spec, seed = settings.pretrain, settings.seed
   optimizer = make_optimizer(spec.optimizer, _STEPS)
   classifier = pretrain.init_classifier(
@@ -70,7 +70,7 @@ def pretraining(settings: Settings, images: ImageSet) -> Training:
 
 
 def metatraining(settings: Settings, images: ImageSet) -> Training:
-  """Returns the stage metatrain, of a fresh encoder."""
+  """Returns the stage metatrain with a new encoder."""
   optimizer = make_optimizer(settings.metatrain.optimizer, _STEPS)
   variables = pretrain.init_backbone(settings.backbone, settings.seed)
   return Training(
@@ -131,7 +131,7 @@ def _measure_step(
 
 
 def _encoder_flops(settings: Settings) -> float:
-  """Of one image, forward."""
+  """Returns the FLOPs of the encoder for one image, forward."""
   return estimate.encoder_flops(settings.view.size, settings.model["width"])
 
 
@@ -146,14 +146,14 @@ def metatraining_gflop(settings: Settings) -> float:
 
 
 def _views_seconds(settings: Settings, views: list, base: Base) -> float:
-  """Of cutting and normalizing crops on the device."""
+  """Returns the seconds to cut and normalize crops on the device."""
   crop = functools.partial(crop_on_device, settings.view, settings.view.size)
   crop_all = jax.jit(lambda views: list(map(crop, views)))
   return measuring.least_seconds(lambda: crop_all(views), base.repeats)
 
 
 def _encoder_seconds(settings: Settings, count: int, base: Base) -> float:
-  """Of the encoder alone, forward and backward."""
+  """Returns the seconds of the encoder alone, forward and backward."""
   backbone, side = settings.backbone, settings.view.size
   images = jnp.ones((count, side, side, 3))
   variables = pretrain.init_backbone(backbone, settings.seed)
@@ -170,19 +170,19 @@ def _encoder_seconds(settings: Settings, count: int, base: Base) -> float:
 def measure_largest(settings: Settings, base: Base, memory_mb: float) -> dict:
   """Returns the columns of a meta-training step of as many episodes as fit.
 
-  The number is right within a tenth: each try is a compilation.
+  The number of episodes is exact to a tenth, because each try compiles.
 
   Args:
-    settings: their number of episodes a step does not matter.
+    settings: the settings; their number of episodes per step is ignored.
     base: the base size.
-    memory_mb: of the device.
+    memory_mb: the memory of the device in MB.
   """
   one = _with_episodes(settings, 1)
   training = metatraining(one, stage_costs.random_images(*base.pool))
   batch = sharding.shard_batch(training.make_batch(0))
   counts = measuring.compile_and_count(training.step, training.state, batch)[1]
   each = counts["argument_mb"] + counts["temporary_mb"]
-  del training, batch  # gives their memory back
+  del training, batch  # frees their memory
   count = max(1, int(0.95 * memory_mb / each))
   while True:
     print(f"  {count} episodes?", flush=True)
@@ -211,7 +211,7 @@ def cases(base: Base, smoke: bool) -> Iterator[Case]:
   """Yields the rows."""
   episode = {"episode.way", "episode.query", "metatrain.shot"}
   largest = []
-  # A CPU does not say how much memory it has.
+  # A CPU does not report its memory.
   memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
   for name, change in stage_costs.changes(smoke):
     settings = stage_costs.make_settings(base, change)
@@ -226,7 +226,7 @@ def cases(base: Base, smoke: bool) -> Iterator[Case]:
 
 
 def main() -> None:
-  """Prints a row as soon as it is measured."""
+  """Prints each row as soon as it is measured."""
   options = stage_costs.make_parser(__doc__).parse_args()
   base = stage_costs.make_base(options)
   stage_costs.report(cases(base, options.smoke), base, options)

@@ -1,7 +1,7 @@
-"""Runs the package `wasserstein`, in an interpreter that has NumPy 1 and it.
+"""Runs the package `wasserstein` in an interpreter with NumPy 1.
 
-`emd_peers.Wasserstein` starts it. For each line on stdin it solves its problems
-once, writes the values to a file, and prints the seconds.
+`emd_peers.Wasserstein` starts this program. For each line on stdin, the program
+solves its problems once, writes the values to a file, and prints the seconds.
 """
 
 import pathlib
@@ -13,10 +13,13 @@ import wasserstein
 
 
 def each(given):
-  """Costs [count, n, m], a [count, n] and b [count, m]: values [count]."""
+  """Returns a function that computes the values [count] of the problems.
+
+  `given` has cost [count, n, m], a [count, n] and b [count, m].
+  """
   solver = wasserstein.EMD(norm=True, external_dists=True)
   cost, a, b = (given[name].astype(np.float64) for name in ("cost", "a", "b"))
-  # With `norm` the masses are scaled to a total of 1.
+  # `norm` scales the masses to a total of 1.
   totals = a.sum(1)
   return lambda: np.array(
     [t * solver(p, q, c) for c, p, q, t in zip(cost, a, b, totals, strict=True)]
@@ -24,8 +27,11 @@ def each(given):
 
 
 def pairs(given):
-  """Clouds, one after another: points [total, d], weights [total], sizes [k]:
-  distances [k, k], on all cores by OpenMP."""
+  """Returns a function that computes the distances [k, k] of all clouds.
+
+  `given` has the clouds one after another: points [total, d], weights [total]
+  and sizes [k]. The function uses all cores by OpenMP.
+  """
   ends = np.cumsum(given["sizes"])[:-1]
   events = np.column_stack([given["weights"], given["points"]])
   events = np.split(events.astype(np.float64), ends)
@@ -39,7 +45,7 @@ def pairs(given):
 
 
 def main():
-  """Takes the task and the folder from the command line."""
+  """Runs the task in the folder that the command line gives."""
   task, folder = sys.argv[1], pathlib.Path(sys.argv[2])
   with np.load(folder / "given.npz") as given:
     solve = {"each": each, "pairs": pairs}[task](given)

@@ -1,18 +1,21 @@
-"""Word mover's distances of all pairs of documents, in one run.
+"""Measures word mover's distances of all pairs of documents, in one run.
 
     python -m benchmarks.word_movers             # 1,000 documents of 20 words
     python -m benchmarks.word_movers --wasserstein peers/bin/python
     python -m benchmarks.word_movers --smoke     # small, for CI
 
-Documents are synthetic: their words are drawn from a vocabulary, most of them
-from the document's own topic, and a topic's word vectors are near each other. A
-word that comes twice has twice the weight, so that sizes differ. `pairwise`
-gets them in both of its forms: as clouds of vectors, and as counts over the
-vocabulary with its cost matrix. Beside it are loops in Python over `ot.emd2`,
-which get the costs from that matrix or compute them, and the package
-`wasserstein` (see `emd_peers`), which computes them. All take turns with a
-sample of the documents; medians count. Then `pairwise` solves all of them. Its
-first call compiles; that is the second number.
+Documents are synthetic. Their words are drawn from a vocabulary, most of them
+from the document's own topic. The word vectors of a topic are close to each
+other. A word that is drawn twice has twice the weight, so documents have
+different numbers of distinct words.
+
+`pairwise` gets the documents in two forms: as clouds of vectors, and as counts
+over the vocabulary with its cost matrix. It is compared with loops in Python
+over `ot.emd2`, which take the costs from that matrix or compute them, and with
+the package `wasserstein` (see `emd_peers`), which computes them. All take turns
+on a sample of the documents, and the table has medians. Then `pairwise` solves
+all documents. The second number of these lines is the first call, which
+compiles.
 """
 
 import argparse
@@ -27,18 +30,18 @@ from benchmarks import emd_peers
 from deepemd_jax import emd
 
 _TOPICS = 20
-_OWN = 0.7  # share of a document's words that are of its own topic
+_OWN = 0.7  # share of a document's words that belong to its own topic
 
 
 def documents(count: int, words: int, vocabulary: int, dimension: int):
-  """Counts [count, vocabulary] and word vectors [vocabulary, dimension]."""
+  """Returns counts [count, vocabulary] and vectors [vocabulary, dimension]."""
   rng = np.random.default_rng(0)
   topics = rng.standard_normal((_TOPICS, dimension))
   topic_of = rng.integers(_TOPICS, size=vocabulary)
   vectors = topics[topic_of] + rng.standard_normal((vocabulary, dimension))
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   counts = np.zeros((count, vocabulary))
-  common = 1 / np.arange(10, vocabulary + 10)  # some words come often
+  common = 1 / np.arange(10, vocabulary + 10)  # some words are frequent
   for row in counts:
     own = common * (topic_of == topic_of[rng.integers(vocabulary)])
     chance = _OWN * own / own.sum() + (1 - _OWN) * common / common.sum()
@@ -47,14 +50,14 @@ def documents(count: int, words: int, vocabulary: int, dimension: int):
 
 
 def clouds(counts: np.ndarray, vectors: np.ndarray):
-  """Points [n_i, d] and weights [n_i] of each document."""
+  """Returns the points [n_i, d] and weights [n_i] of each document."""
   kept = [np.flatnonzero(row) for row in counts]
   weights = [row[i] for row, i in zip(counts, kept, strict=True)]
   return [vectors[i] for i in kept], weights
 
 
 def loop_over_pot(points, weights, cost_of: Callable) -> np.ndarray:
-  """Distances [k, k] in float64; cost_of(i, j) is a cost matrix."""
+  """Returns distances [k, k] in float64; cost_of(i, j) is a cost matrix."""
   values = np.zeros((len(points), len(points)))
   masses = [w.astype(np.float64) / w.sum() for w in weights]
   for i in range(len(points)):
@@ -65,7 +68,7 @@ def loop_over_pot(points, weights, cost_of: Callable) -> np.ndarray:
 
 
 def peers(counts, vectors, cost, python: str | None) -> dict[str, Callable]:
-  """Loops over POT and, if there is one, the package `wasserstein`."""
+  """Returns loops over POT and, with `python`, the package `wasserstein`."""
   points, weights = clouds(counts, vectors)
   kept = [np.flatnonzero(row) for row in counts]
 
@@ -93,7 +96,7 @@ def peers(counts, vectors, cost, python: str | None) -> dict[str, Callable]:
 
 
 def ours(counts, vectors, cost, progress: bool = False) -> dict[str, Callable]:
-  """`pairwise` in both of its forms."""
+  """Returns `pairwise` in both of its forms."""
   points, weights = clouds(counts, vectors)
   shares = counts / counts.sum(1, keepdims=True)
   return {
@@ -107,16 +110,16 @@ def ours(counts, vectors, cost, progress: bool = False) -> dict[str, Callable]:
 
 
 def timed(call: Callable) -> float:
-  """Seconds of a call."""
+  """Returns the seconds of a call."""
   began = time.perf_counter()
   call()
   if isinstance(call, emd_peers.Wasserstein):
-    return call.seconds  # without the way to its process and back
+    return call.seconds  # without the transfer to its process and back
   return time.perf_counter() - began
 
 
 def take_turns(calls: dict[str, Callable], turns: int):
-  """Median seconds, and the distances, of each call."""
+  """Returns the median seconds and the distances of each call."""
   values = {name: call() for name, call in calls.items()}  # compiles
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for _ in range(turns):
@@ -128,7 +131,7 @@ def take_turns(calls: dict[str, Callable], turns: int):
 
 
 def report(calls, pairs: int, turns: int) -> None:
-  """Prints a table: each call against the first."""
+  """Prints a table that compares each call with the first one."""
   seconds, values = take_turns(calls, turns)
   first = next(iter(calls))
   print(f"{'':<34}{'us a pair':>10}{'ratio':>8}{'worst error':>13}")

@@ -1,23 +1,25 @@
-"""Retrieval by regions on CUB-200-2011, as metric learning has it.
+"""Retrieval by regions on CUB-200-2011, with the protocol of metric learning.
 
     python -m deepemd_jax data prepare cub_retrieval
     python -m deepemd_jax.main --config=configs/cub_retrieval.py
 
-Whole images; the first 100 classes train (every tenth of them is held out, to
-choose by), the last 100 are gallery and queries at once: 5,924 images.
+The images are whole. The first 100 classes are for training; every tenth of
+them is held out for validation. The last 100 classes are both gallery and
+queries, 5,924 images.
 
-Variants stand behind a colon: fcn (the same as none), pyramid, grid, sampling,
-laptop (a small network and a short schedule, for two CPU cores).
+Variants follow a colon: fcn (the default), pyramid, grid, sampling and laptop
+(a small network and a short schedule, for two CPU cores).
 
-No published number belongs beside this: metric learning starts from networks
-trained on ImageNet, at 224 pixels and more. Not run to the end here.
+No published number is comparable, because metric learning starts from networks
+trained on ImageNet, at 224 pixels and more. This recipe has not been run to the
+end.
 """
 
 from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
-  """The paper's schedule, then retrieval; see the module's docstring."""
+  """Returns the paper's schedule and then retrieval; see the module."""
   config = defaults.get_config()
   config.data.name = "cub_retrieval"
   config.stages = ("pretrain", "metatrain", "retrieve")

@@ -1,4 +1,4 @@
-"""The paper's settings, as they stand in `deepemd_jax/config/defaults.py`."""
+"""The paper's settings, from `deepemd_jax/config/defaults.py`."""
 
 from deepemd_jax.config.defaults import get_config
 

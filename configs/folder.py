@@ -1,18 +1,18 @@
-"""DeepEMD on your own images: one directory per class.
+"""DeepEMD on your own images, with one directory per class.
 
     python -m deepemd_jax.main --config=configs/folder.py \
         --config.data.folder=/path/to/images --workdir=runs/mine
 
-A quarter-width ResNet-12 on 84x84 images with a schedule for a few thousand
-images; classes are split 64/16/20 into training, validation and test, or by
-`--config.data.csv`.
+It trains a quarter-width ResNet-12 on 84x84 images with a schedule for a few
+thousand images. Classes are split 64/16/20 into training, validation and test,
+or by `--config.data.csv`.
 """
 
 from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
-  """Settings for a folder of a few thousand images; see the docstring."""
+  """Returns the settings for a few thousand images of the user."""
   config = defaults.get_config()
   config.data.name = "folder"
   config.model.width = 0.25

@@ -1,18 +1,19 @@
-"""DeepEMD from nothing to results in minutes, on two CPU cores.
+"""DeepEMD from data to results in minutes, on two CPU cores.
 
     python -m deepemd_jax.main --config=configs/quickstart.py
 
-glyph_clutter, made on the spot; a ResNet-12 an eighth as wide as the paper's;
-64x64 scenes enlarged to 92x92, which gives 5x5 = 25 nodes. Pre-training,
-meta-training, and evaluation on 600 test episodes against two baselines and
-under twelve clutter conditions. Settings were chosen on validation classes.
+The data set is glyph_clutter, which is generated. The network is a ResNet-12 an
+eighth as wide as the paper's. Scenes of 64x64 pixels are enlarged to 92x92,
+which gives 5x5 = 25 nodes. After pre-training and meta-training, DeepEMD is
+compared with two baselines on 600 test episodes and under twelve clutter
+conditions. Settings were chosen on validation classes.
 """
 
 from deepemd_jax.config import defaults, variants
 
 
 def get_config(arg: str = ""):
-  """The quickstart; see the module's docstring."""
+  """Returns the quickstart's settings; see the module's docstring."""
   config = defaults.get_config()
   config.image.size = 92
   config.image.pretrain_size = 64

@@ -1,1 +1,1 @@
-"""Data sets, episodes, views and batches. Knows no model."""
+"""Data sets, episodes, views and batches, independent of any model."""

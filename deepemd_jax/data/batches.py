@@ -1,7 +1,8 @@
-"""Where training batches are made: step number -> arrays of one step.
+"""Makes training batches: step number -> arrays of one step.
 
-Batches are pure functions of the step, so that a resumed run, another number of
-processes, or a worker process sees the same data. All are picklable.
+A batch is a pure function of the step. So a resumed run, a run with another
+number of processes and a worker process see the same data. All classes are
+picklable.
 """
 
 import dataclasses
@@ -17,14 +18,14 @@ from deepemd_jax.utils.random_streams import Stream, stream
 
 @dataclasses.dataclass(frozen=True)
 class ShuffledRows:
-  """`rows(step)`: int32 [batch_size], shuffled anew in every epoch.
+  """The rows of each step, int32 [batch_size], reshuffled in every epoch.
 
-  The rows that do not fill a batch are left out of that epoch.
+  Rows that do not fill a batch are omitted in that epoch.
 
   Attributes:
-    count: rows there are.
-    batch_size: rows a step.
-    seed: of the shuffles.
+    count: number of rows.
+    batch_size: number of rows per step.
+    seed: seed of the shuffles.
 
   Raises:
     InputError: there are fewer rows than a batch needs.
@@ -43,11 +44,11 @@ class ShuffledRows:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in an epoch."""
+    """The number of batches in an epoch."""
     return self.count // self.batch_size
 
   def __call__(self, step: int) -> np.ndarray:
-    """The rows of step `step`, counted from 0 over all epochs."""
+    """Returns the rows of a step, which is counted from 0 over all epochs."""
     epoch, index = divmod(step, self.steps_per_epoch)
     start = index * self.batch_size
     order = _permutation(self.count, self.seed, epoch)
@@ -56,19 +57,19 @@ class ShuffledRows:
 
 @functools.lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-  """Of one epoch; this and the next are asked for again and again."""
+  """Returns the order of an epoch; two are cached, for repeated calls."""
   return stream(seed, Stream.SHUFFLE, epoch).permutation(count)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatches:
-  """Pre-training batches: views of images, and their labels.
+  """Pre-training batches, with views of images and their labels.
 
   Attributes:
-    rows: which images a step has.
-    views: of the images.
-    seed: of the crops.
-    local: int [n], which of a batch this process makes.
+    rows: the rows of each step.
+    views: draws the views of the images.
+    seed: seed of the crops.
+    local: int [n], the positions in a batch that this process makes.
   """
 
   rows: ShuffledRows
@@ -77,7 +78,7 @@ class ImageBatches:
   local: np.ndarray
 
   def __call__(self, step: int) -> dict:
-    """{"views": see `TrainingViews`, "labels": int [n]} of a step."""
+    """Returns {"views": of `TrainingViews`, "labels": int32 [n]} of a step."""
     rows = self.rows(step)
     rng = stream(self.seed, Stream.PRETRAIN_CROPS, step)
     return {
@@ -88,14 +89,14 @@ class ImageBatches:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeBatches:
-  """Meta-training batches: views of the images of one or more episodes.
+  """Meta-training batches, with views of the images of one or more episodes.
 
   Attributes:
-    sampler: of the episodes.
-    views: of the images.
-    batch_size: episodes a step.
-    seed: of the crops.
-    local: int [e], which of a step's episodes this process makes.
+    sampler: draws the episodes.
+    views: draws the views of the images.
+    batch_size: number of episodes per step.
+    seed: seed of the crops.
+    local: int [e], the episodes of a step that this process makes.
   """
 
   sampler: episodes.EpisodeSampler
@@ -105,8 +106,11 @@ class EpisodeBatches:
   local: np.ndarray
 
   def __call__(self, step: int) -> dict:
-    """{"support": views [e, way, shot, ...], "query": views [e, way, n_query,
-    ...]} of a step."""
+    """Returns the views of a step.
+
+    The result is {"support": views [e, way, shot, ...], "query": views
+    [e, way, n_query, ...]}; see `TrainingViews`.
+    """
     first = step * self.batch_size
     batch = episodes.batch(self.sampler, range(first, first + self.batch_size))
     rng = stream(self.seed, Stream.METATRAIN_CROPS, step)

@@ -1,6 +1,6 @@
-"""Boxes: which part of an image a crop shows. Drawn on the host, in NumPy.
+"""Draws the boxes of crops, on the host in NumPy.
 
-Boxes are left, top, right, bottom in pixels of the original image.
+A box is left, top, right, bottom in pixels of the original image.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,20 @@ def random_resized_crop(
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-  """Boxes of torchvision's RandomResizedCrop, one an image.
+  """Draws one box per image as torchvision's RandomResizedCrop does.
 
-  Ten tries at an area share uniform in `scale` and an aspect ratio log-uniform
-  in `ratio`; if none fits, the largest central box with an allowed ratio.
+  The share of the area is uniform in `scale`, and the aspect ratio is
+  log-uniform in `ratio`. The first of ten tries that fits into the image is
+  used. If none fits, the largest central box with an allowed ratio is used.
 
   Args:
-    rng: draws all.
-    sizes: int [N, 2], height and width of each image.
+    rng: the generator of all random numbers.
+    sizes: int [N, 2], height and width of each image in pixels.
     scale: smallest and largest share of the area.
     ratio: smallest and largest width / height.
 
   Returns:
-    float64 [N, 4] left, top, right, bottom: whole numbers.
+    float64 [N, 4], left, top, right, bottom in pixels, whole numbers.
   """
   height, width = np.asarray(sizes).T[:, :, None].astype(np.float64)
   tries = (len(height), 10)
@@ -42,7 +43,7 @@ def random_resized_crop(
   place = rng.random((2, len(height), 1))
   left = np.floor(place[0] * (width - w + 1))
   top = np.floor(place[1] * (height - h + 1))
-  # The fallback: the whole image, cut to an allowed ratio.
+  # The fallback is the whole image, cut to an allowed ratio.
   whole_w = np.clip(np.minimum(width, np.round(height * ratio[1])), 1, None)
   whole_h = np.clip(np.minimum(height, np.round(width / ratio[0])), 1, None)
   failed = ~fits.any(1, keepdims=True)
@@ -55,19 +56,20 @@ def random_resized_crop(
 def grid_boxes(
   sizes: np.ndarray, cells: Sequence[int], ratios: np.ndarray
 ) -> np.ndarray:
-  """Boxes of Grid: the cells of an image pyramid, each with some context.
+  """Returns the boxes of Grid: pyramid cells, each with some context.
 
-  As official `get_grid_location`: lengths are truncated to whole pixels, and at
-  the border a box is cut off, not shifted.
+  As in the official `get_grid_location`, lengths are truncated to whole pixels,
+  and at the border a box is cut off, not shifted.
 
   Args:
-    sizes: int [N, 2], height and width of each image.
-    cells: along a side, one number per level; (2, 3) gives 4 + 9 boxes.
-    ratios: [N, levels], side of a box over side of its cell.
+    sizes: int [N, 2], height and width of each image in pixels.
+    cells: number of cells along a side for each level; (2, 3) gives 4 + 9
+      boxes.
+    ratios: [N, levels], side of a box divided by the side of its cell.
 
   Returns:
-    float64 [N, sum of cells^2, 4] left, top, right, bottom: whole numbers, the
-    levels in the order given, each row by row.
+    float64 [N, sum of cells^2, 4], left, top, right, bottom in pixels, whole
+    numbers. The levels are in the given order, and each is in row-major order.
   """
   levels = []
   for count, ratio in zip(cells, np.asarray(ratios).T, strict=True):
@@ -82,7 +84,7 @@ def grid_boxes(
 
 
 def _spans(length: np.ndarray, count: int, ratio: np.ndarray):
-  """Where `count` enlarged cells begin and end, each [N, count]."""
+  """Returns the starts and ends of `count` enlarged cells, each [N, count]."""
   cell = np.floor(length / count)
   reach = np.floor(length / count * ratio) // 2
   center = (cell // 2)[:, None] + np.arange(count) * cell[:, None]
@@ -91,12 +93,15 @@ def _spans(length: np.ndarray, count: int, ratio: np.ndarray):
 
 
 def to_stored(boxes: np.ndarray, sizes: np.ndarray, side: int) -> np.ndarray:
-  """Boxes on the originals as boxes on their squashed side x side copies.
+  """Converts boxes on the originals to boxes on their squashed square copies.
 
   Args:
-    boxes: [N, 4] left, top, right, bottom in pixels of the original.
-    sizes: [N, 2], height and width of the originals.
-    side: of the stored copies.
+    boxes: [N, 4], left, top, right, bottom in pixels of the original.
+    sizes: [N, 2], height and width of the originals in pixels.
+    side: side of the stored copies in pixels.
+
+  Returns:
+    float [N, 4], left, top, right, bottom in pixels of the copies.
   """
   width_height = np.asarray(sizes)[:, ::-1]
   return boxes * (side / np.tile(width_height, (1, 2)))

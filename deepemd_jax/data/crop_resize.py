@@ -1,11 +1,12 @@
-"""Cutting crops out of images on the device, pixel for pixel as Pillow does.
+"""Cuts crops out of images on the device, with the same pixels as Pillow.
 
-`crop_resize` equals PIL's `crop().resize(BILINEAR)`, which the original and all
-published numbers use; `jax.image.scale_and_translate` differs by up to 67 gray
-levels, because it looks outside the crop. PIL resizes in one direction, rounds
-to 8 bit, and resizes in the other. Across comes first, but since Pillow 13 not
-where height shrinks by more than twice as many pixels as width (its pull
-request 9549); older versions differ there by a gray level in some pixels.
+`crop_resize` equals PIL's `crop().resize(BILINEAR)`, which the original code
+and all published numbers use. `jax.image.scale_and_translate` differs by up to
+67 gray levels, because it uses pixels outside the crop. PIL resizes in one
+direction, rounds to 8 bits, and resizes in the other direction. The horizontal
+direction comes first. Since Pillow 13, the vertical one comes first if the
+height shrinks by more than twice as many pixels as the width (its pull request
+9549). Older versions differ in this case by one gray level in some pixels.
 """
 
 import functools
@@ -15,27 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# The official evaluation resizes to 92 for a center crop of 84.
+# The official evaluation resizes to 92 pixels and takes a center crop of 84.
 _MARGIN = 92 / 84
 
 
 def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
-  """[2, size, side] weights of PIL's antialiased bilinear filter on a crop.
+  """Returns the weights of PIL's antialiased bilinear filter, [2, size, side].
 
-  A triangle as wide as the scale, centered on each output pixel, cut off at the
-  crop's border, renormalized and rounded to multiples of 2^-22, which many sums
-  turn on (enlarging by 3/2 gives nothing but sixths, and halves of gray levels)
-  and float32 has not the bits for: multiples of 2^-11, and what is left.
+  The filter is a triangle as wide as the scale. It is centered on each output
+  pixel, cut off at the crop's border and renormalized. PIL rounds the weights
+  to multiples of 2^-22. Many sums depend on this rounding: enlarging by 3/2,
+  for example, gives only sixths, and so halves of gray levels. float32 has too
+  few bits for these weights, so each is the sum of two: a multiple of 2^-11 and
+  the remainder.
   """
-  # In units of half a pixel over size, in which whole boxes have whole numbers.
+  # The unit is a pixel / (2 * size), in which boxes of whole pixels have whole
+  # numbers.
   length = stop - start
   radius = 2 * jnp.maximum(length, size)
   pixel = jnp.arange(side)
   place = (2 * (pixel - start) + 1) * size
   center = (2 * jnp.arange(size) + 1) * length
   distance = jnp.abs(place - center[:, None])
-  # A pixel belongs to a fractional crop when its center does; the one in the
-  # middle always does, or a crop below one pixel would be empty.
+  # A pixel belongs to a fractional crop if its center does. The middle pixel
+  # always belongs to it, because a crop below one pixel would be empty.
   inside = (pixel + 0.5 > start) & (pixel + 0.5 < stop)
   inside |= pixel == jnp.clip(jnp.floor((start + stop) / 2), 0, side - 1)
   weights = jnp.where(inside, jnp.maximum(radius - distance, 0.0), 0.0)
@@ -47,7 +51,7 @@ def _weights(side: int, size: int, start: jax.Array, stop: jax.Array):
 
 
 def _resized(weights: jax.Array, image: jax.Array) -> jax.Array:
-  """Whole numbers [h, side, 3] -> whole numbers [h, size, 3]."""
+  """Resizes the second axis: whole numbers [h, side, 3] -> [h, size, 3]."""
   coarse, fine = jnp.einsum("kpw,hwc->khpc", weights, image, precision=_HIGHEST)
   whole = jnp.floor(coarse)
   return whole + jnp.floor((coarse - whole) + 0.5 + fine)
@@ -62,17 +66,17 @@ def crop_resize(
   Args:
     images: uint8 [N, H, W, 3].
     boxes: [N, 4] left, top, right, bottom in pixels, inside the image. They may
-      be fractional, as those on squashed copies are: the filter is placed
-      exactly, and sees the pixels whose centers lie in the box.
-    flip: bool [N], mirror left to right after cropping.
-    size: side of the result.
+      be fractional, as on squashed copies. Then the filter is placed exactly
+      and uses the pixels whose centers lie in the box.
+    flip: bool [N], whether to mirror each crop left to right.
+    size: side of the result in pixels.
 
   Returns:
-    float32 gray levels 0..255, whole numbers, [N, size, size, 3]; PIL's own for
-    whole boxes.
+    float32 [N, size, size, 3], gray levels 0..255 as whole numbers; equal to
+    PIL's for boxes of whole pixels.
   """
   height, width = images.shape[1:3]
-  side = jax.core.max_dim(height, width)  # they may be symbols; see `export`
+  side = jax.core.max_dim(height, width)  # sizes may be symbolic in `export`
   images = jnp.pad(
     images, ((0, 0), (0, side - height), (0, side - width), (0, 0))
   )
@@ -81,7 +85,7 @@ def crop_resize(
     across = _weights(side, size, box[0], box[2])
     across = jnp.where(mirrored, across[:, ::-1], across)
     down = _weights(side, size, box[1], box[3])
-    # Down first is across first on the image's transpose.
+    # Resizing vertically first is resizing the transpose horizontally first.
     shrunk_across, shrunk_down = box[2] - box[0] - size, box[3] - box[1] - size
     transposed = (shrunk_down > 0) & (shrunk_down > 2 * shrunk_across)
     first, second = (
@@ -98,18 +102,18 @@ def crop_resize(
 
 
 def large_side(size: int) -> int:
-  """What `evaluation_images` resizes to before it cuts the center."""
+  """Returns the side in pixels that `evaluation_images` resizes to."""
   return round(size * _MARGIN)
 
 
 def evaluation_images(
   images: jax.Array | np.ndarray, size: int = 84
 ) -> jax.Array:
-  """The official evaluation view: resize to size * 92 / 84, cut the center.
+  """Resizes images to size * 92 / 84 and cuts the center, as officially tested.
 
   Args:
     images: uint8 [N, H, W, 3]; the aspect ratio is not kept.
-    size: side of the result.
+    size: side of the result in pixels.
 
   Returns:
     float32 gray levels [N, size, size, 3].

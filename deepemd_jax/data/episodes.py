@@ -1,7 +1,7 @@
-"""Few-shot episodes: which images play support and query. Pure NumPy.
+"""Draws few-shot episodes, their support and query images, in pure NumPy.
 
-Episode i is a pure function of (seed, split, i): it can be drawn in any order,
-by any process, again after a restart, and for two methods alike.
+Episode i is a pure function of (seed, split, i). So episodes are the same in
+any order, in any process, after a restart, and for all methods.
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ from deepemd_jax.utils.random_streams import Stream, stream
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-  """Rows of an image set; the first axis is the class.
+  """The rows of one episode in an image set.
+
+  A batch of episodes has one more axis in front of each array.
 
   Attributes:
-    support: int32 [way, shot].
-    query: int32 [way, n_query]; shares no row with support.
-    classes: int32 [way], labels of the classes.
-
-  A batch of episodes has one more axis in front of each.
+    support: int32 [way, shot], the rows of the support images.
+    query: int32 [way, n_query], the rows of the query images, none of which is
+      in `support`.
+    classes: int32 [way], the labels of the classes.
   """
 
   support: np.ndarray
@@ -33,12 +34,12 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeShape:
-  """How many of what an episode has.
+  """The size of an episode.
 
   Attributes:
-    way: classes.
-    shot: support images a class.
-    query: query images a class.
+    way: number of classes.
+    shot: number of support images per class.
+    query: number of query images per class.
   """
 
   way: int = 5
@@ -49,15 +50,15 @@ class EpisodeShape:
 def check_feasible(
   counts: Mapping[str, int], shape: EpisodeShape, *, split: str
 ) -> None:
-  """Refuses episodes that the classes cannot fill.
+  """Checks that a split has enough classes and images for its episodes.
 
   Args:
-    counts: images by class name.
-    shape: of the episodes.
-    split: for the message.
+    counts: {class name: number of images}.
+    shape: the size of the episodes.
+    split: the name of the split, for the message.
 
   Raises:
-    InputError: it names what there is and what is needed.
+    InputError: there are too few; the message gives both numbers.
   """
   if len(counts) < shape.way:
     raise InputError(
@@ -75,10 +76,10 @@ def check_feasible(
 
 
 class EpisodeSampler:
-  """Draws episodes: `sampler(i) -> Episode`.
+  """A sampler of episodes: `sampler(i) -> Episode`.
 
   Attributes:
-    shape: of the episodes.
+    shape: the size of the episodes.
   """
 
   def __init__(
@@ -90,17 +91,17 @@ class EpisodeSampler:
     seed: int,
     split: str,
   ) -> None:
-    """Checks feasibility.
+    """Checks that the classes suffice, and sorts the rows by class.
 
     Args:
-      labels: int [N], the class of each row, indexing `class_names`.
-      shape: of the episodes.
-      class_names: for messages.
-      seed: of all episodes.
-      split: part of what an episode is a function of.
+      labels: int [N], the class of each row, an index into `class_names`.
+      shape: the size of the episodes.
+      class_names: the names of the classes, for messages.
+      seed: seed of all episodes.
+      split: the name of the split; episodes depend on it.
 
     Raises:
-      InputError: see `check_feasible`.
+      InputError: `check_feasible` refuses the episodes.
     """
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=len(class_names))
@@ -111,7 +112,7 @@ class EpisodeSampler:
     self._seed, self._split = seed, zlib.crc32(split.encode())
 
   def __call__(self, index: int) -> Episode:
-    """Episode `index` >= 0."""
+    """Draws episode `index`, an integer >= 0."""
     way, shot, query = dataclasses.astuple(self.shape)
     rng = stream(self._seed, Stream.EPISODE, self._split, index)
     classes = rng.choice(len(self._rows), way, replace=False)
@@ -123,13 +124,12 @@ class EpisodeSampler:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AmongRows:
-  """The first episodes of a sampler, of an image set that has nothing but the
-  rows which they use.
+  """The first episodes of a sampler, for an image set with only their rows.
 
   Attributes:
-    sampler: the sampler.
-    rows: int32 [k], the rows of the whole image set, ascending. An episode has
-      places in this list.
+    sampler: the sampler for the whole image set.
+    rows: int32 [k], the ascending rows of the whole image set that the episodes
+      use. An episode contains positions in this array.
   """
 
   sampler: EpisodeSampler
@@ -137,13 +137,13 @@ class AmongRows:
 
   @classmethod
   def of(cls, sampler: EpisodeSampler, count: int) -> "AmongRows":
-    """Of the episodes 0..count-1."""
+    """Returns the episodes 0..count-1 with the rows that they use."""
     used = [sampler(i) for i in range(count)]
     parts = [part.ravel() for x in used for part in (x.support, x.query)]
     return cls(sampler, np.unique(np.concatenate(parts)))
 
   def __call__(self, index: int) -> Episode:
-    """Episode `index`, one of the first `count`."""
+    """Draws episode `index`, which must be one of the first `count`."""
     episode = self.sampler(index)
     support, query = (
       np.searchsorted(self.rows, part).astype(np.int32)
@@ -153,7 +153,7 @@ class AmongRows:
 
 
 def batch(sampler: Callable[[int], Episode], indices: Iterable[int]) -> Episode:
-  """Several episodes, stacked: [e, way, shot] and so on."""
+  """Draws several episodes and stacks them: [e, way, shot] and so on."""
   sampled = [sampler(i) for i in indices]
   return Episode(
     *(

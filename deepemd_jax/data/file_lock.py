@@ -1,4 +1,4 @@
-"""A lock between processes: one of them makes what all of them read."""
+"""A lock between processes, so that one process makes a file that all read."""
 
 import contextlib
 import fcntl
@@ -12,12 +12,12 @@ from deepemd_jax.utils.terminal import note
 def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
   """Holds a lock file, so that one process at a time does `what`.
 
-  A process that has to wait says so on stderr. The lock of a killed process is
-  free.
+  A process that has to wait prints a message to stderr. If the process that
+  holds the lock is killed, the lock becomes free.
 
   Args:
-    path: of the lock file, which is made if it is not there.
-    what: the work, as the message calls it.
+    path: path of the lock file, which is created if necessary.
+    what: the name of the work in the message.
   """
   with open(path, "w") as lock:
     try:

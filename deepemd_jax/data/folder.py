@@ -1,13 +1,13 @@
-"""The user's own images: one directory per class, or a CSV.
+"""Lists the user's own images: one directory per class, or a CSV.
 
-    root/<class>/*.jpg                      classes split by fractions
-    root/{train,val,test}/<class>/*.jpg     as it stands
-    CSV label,split                         which split a class belongs to
-    CSV filename,label,split                images anywhere below root
+    root/<class>/*.jpg                      classes are split by fractions
+    root/{train,val,test}/<class>/*.jpg     directories are the splits
+    CSV label,split                         the CSV gives the split of a class
+    CSV filename,label,split                the CSV gives each image below root
 
-This module says which files there are, and for which split; `folder_source`
-reads them. What a picture is, and what the system's, `picture_files` says;
-directories without pictures are no classes.
+This module lists the files of each split, and `folder_source` reads them.
+`picture_files` decides which files are pictures and which are system files. A
+directory without pictures is not a class.
 """
 
 import os
@@ -31,18 +31,18 @@ def listing(
   table: str | os.PathLike | None = None,
   seed: int = 0,
 ) -> dict[str, dict[str, list[pathlib.Path]]]:
-  """Returns {split: {class name: sorted image paths}}; opens no image.
+  """Returns {split: {class name: sorted image paths}} without decoding images.
 
   Args:
     root: the image folder.
     fractions: shares of the classes for train, val and test, if neither the
-      folder nor `table` says which class belongs where.
-    table: a CSV, see the module's docstring.
-    seed: shuffles the classes before they are shared out.
+      folder nor `table` defines the splits.
+    table: path of a CSV, described in the module's docstring, or None.
+    seed: the seed that shuffles the classes before they are split.
 
   Raises:
-    InputError: there is no such folder, it holds no images, or the CSV does not
-      fit.
+    InputError: there is no such folder, it contains no images, or the CSV does
+      not fit the folder.
   """
   root = _existing(root)
   split_folders = _split_folders(root)
@@ -80,8 +80,8 @@ def classes(root: str | os.PathLike) -> Classes:
   """Returns {class name: sorted image paths} of a folder of classes.
 
   Raises:
-    InputError: there is no such folder or no class in it, or an image lies
-      outside of all classes.
+    InputError: there is no such folder or no class in it, or an image belongs
+      to no class.
   """
   root = _existing(root)
   if loose := _loose(root):
@@ -122,13 +122,12 @@ def _existing(root: str | os.PathLike) -> pathlib.Path:
   if not os.path.isdir(root):
     raise InputError(f"there is no image folder {os.fspath(root)!r}")
   root = pathlib.Path(root)
-  _directories(root)  # refuses an unreadable one
+  _directories(root)  # raises an error if the folder is unreadable
   return root
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Directories of classes that are called as a split is, by split; none if no
-  one of them has classes."""
+  """Returns {split: directory} of split directories that contain classes."""
   found: dict[str, pathlib.Path] = {}
   for child in _directories(root):
     split = split_called(child.name)
@@ -144,7 +143,10 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _refuse_shared_classes(splits) -> None:
-  """Raises if a class is in two splits: that would not be few-shot learning."""
+  """Raises an error if a class is in two splits.
+
+  The classes of a few-shot test must be new to the model.
+  """
   split_of: dict[str, str] = {}
   for split, classes in splits.items():
     for name in classes:
@@ -157,7 +159,7 @@ def _refuse_shared_classes(splits) -> None:
 
 
 def _directories(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The directories in a folder, sorted, without the system's."""
+  """Returns the sorted directories in a folder, without system directories."""
   try:
     children = sorted(folder.iterdir())
     shown = [c for c in children if not picture_files.is_system(c.name)]
@@ -167,7 +169,7 @@ def _directories(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _loose(root: pathlib.Path) -> list[pathlib.Path]:
-  """The pictures that lie in a folder itself, sorted."""
+  """Returns the sorted pictures directly in a folder."""
   return [
     child
     for child in sorted(root.iterdir())
@@ -188,7 +190,8 @@ def _classes(folder: pathlib.Path, root: pathlib.Path) -> Classes:
   """Returns {class name: sorted image paths} of the directories with images.
 
   Raises:
-    InputError: these are not classes but hold some, or two look the same.
+    InputError: the directories are not classes but contain classes, or two
+      names look the same.
   """
   classes = {child.name: _images(child, root) for child in _directories(folder)}
   classes = {name: paths for name, paths in classes.items() if paths}
@@ -212,7 +215,7 @@ def _classes(folder: pathlib.Path, root: pathlib.Path) -> Classes:
 
 
 def _refuse_root(folder: pathlib.Path, splits: list, deep: Classes) -> NoReturn:
-  """Refuses a folder whose directories are splits."""
+  """Raises the error about a folder whose directories are splits."""
   splits.sort(key=lambda name: SPLITS.index(split_called(name)))
   remedy = "put the images of each class into a directory of their own"
   if deep:
@@ -225,17 +228,17 @@ def _refuse_root(folder: pathlib.Path, splits: list, deep: Classes) -> NoReturn:
 
 
 def _parents(classes: Iterable[list]) -> str:
-  """Some folders that hold the directories in which images lie."""
+  """Returns a text with up to three parents of the directories with images."""
   found = dict.fromkeys(paths[0].parent.parent for paths in classes)
   return " or ".join(repr(str(path)) for path in list(found)[:3])
 
 
 def _images(folder: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the pictures below a directory, sorted, without the system's.
+  """Returns the sorted pictures below a directory, without system files.
 
   Args:
     folder: the directory.
-    root: no link may lead out of it.
+    root: the image folder; no link may lead out of it.
   """
   paths = []
   inside = os.path.realpath(root)
@@ -252,7 +255,7 @@ def _images(folder: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _share_out(names: list[str], fractions, seed: int) -> dict[str, str]:
-  """Returns {class: split}; every class has one."""
+  """Assigns each class to a split; returns {class: split}."""
   if len(fractions) != 3 or min(fractions) < 0 or sum(fractions) <= 0:
     raise InputError(
       f"config.data.fractions is {tuple(fractions)}; give three shares, none "

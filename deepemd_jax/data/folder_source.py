@@ -1,4 +1,4 @@
-"""The user's own images as a source; see `folder`."""
+"""The source of the user's own images; see `folder` for their layout."""
 
 import dataclasses
 import hashlib
@@ -15,8 +15,8 @@ from deepemd_jax.errors import InputError
 
 
 def open_folder(spec: DataSpec, name: str, variant: str) -> "FolderSource":
-  """Returns the source of a user's images; see `sources.open_source`."""
-  del variant  # there are none
+  """Returns the source of a user's images; called by `sources.open_source`."""
+  del variant  # a folder has no variants
   return FolderSource(
     spec.folder,
     spec.directory,
@@ -33,12 +33,12 @@ class FolderSource:
 
   Attributes:
     root: the image folder.
-    directory: the copies are in its subfolder `stored`.
-    side: of the copies, in pixels; 0 keeps none, and images are decoded when
-      they are read.
+    directory: the folder whose subfolder `stored` contains the copies.
+    side: side of the copies in pixels; 0 keeps no copies and decodes images
+      whenever they are read.
     fractions: shares of the classes for train, val and test.
-    csv: a CSV that says which split a class or a file belongs to, or None.
-    seed: shuffles the classes before they are shared out.
+    csv: a CSV that assigns classes or files to splits, or None.
+    seed: the seed that shuffles the classes before they are split.
   """
 
   root: str
@@ -50,19 +50,19 @@ class FolderSource:
 
   @property
   def protocol(self) -> str:
-    """The name in full: "folder:160"."""
+    """The full name, such as "folder:160"."""
     return f"folder:{pixel_cache.side_name(self.side)}"
 
   @property
   def title(self) -> str:
-    """What it is, in one line."""
+    """A description in one line, with the rule for the splits."""
     how = f"by folders, or fractions {self.fractions} and seed {self.seed}"
     if self.csv:
       how = f"by {self.csv}"
     return f"images of {self.root}, split {how}"
 
   def check(self) -> None:
-    """Does nothing: `counts` refuses a folder that does not fit."""
+    """Does nothing, because `counts` refuses an unsuitable folder."""
 
   def _listing(self) -> dict[str, dict[str, list[pathlib.Path]]]:
     return folder.listing(
@@ -76,14 +76,14 @@ class FolderSource:
     return dict(sorted(listing[split].items()))
 
   def counts(self, split: str) -> dict[str, int]:
-    """Returns the images by class name; opens no image."""
+    """Returns {class name: number of images} without opening any image."""
     return {name: len(paths) for name, paths in self._classes(split).items()}
 
   def load(self, split: str) -> ImageSet:
-    """Opens a split; the first time, it decodes the images of all splits.
+    """Opens a split; the first call decodes the images of all splits.
 
-    So a bad test image is found before training, not after it. The copies do
-    not depend on the splits, which another seed changes.
+    So a bad test image is found before training and not after it. The copies do
+    not depend on the splits, which change with the seed.
 
     Raises:
       InputError: some images cannot be read, and the error names them; or the
@@ -132,13 +132,13 @@ class FolderSource:
 
 
 def _fingerprint(keys: dict[pathlib.Path, str]) -> str:
-  """Identifies a folder's images by their names, sizes and times."""
+  """Returns a hash of the names, sizes and times of a folder's images."""
   digest = hashlib.sha256()
   for path, key in keys.items():
     try:
       stat = path.stat()
       line = f"{key}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-    except OSError:  # a link to nothing; whoever decodes it says so
+    except OSError:  # a broken link, which decoding reports
       line = f"{key}\0\n"
     digest.update(os.fsencode(line))
   return digest.hexdigest()
@@ -149,7 +149,7 @@ class Paths:
   """Image files; `image_set.Files`.
 
   Attributes:
-    paths: of all images, by row.
+    paths: path of the image of each row.
   """
 
   paths: tuple[str, ...]

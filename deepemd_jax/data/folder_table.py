@@ -1,7 +1,9 @@
-"""A CSV that says which images of a folder belong to which class and split.
+"""Reads a CSV that assigns the images of a folder to classes and splits.
 
-label,split             which split a class (a directory) belongs to
-filename,label,split    images anywhere below the folder
+The header of the CSV is one of these:
+
+label,split             each line gives the split of a class (a directory)
+filename,label,split    each line gives one image, anywhere below the folder
 """
 
 import functools
@@ -13,7 +15,7 @@ from deepemd_jax.data import links, names, table
 from deepemd_jax.errors import InputError
 
 SPLITS = ("train", "val", "test")
-# How people call them, without regard to case.
+# The names that people use for the splits, in lower case.
 _SPLIT_OF = {
   **{name: name for name in SPLITS},
   **{f"meta-{name}": name for name in SPLITS},
@@ -24,7 +26,7 @@ Classes = dict[str, list[pathlib.Path]]
 
 
 def split_called(name: str) -> str | None:
-  """The split that people call so: "Training" is train; None if none is."""
+  """Returns the split that a name means ("Training" is train), or None."""
   return _SPLIT_OF.get(name.strip().lower())
 
 
@@ -35,13 +37,13 @@ def splits(
   classes: Callable[[], Classes],
   images: Callable[[], list[pathlib.Path]],
 ) -> dict[str, Classes]:
-  """Reads a table; returns {split: {class name: image paths}}.
+  """Reads a table and returns {split: {class name: image paths}}.
 
-  Names are found in any spelling, see `names`, and kept as they are spelt: a
-  class's as its directory is, or, in a table of files, as it comes first.
+  A name may have any spelling that `names` finds. A class keeps the spelling of
+  its directory or, in a table of files, the first spelling in the table.
 
   Args:
-    path: of the table.
+    path: path of the table.
     root: the image folder.
     classes: returns the image paths of each directory of `root`.
     images: returns all image paths below `root`.
@@ -61,7 +63,7 @@ def splits(
       raise InputError(
         f"{where}: split is {row['split']!r}; use one of {', '.join(SPLITS)}"
       )
-    if name in taken:  # it could be support and query at once
+    if name in taken:  # the same image could be support and query
       given = row.get("filename", row["label"])
       raise InputError(f"{where}: {given!r} comes twice; drop one of the lines")
     taken.add(name)
@@ -70,8 +72,8 @@ def splits(
 
 
 def _of_classes(path, root, rows, classes, images):
-  """Yields where a row is, the row, what must not come twice, the class, and
-  its image paths."""
+  """Yields the place of a row in the file, the row, the name that must be
+  unique, the class, and the image paths."""
   del images
   of_class = classes()
   known = names.Names(of_class)
@@ -86,10 +88,10 @@ def _of_classes(path, root, rows, classes, images):
 
 
 def _of_files(path, root, rows, classes, images):
-  """As `_of_classes`, of a table with file names."""
+  """Does the work of `_of_classes` for a table with file names."""
   del classes
   labels: dict[str, str] = {}
-  # Few tables need it.
+  # Few tables need this list of all files, so it is built on the first call.
   known = functools.cache(
     lambda: names.Names(x.relative_to(root).as_posix() for x in images())
   )
@@ -102,13 +104,13 @@ def _of_files(path, root, rows, classes, images):
 
 
 def _file_called(root, name: str, known, where: str) -> pathlib.Path:
-  """The file in `root` that a table names."""
+  """Returns the path of the file in `root` that a table names."""
   inside = os.path.realpath(root)
   tidy = name.replace("\\", "/")
   for written in (name, tidy):
     path = pathlib.Path(os.path.normpath(root / written))
     climbs = not path.is_relative_to(os.path.normpath(root))
-    # Not `path.is_file()`, which raises at a name that is too long.
+    # `path.is_file()` would raise an error if the name is too long.
     if os.path.isfile(path) and (not climbs or os.path.isabs(written)):
       break
   else:
@@ -124,8 +126,11 @@ def _file_called(root, name: str, known, where: str) -> pathlib.Path:
 
 
 def _written_elsewhere(known: names.Names, name: str, where: str) -> str | None:
-  """The known file that a path means; of one of another machine, such as
-  C:/photos/cats/1.jpg, the end counts."""
+  """Returns the known file that a path means, or None.
+
+  An absolute path may be from another machine, such as C:/photos/cats/1.jpg. It
+  means the file that agrees with the longest end of the path.
+  """
   parts = pathlib.PurePosixPath(os.path.normpath(name)).parts
   absolute = name.startswith("/") or name[1:3] == ":/"
   for start in range(len(parts) if absolute else 1):
@@ -142,7 +147,7 @@ def _found(known: names.Names, name: str, where: str) -> str | None:
 
 
 def _refuse_capitals(labels: Iterable[str], path: pathlib.Path) -> None:
-  """Refuses labels that differ in capitals alone."""
+  """Raises an error if two labels differ only in capital letters."""
   first: dict[str, str] = {}
   for label in labels:
     other = first.setdefault(label.casefold(), label)

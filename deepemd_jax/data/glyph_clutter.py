@@ -1,25 +1,27 @@
 """`glyph_clutter`: a few-shot data set that needs no download.
 
-Class = character, drawing = that character in one typeface, image = a 64x64
-scene: the glyph in a random color, place, size and tilt, over a crop of a
-relief map, among distractor symbols that say nothing about the class. 94
-classes of Latin letters, digits, Greek and Cyrillic without twins across
-scripts, split 47/16/31. These are composed scenes, not photographs.
+A class is a character, a drawing is that character in one typeface, and an
+image is a 64x64 scene. A scene shows the glyph with a random color, place, size
+and tilt over a crop of a relief map. Distractor symbols around it are unrelated
+to the class. There are 94 classes, split 47/16/31: Latin letters, digits, Greek
+and Cyrillic letters, none of which looks like a letter of another script. These
+are composed scenes, not photographs.
 
-Everything comes out of files in the matplotlib wheel: the fonts DejaVu
+All material comes from files in the matplotlib wheel: the fonts DejaVu
 (Bitstream Vera license), STIX (SIL Open Font License) and the BaKoMa Computer
 Modern fonts (free to use and distribute), and two relief maps of its sample
 data (`jacksboro_fault_dem.npz`, `topobathy.npz`; public US elevation data).
 matplotlib itself is not imported.
 
 Besides `default` there are variants for testing robustness to clutter, named
-d{0..3}_{plain,relief,busy}: exactly so many distractors, over one color, over
-the relief of `default`, or over a relief of twice its contrast. The glyph of a
-scene, its color and its place are the same in all of them: glyph, background
-and each distractor are drawn from random streams of their own.
+d{0..3}_{plain,relief,busy}. The number is the exact number of distractors. The
+background is one color (plain), the relief of `default`, or a relief with twice
+its contrast (busy). A scene has the same glyph, color and place in all
+variants, because the glyph, the background and each distractor have random
+streams of their own.
 
-The recipe was frozen as version 1.0.0 by looking at pictures, before any test
-accuracy was measured.
+Version 1.0.0 was fixed by looking at pictures, before any test accuracy was
+measured.
 """
 
 import functools
@@ -38,7 +40,7 @@ from deepemd_jax.data import registry
 from deepemd_jax.data.published import splits
 
 SIDE = 64
-SCENES = 3  # a drawing, in `default`
+SCENES = 3  # scenes per drawing in `default`
 VARIANTS = registry.DATA_SETS["glyph_clutter"].variants
 _DISTRACTORS = "$%&@?!#+=*≠≤≥±÷√∞§¶£¥€®{}[]<>"
 _TYPEFACES = (
@@ -50,16 +52,19 @@ _MASTER = 64  # side of the glyph masks that are scaled into scenes
 
 @functools.cache
 def _files() -> pathlib.Path:
-  """matplotlib's data folder, without importing matplotlib."""
+  """Returns matplotlib's data folder, without importing matplotlib."""
   spec = importlib.util.find_spec("matplotlib")
   origin = spec.origin if spec else None
-  assert origin is not None  # it is required
+  assert origin is not None  # matplotlib is a required package
   return pathlib.Path(origin).parent / "mpl-data"
 
 
 @functools.cache
 def typefaces() -> tuple[str, ...]:
-  """Paths of the font files, sorted: each is one drawing of every class."""
+  """Returns the sorted paths of the font files.
+
+  Each font gives one drawing of every class whose character it has.
+  """
   folder = _files() / "fonts" / "ttf"
   return tuple(
     str(folder / name)
@@ -75,10 +80,10 @@ def _font(path: str) -> ImageFont.FreeTypeFont:
 
 @functools.lru_cache(4096)
 def glyph(path: str, character: str) -> Image.Image | None:
-  """The character's shape, a 64x64 mask; None if the font does not have it."""
+  """Returns a character's shape, a 64x64 mask, or None if the font lacks it."""
   computer_modern = os.path.basename(path).startswith("cm")
   if computer_modern and not (character.isascii() and character.isalnum()):
-    return None  # these fonts are not Unicode beyond letters and digits
+    return None  # these fonts follow Unicode only in letters and digits
   font = _font(path)
   shape = font.getmask(character)
   missing = font.getmask("\uffff")
@@ -95,7 +100,7 @@ def glyph(path: str, character: str) -> Image.Image | None:
 
 @functools.cache
 def _reliefs() -> tuple[np.ndarray, ...]:
-  """Two maps [H, W, 3] in 0..255: height rank, shading and slope."""
+  """Returns two maps [H, W, 3] in 0..255: height rank, shading and slope."""
   maps = []
   for name, key in (
     ("jacksboro_fault_dem.npz", "elevation"),
@@ -113,14 +118,17 @@ def _reliefs() -> tuple[np.ndarray, ...]:
 
 
 def _stream(key: str, part: str) -> np.random.Generator:
-  """The random numbers of one part of one scene."""
+  """Returns the random generator of one part of one scene."""
   digest = hashlib.sha256(f"{key}/{part}".encode()).digest()
   return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
 def _background(key: str, kind: str) -> tuple[Image.Image, float]:
-  """A relief crop in random colors, and the scene's level: the gray that the
-  symbols stand out from. `kind` sets the contrast and leaves the level."""
+  """Returns a relief crop in random colors and its mean gray level.
+
+  The symbols must differ from this gray level. `kind` changes the contrast and
+  not the level.
+  """
   rng = _stream(key, "background")
   relief = _reliefs()[rng.integers(2)]
   limit = min(relief.shape[:2])
@@ -145,8 +153,11 @@ def _background(key: str, kind: str) -> tuple[Image.Image, float]:
 
 
 def _paste(scene, mask, rng, *, size: int, place, tilt: float, level: float):
-  """Puts a glyph into the scene, in a color brighter or darker than `level`:
-  the first of 20 that is so by 80, or the last."""
+  """Pastes a glyph into the scene in a color that differs from `level`.
+
+  The color is the first of 20 random ones whose gray level differs by more than
+  80, or the last of them.
+  """
   angle = float(rng.uniform(-tilt, tilt))
   rotated = mask.rotate(angle, Image.Resampling.BICUBIC, expand=True)
   rotated = rotated.resize((size, size), Image.Resampling.LANCZOS)
@@ -158,12 +169,12 @@ def _paste(scene, mask, rng, *, size: int, place, tilt: float, level: float):
 
 
 def scene(key: str, character: str, path: str, variant: str = "default"):
-  """One image, a function of its arguments alone.
+  """Returns one image, which depends only on the arguments.
 
   Args:
     key: seeds every random draw.
-    character: the class.
-    path: the typeface's file.
+    character: the character of the class.
+    path: path of the font file.
     variant: "default" or one of `VARIANTS`.
 
   Returns:
@@ -194,7 +205,12 @@ def scene(key: str, character: str, path: str, variant: str = "default"):
 def keys(
   characters: dict[str, str], variant: str
 ) -> Iterator[tuple[str, str, str, str]]:
-  """(key, class name, character, typeface) of each image of some classes."""
+  """Yields (key, class name, character, font path) of each image.
+
+  Args:
+    characters: {class name: character}.
+    variant: "default" or one of `VARIANTS`.
+  """
   scenes = SCENES if variant == "default" else 1
   for name, character in characters.items():
     for path in typefaces():
@@ -210,7 +226,7 @@ def keys(
 
 
 class GlyphClutter(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """TFDS builder; needs no TensorFlow with file_format="array_record"."""
+  """A TFDS builder; with file_format="array_record" it needs no TensorFlow."""
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = [

@@ -1,4 +1,4 @@
-"""The embedded data set as a source; see `glyph_clutter`."""
+"""The source of the generated data set, which `glyph_clutter` describes."""
 
 import collections
 import dataclasses
@@ -20,18 +20,18 @@ _VARIANTS = registry.DATA_SETS["glyph_clutter"].variants
 def open_glyphs(
   spec: DataSpec, name: str, variant: str
 ) -> "GlyphClutterSource":
-  """Returns the source of glyph_clutter; see `sources.open_source`."""
+  """Returns the source of glyph_clutter, as `sources.open_source` calls it."""
   registry.check_name(name, spec.image_size)
   return GlyphClutterSource(spec.directory, variant)
 
 
 @dataclasses.dataclass(frozen=True)
 class GlyphClutterSource:
-  """The embedded data set, a `sources.Source`.
+  """The generated data set glyph_clutter, a `sources.Source`.
 
   Attributes:
-    directory: where TFDS keeps prepared data sets.
-    variant: "default", or a clutter variant, which has a test split only.
+    directory: the TFDS folder of prepared data sets.
+    variant: "default", or a clutter variant, which has only a test split.
   """
 
   directory: str
@@ -41,10 +41,10 @@ class GlyphClutterSource:
   title = "glyph_clutter, made on the spot: characters in 64 x 64 scenes"
 
   def check(self) -> None:
-    """Does nothing: no images have to be fetched."""
+    """Does nothing, because no images have to be fetched."""
 
   def counts(self, split: str) -> dict[str, int]:
-    """Returns the images by class name."""
+    """Returns {class name: number of images}."""
     scenes = 1 if self.variant == "default" else 3
     classes = self._classes(split)
     return {name: row["images"] // scenes for name, row in classes.items()}
@@ -63,10 +63,11 @@ class GlyphClutterSource:
     return lists[split]
 
   def load(self, split: str) -> ImageSet:
-    """Decodes a split; prepares the data set if it is not there yet.
+    """Decodes a split, and prepares the data set first if it does not exist.
 
     Raises:
-      InputError: the data set cannot be written, or is not what it should be.
+      InputError: the data set cannot be written, or its images are not the
+        expected ones.
     """
     import tensorflow_datasets as tfds
 
@@ -80,14 +81,14 @@ class GlyphClutterSource:
       file_format="array_record",
     )
     prepare.prepare_once(make_builder())
-    # A second builder: the first may have read its info before there was any.
+    # The first builder may have read its info before the info existed.
     builder = make_builder()
-    # Pillow decodes: TFDS would ask, on stderr, for OpenCV.
+    # Pillow decodes, because TFDS would ask for OpenCV on stderr.
     raw = {"image": tfds.decode.SkipDecoding()}
     rows = list(builder.as_data_source(split, decoders=raw))
     labels = [builder.info.features["label"].int2str(r["label"]) for r in rows]
     if dict(collections.Counter(labels)) != self.counts(split):
-      # The fonts are of another version, or somebody changed a file.
+      # The fonts have another version, or somebody changed a file.
       raise InputError(
         f"the data set in {builder.data_path} does not hold the images it "
         "should; delete that folder, and it will be prepared again"

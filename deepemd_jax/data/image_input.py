@@ -1,7 +1,7 @@
-"""Images as people hand them over: a path, a Pillow image or an array.
+"""Images as users pass them: paths, Pillow images or arrays.
 
-`read` identifies one and `decode` makes it upright RGB, of a size that fits in
-memory; `image_io` opens the files.
+`read` identifies an image. `decode` makes it an upright RGB image whose size
+fits in memory. `image_io` opens the files.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from deepemd_jax.errors import InputError
 
 
 def several(images) -> list:
-  """Returns the images of an argument that stands for several, as a list.
+  """Returns a list of the images of an argument that contains several.
 
   Args:
-    images: a sequence of paths, Pillow images or arrays; an array [N, H, W, 3]
-      is one, too.
+    images: an iterable of paths, Pillow images or arrays; also an array
+      [N, H, W, 3].
 
   Raises:
-    InputError: this is a single image, or not a sequence.
+    InputError: the argument is a single image or not iterable.
   """
   single = isinstance(images, str | bytes | os.PathLike | Image.Image)
   if getattr(getattr(images, "dtype", None), "kind", "O") in "buif":
-    # [H, W, 3] would pass for H gray images of W x 3 pixels.
+    # [H, W, 3] could be taken for H gray images of W x 3 pixels.
     single = images.ndim < 3 or (images.ndim == 3 and images.shape[2] < 5)
   if single:
     raise InputError("that is one image; give a list of images, [image], say")
@@ -40,26 +40,26 @@ def several(images) -> list:
 
 
 def name(source, number: int) -> str:
-  """Returns what a message calls an image: its path, or its number."""
+  """Returns the name of an image in messages: its path or its number."""
   if isinstance(source, str | os.PathLike):
     return repr(os.fspath(source))
   return f"image {number}"
 
 
 def read(source) -> tuple[str, bytes | Image.Image]:
-  """Reads an image, without decoding a file.
+  """Reads an image without decoding a file.
 
   Args:
     source: a path; a Pillow image; or an array [H, W], [H, W, 1], [H, W, 3] or
       [H, W, 4] of whole numbers 0..255, uint16, booleans, or floats 0..1.
 
   Returns:
-    What identifies the image: the SHA-256, in hexadecimal, of the file or, if
-    there is none, of the RGB pixels. And what `decode` takes: the file's bytes
-    or the RGB image.
+    The hexadecimal SHA-256 of the file or, if there is no file, of the RGB
+    image (see `fingerprint`); and the input of `decode`, which is the file's
+    bytes or the RGB image.
 
   Raises:
-    OSError, ValueError and nearly anything else: as `image_io.open_image`.
+    OSError, ValueError and nearly anything else: see `image_io.open_image`.
   """
   if isinstance(source, str | os.PathLike):
     content = image_io.read_file(source)
@@ -72,16 +72,25 @@ def read(source) -> tuple[str, bytes | Image.Image]:
 def decode(
   content: bytes | Image.Image,
 ) -> tuple[Image.Image, tuple[int, int]]:
-  """Returns the upright RGB image of what `read` returned, and the height and
-  width of its original: as `image_io.read_upright`. Raises the same."""
+  """Decodes the second value that `read` returns, as `image_io.read_upright`.
+
+  Returns:
+    The upright RGB image, and the height and width in pixels of its original.
+
+  Raises:
+    OSError, ValueError and nearly anything else: see `image_io.open_image`.
+  """
   if isinstance(content, Image.Image):
     return image_io.upright(content)
   return image_io.read_upright(content)
 
 
 def decode_small(content: bytes | Image.Image, most: int) -> Image.Image:
-  """As `decode`, for a picture to look at: a JPEG of more than `most` pixels is
-  decoded at a half of its size, a quarter or an eighth."""
+  """Decodes an image for display.
+
+  A JPEG of more than `most` pixels is decoded at a half, a quarter or an eighth
+  of its size.
+  """
   if isinstance(content, Image.Image):
     return decode(content)[0]
   with image_io.open_image(content) as image:
@@ -90,7 +99,7 @@ def decode_small(content: bytes | Image.Image, most: int) -> Image.Image:
 
 
 def fingerprint(image: Image.Image) -> str:
-  """Returns the SHA-256, in hexadecimal, of an RGB image's size and pixels."""
+  """Returns the hexadecimal SHA-256 of the size and pixels of an RGB image."""
   digest = hashlib.sha256(repr(image.size).encode())
   digest.update(image.tobytes())
   return digest.hexdigest()
@@ -114,7 +123,7 @@ def _from_array(source) -> Image.Image:
   if array.dtype == np.uint16:
     return Image.fromarray(np.rint(array / 257).astype(np.uint8))
   top = 1 if kind == "f" else 255
-  # Not `min < 0 or max > top`: that would let NaN through.
+  # The test is negated because `min < 0 or max > top` would accept NaN.
   if not (array.min() >= 0 and array.max() <= top):
     raise ValueError(
       f"values of {array.dtype} must lie in 0..{top}; they lie in "

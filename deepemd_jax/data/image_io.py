@@ -1,15 +1,15 @@
-"""Image files as people see them: any readable file becomes upright 8-bit RGB.
+"""Decodes image files to upright 8-bit RGB, as a person sees them.
 
-The EXIF tag turns an image, alpha lies on white, 16-bit gray is scaled to 8
-bits, CMYK and palettes become RGB, and an animation is its first frame, as in a
-thumbnail. A file that is not such an image (unreadable, cut off, without
-pixels, or larger than the limit) is reported in a few words.
+The EXIF orientation is applied, transparent parts become white, 16-bit gray is
+scaled to 8 bits, and CMYK and palettes become RGB. Of an animation, only the
+first frame is used. A file that is unreadable, truncated, without pixels or
+larger than the limit is reported in a few words.
 
-An image of more than `WHOLE` pixels becomes a smaller one: a JPEG is decoded at
-half its size, or a quarter; another is decoded whole, one at a time, and then
-made smaller. No more than `LIMIT` million pixels are taken, because a file of a
-few kilobytes may ask for any number; the environment variable `VARIABLE` sets
-another limit.
+An image of more than `WHOLE` pixels is made smaller. A JPEG is decoded at a
+half, a quarter or an eighth of its size. Any other image is decoded at full
+size and then reduced, one at a time. The limit is `LIMIT` million pixels,
+because a file of a few kilobytes can claim any number of pixels. The
+environment variable `VARIABLE` sets another limit.
 """
 
 import io
@@ -26,28 +26,29 @@ from deepemd_jax.data import picture_files
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
-LIMIT = 250  # million pixels: phones have 200; 750 MB of RGB
+LIMIT = 250  # million pixels, 750 MB of RGB; phones have up to 200
 VARIABLE = "DEEPEMD_MAX_MEGAPIXELS"
-WHOLE = 89_478_485  # pixels, 256 MiB of RGB: Pillow's own limit
-_LARGEST_FILE = 2**30  # bytes; no honest image file is larger
+WHOLE = 89_478_485  # pixels, 256 MiB of RGB; Pillow's own limit
+_LARGEST_FILE = 2**30  # bytes; real image files are smaller
 _PIXELS_AT_ONCE = 2**16
-# Tags of a TIFF.
+# The numbers of TIFF tags.
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _PREVIEW, _CAMERA, _DNG = 254, 271, 50706
-_LARGEST_TILE = 2**20  # pixels; the usual ones have 2**16
+_LARGEST_TILE = 2**20  # pixels; usual tiles have 2**16
 _ORIENTATION = 0x0112
 _one_at_a_time = threading.Lock()
 
 
 class TooLarge(ValueError):
-  """An image has more pixels than are taken."""
+  """An image has more pixels than the limit."""
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-  """Returns the content of an image file; opens no pipe or device.
+  """Returns the content of an image file, and opens no pipe or device.
 
   Raises:
-    OSError, ValueError: it cannot be read, is no regular file, or is too large.
+    OSError, ValueError: the file cannot be read, is not a regular file, or is
+      too large.
   """
   found = os.stat(path)
   if not stat.S_ISREG(found.st_mode):
@@ -58,15 +59,17 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def open_image(source: str | os.PathLike | bytes) -> Image.Image:
-  """Opens an image file of `picture_files.FORMATS`, or one that an installed
-  plug-in reads; close it after use.
+  """Opens an image file, which must be closed after use.
+
+  The format is one of `picture_files.FORMATS`, or one that an installed plug-in
+  reads.
 
   Args:
-    source: its path, or its bytes.
+    source: path of the file, or its bytes.
 
   Raises:
-    OSError, ValueError and nearly anything else: it is not an image; `reason`
-      turns the exception into words.
+    OSError, ValueError and nearly anything else: the file is not an image;
+      `reason` turns the exception into words.
   """
   content = source if isinstance(source, bytes) else read_file(source)
   if not content:
@@ -84,16 +87,16 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     if tile > 4 * image.width * image.height + _LARGEST_TILE:
       raise ValueError(f"tiles of {tile} pixels, which is more than the image")
     preview = int(tags.get(_PREVIEW, 0)) & 1 and _CAMERA in tags
-    if preview or _DNG in tags:  # Pillow would show a preview of a few pixels
+    if preview or _DNG in tags:  # Pillow would decode only a small preview
       raise ValueError(picture_files.RAW)
   return image
 
 
 def _identified(content: bytes) -> Image.Image:
-  """The image in a file's bytes, by the first format that fits.
+  """Opens the image in a file's bytes with the first format that fits.
 
-  As `Image.open` does, but with a limit of ours: Pillow's holds for the whole
-  process, in which others may have images too.
+  Unlike `Image.open`, it has our own limit of pixels, because Pillow's limit
+  applies to all other code of the process, too.
   """
   head = content[: picture_files.HEAD]
   for name in picture_files.formats(head):
@@ -102,11 +105,11 @@ def _identified(content: bytes) -> Image.Image:
     opening, accepts = Image.OPEN[name]
     try:
       fits = accepts is None or accepts(head[:16])
-      if fits and not isinstance(fits, str):  # text: Pillow was built without
+      if fits and not isinstance(fits, str):  # a string if Pillow lacks it
         return opening(io.BytesIO(content), "")
     except (SyntaxError, IndexError, TypeError, struct.error):
-      continue  # as Pillow takes it: of another format
-    except Image.DecompressionBombError as error:  # some formats have their own
+      continue  # Pillow, too, takes these errors as a sign of another format
+    except Image.DecompressionBombError as error:  # raised by some formats
       raise _too_large(
         "more pixels than Pillow takes of this format"
       ) from error
@@ -114,13 +117,13 @@ def _identified(content: bytes) -> Image.Image:
 
 
 def _limit() -> float:
-  """The most pixels that an image may have, in millions."""
+  """Returns the largest number of pixels of an image, in millions."""
   given = os.environ.get(VARIABLE) or LIMIT
   try:
     limit = float(given)
   except ValueError:
     limit = 0
-  if not limit > 0:  # nor NaN
+  if not limit > 0:  # also refuses NaN
     raise InputError(f"{VARIABLE} is {given!r}; use a number above 0")
   return limit
 
@@ -138,7 +141,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-  """Returns the image in RGB, without regard to how it is turned."""
+  """Returns the image in RGB and ignores its EXIF orientation."""
   if image.mode.startswith("I") or image.mode == "F":
     return _eight_bit(image).convert("RGB")
   if "A" in image.getbands() or "transparency" in image.info:
@@ -147,7 +150,7 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-  """Makes what is clear white; some rows at a time, as `_eight_bit`."""
+  """Puts a transparent image on white, some rows at a time to save memory."""
   rgb = Image.new("RGB", image.size)
   step = max(1, _PIXELS_AT_ONCE // image.width)
   for top in range(0, image.height, step):
@@ -159,10 +162,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-  """Scales gray of more than 8 bits to 8.
+  """Scales gray levels of more than 8 bits to 8 bits.
 
-  White is 65535 in 16 bits. A 32-bit file does not say what white is, so the
-  smallest of the usual values 1, 255 and 65535 that fits is taken.
+  White is 65535 in 16 bits. A 32-bit file does not state the value of white, so
+  it is the smallest of the usual values 1, 255 and 65535 that fits.
   """
   pixels = np.asarray(image)
   white = 65535.0
@@ -170,7 +173,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     largest = np.max(pixels, initial=0, where=~np.isnan(pixels))
     white = next((w for w in (1.0, 255.0) if largest <= w), white)
   levels = np.empty(pixels.shape, np.uint8)
-  # Some rows at a time: the float64 of 50 megapixels would be 400 MB, twice.
+  # Some rows at a time: 50 megapixels in float64 would take 400 MB, twice.
   step = max(1, _PIXELS_AT_ONCE // image.width)
   for start in range(0, image.height, step):
     rows = slice(start, start + step)
@@ -180,11 +183,12 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def read_rgb(source: str | os.PathLike | bytes) -> Image.Image:
-  """Decodes a file, given by its path or its bytes, to an upright RGB image,
-  which may be smaller than the original; see `read_upright`.
+  """Decodes a file, given by its path or its bytes, to an upright RGB image.
+
+  The image may be smaller than the original; see `read_upright`.
 
   Raises:
-    OSError, ValueError and nearly anything else: as `open_image`.
+    OSError, ValueError and nearly anything else: see `open_image`.
   """
   return read_upright(source)[0]
 
@@ -195,37 +199,39 @@ def read_upright(
   """Decodes a file to an upright RGB image.
 
   Args:
-    source: its path, or its bytes.
+    source: path of the file, or its bytes.
 
   Returns:
     The image, of at most `WHOLE` pixels; and the height and width in pixels of
     the upright original.
 
   Raises:
-    OSError, ValueError and nearly anything else: as `open_image`.
+    OSError, ValueError and nearly anything else: see `open_image`.
   """
   with open_image(source) as image:
     return upright(image)
 
 
 def upright(image: Image.Image) -> tuple[Image.Image, tuple[int, int]]:
-  """As `read_upright`, of an image that is open; it may come out changed."""
+  """Decodes an open image as `read_upright`; this may change `image` itself."""
   width, height = image.size
   if shrink_while_decoding(image, WHOLE):
     rgb = to_rgb(image)
     turned = rgb.size != image.size
   else:
-    with _one_at_a_time:  # else several threads would need as many times 1 GB
+    with _one_at_a_time:  # each thread would need 1 GB
       rgb = _smaller(image)
     turned = (rgb.width > rgb.height) != (width > height)
   return rgb, (width, height) if turned else (height, width)
 
 
 def _smaller(image: Image.Image) -> Image.Image:
-  """Decodes an image whole, and returns `to_rgb` of it with at most `WHOLE`
-  pixels; some rows at a time, so that there is no second copy."""
+  """Decodes an image and returns it in RGB, reduced to at most `WHOLE` pixels.
+
+  It converts some rows at a time, so that there is no second copy.
+  """
   try:
-    with warnings.catch_warnings():  # of TIFF, at Pillow's own limit
+    with warnings.catch_warnings():  # a TIFF above Pillow's own limit warns
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
       image.load()
   except Image.DecompressionBombError as error:
@@ -246,8 +252,10 @@ def _smaller(image: Image.Image) -> Image.Image:
 
 
 def shrink_while_decoding(image: Image.Image, most: int) -> bool:
-  """Has a JPEG decoded at half its size, a quarter or an eighth, if it has more
-  than `most` pixels; returns whether the image then has no more."""
+  """Sets a JPEG of more than `most` pixels to be decoded at a smaller size.
+
+  The scale is 1/2, 1/4 or 1/8. Returns whether at most `most` pixels are left.
+  """
   factor = _factor(image, most)
   if factor > 1 and image.format in ("JPEG", "MPO"):
     factor = next((k for k in (2, 4, 8) if k >= factor), 8)
@@ -257,7 +265,7 @@ def shrink_while_decoding(image: Image.Image, most: int) -> bool:
 
 
 def _factor(image: Image.Image, most: int) -> int:
-  """By which both sides are divided, so that `most` pixels are left."""
+  """Returns the divisor of both sides that leaves at most `most` pixels."""
   factor = 1
   while -(-image.width // factor) * -(
     -image.height // factor
@@ -267,12 +275,12 @@ def _factor(image: Image.Image, most: int) -> int:
 
 
 def reason(error: Exception) -> str:
-  """Returns what an exception of a decoder means, in one line."""
+  """Describes an exception of a decoder in one line."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  if str(error).startswith("decoder error"):  # and a number of Pillow's
+  if str(error).startswith("decoder error"):  # a number of Pillow follows
     return "damaged"
-  if "truncated" in str(error):  # Pillow adds how many bytes it holds
+  if "truncated" in str(error):  # Pillow adds a number of bytes
     return "truncated: the file ends too early"
   return " ".join(str(error).split()) or type(error).__name__
 
@@ -283,20 +291,20 @@ def as_rgb_file(
 ) -> tuple[bytes, int, int]:
   """Returns an upright RGB JPEG or PNG file with the pixels that a person sees.
 
-  A file that is one already is returned as it is, byte for byte. Anything else
-  is encoded again as PNG, so nothing is lost.
+  A file that is already of this kind is returned byte for byte. Any other image
+  is encoded again as PNG, which is lossless.
 
   Args:
     source: a path, a file's bytes, or an image in memory.
     box: left, top, width and height in pixels of the crop to keep, or None. The
-      crop ends at whole pixels (rounded towards zero) and at the image's edge.
+      crop ends at whole pixels (rounded toward zero) and at the image's edge.
 
   Returns:
     The file's bytes, and the image's height and width in pixels.
 
   Raises:
-    OSError, ValueError and nearly anything else: as `open_image`; also if the
-      box holds no pixel of the image.
+    OSError, ValueError and nearly anything else: see `open_image`; also if the
+      box contains no pixel of the image.
   """
   if not isinstance(source, bytes | Image.Image):
     source = read_file(source)
@@ -311,13 +319,13 @@ def as_rgb_file(
   if box is not None:
     rgb = _crop(rgb, box)
   file = io.BytesIO()
-  # Without the color profile and comments: decoders differ in what they do.
+  # Decoders use color profiles and comments differently, so they are dropped.
   Image.fromarray(np.asarray(rgb)).save(file, "PNG")
   return file.getvalue(), rgb.height, rgb.width
 
 
 def _is_plain(image: Image.Image, content: bytes) -> bool:
-  """Whether every decoder will show this file the way `to_rgb` does."""
+  """Returns whether every decoder gives the same pixels as `to_rgb`."""
   eight_bit = image.format == "JPEG" or (
     image.format == "PNG" and content[24] == 8
   )

@@ -1,9 +1,9 @@
-"""The images of one split, as the host hands them to the device.
+"""The images of one split, from which the host makes the input of the device.
 
-There are two kinds. `CachedImages` are squares that were decoded once; the
-device cuts the crops. `EncodedImages` are decoded when they are asked for; the
-host cuts the crops. Both take crops in pixels of the original image, and both
-are small when pickled, so worker processes may have them.
+There are two kinds. `CachedImages` are squares that were decoded once, and the
+device cuts the crops. `EncodedImages` are decoded on demand, and the host cuts
+the crops. Both take boxes in pixels of the original image. Both are small when
+pickled, so they can be sent to worker processes.
 """
 
 import concurrent.futures
@@ -19,26 +19,26 @@ from PIL import Image
 from deepemd_jax.data import boxes as box_geometry
 from deepemd_jax.data import image_io
 
-# Crops of bicubic copies are nearer to crops of the original (1.6 gray levels
-# on average at 160 pixels) than crops of bilinear ones (2.1), which have lost
-# more of the detail; `benchmarks/data.py` measures it.
+# Crops of bicubic copies are closer to crops of the original (1.6 gray levels
+# on average at 160 pixels) than crops of bilinear copies (2.1), which have lost
+# more detail. `benchmarks/data.py` measures this.
 COPY_FILTER = Image.Resampling.BICUBIC
-_VIEW_FILTER = Image.Resampling.BILINEAR  # torchvision's, in every view
+_VIEW_FILTER = Image.Resampling.BILINEAR  # the filter of torchvision
 
 
 class Files(Protocol):
-  """Encoded images by row."""
+  """Encoded images, indexed by row."""
 
   def read(self, rows: Sequence[int]) -> Sequence[bytes | str]:
-    """Returns the file of each row: its content, or its path."""
+    """Returns the content or the path of the file of each row."""
 
 
 class Pixels(Protocol):
-  """Decoded images by row: an array, or a `pixel_cache.PixelMap`."""
+  """Decoded images, indexed by row: an array, or a `pixel_cache.PixelMap`."""
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Returns (N, S, S, 3)."""
+    """The shape, (N, S, S, 3)."""
 
   def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
     """Returns the images of some rows: int [...] -> uint8 [..., S, S, 3]."""
@@ -46,11 +46,11 @@ class Pixels(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ImageSet:
-  """What both kinds of images have.
+  """The base class of both kinds of images.
 
   Attributes:
-    labels: int32 [N], indexing `class_names`.
-    class_names: of this split.
+    labels: int32 [N], indices into `class_names`.
+    class_names: the names of the classes of this split.
     keys: the name of each image.
     sizes: int32 [N, 2], original height and width in pixels.
   """
@@ -66,14 +66,15 @@ class ImageSet:
     """Returns images, and the boxes that the device cuts out of them.
 
     Args:
-      rows: int [...], which images.
+      rows: int [...], the rows of the images.
       boxes: [..., 4] or, for several crops of each image, [..., crops, 4]:
         left, top, right, bottom in pixels of the originals, whole numbers.
       size: side of the crops in pixels.
 
     Returns:
       The images, uint8 [..., S, S, 3] or, if the host cuts the crops,
-      [..., crops, size, size, 3]; and float32 boxes in pixels of these.
+      [..., crops, size, size, 3]; and boxes in pixels of these images, float32
+      with the shape of `boxes`.
     """
     raise NotImplementedError
 
@@ -81,8 +82,9 @@ class ImageSet:
     """Returns whole images, squashed to squares: uint8 [k, S, S, 3].
 
     Args:
-      rows: int [k], which images.
-      size: side that the device will resize them to; S, if there is a choice.
+      rows: int [k], the rows of the images.
+      size: side in pixels that the device will resize them to. S equals it,
+        unless the images are stored copies.
     """
     raise NotImplementedError
 
@@ -115,19 +117,19 @@ class CachedImages(ImageSet):
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedImages(ImageSet):
-  """Encoded images, which Pillow decodes and cuts when they are asked for.
+  """Encoded images, which Pillow decodes and crops on demand.
 
-  The pixels are those of torchvision's transforms. What the device does to them
-  afterwards changes nothing.
+  The pixels are those of torchvision's transforms. The later resizing on the
+  device does not change them.
 
   Attributes:
-    files: the images.
+    files: the encoded images.
   """
 
   files: Files
 
   def extract_crops(self, rows, boxes, size):
-    """Cuts the crops on the host, and returns boxes around all of each."""
+    """Returns crops cut on the host, and boxes that contain each whole crop."""
     rows = rows.ravel()
     crops = _decoders().map(
       functools.partial(_resized_crops, size=size),
@@ -142,14 +144,14 @@ class EncodedImages(ImageSet):
     )
 
   def whole(self, rows, size):
-    """Resizes on the host; see `ImageSet`."""
+    """Returns images resized on the host; see `ImageSet`."""
     resize = functools.partial(_resized_whole, size=size)
     return np.stack(list(_decoders().map(resize, self.files.read(rows))))
 
 
 @functools.cache
 def _decoders() -> concurrent.futures.Executor:
-  """The decoding threads of this process; Pillow releases Python's lock."""
+  """Returns this process's decoding threads; Pillow releases Python's lock."""
   return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
 
@@ -159,10 +161,12 @@ def decode_copy(
   """Decodes a file to the copy that is cached.
 
   Returns:
-    uint8 [side, side, 3], and the original height and width in pixels.
+    The copy, uint8 [side, side, 3], and the original height and width in
+    pixels.
 
   Raises:
-    Exception: it is not an image, of whatever kind; see `image_io.reason`.
+    Exception: the file is not an image; the type of the exception varies, see
+      `image_io.reason`.
   """
   image, size = image_io.read_upright(file)
   return np.asarray(image.resize((side, side), COPY_FILTER)), size
@@ -175,9 +179,10 @@ def _resized_whole(file: bytes | str, size: int) -> np.ndarray:
 def _resized_crops(
   file: bytes | str, boxes: np.ndarray, size: int
 ) -> np.ndarray:
-  """Returns uint8 [crops, size, size, 3]."""
+  """Returns the crops of one file, uint8 [crops, size, size, 3]."""
   image, (height, width) = image_io.read_upright(file)
-  # A large image comes smaller than the original that the boxes are of.
+  # A large image is decoded smaller than the original, which the boxes refer
+  # to.
   boxes = boxes * (np.array([*image.size] * 2) / [width, height, width, height])
   crops = []
   for left, top, right, bottom in boxes.astype(int).tolist():

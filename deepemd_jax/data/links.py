@@ -1,7 +1,7 @@
-"""Links in a folder of images: one that leads out of the folder is refused.
+"""Refuses links that lead out of a folder of images.
 
-In a stranger's folder such a link may show any file of this machine. A link
-that stays inside is followed, and so is one that is given as the folder itself.
+In a folder from a stranger, such a link may expose any file of this machine. A
+link that stays inside is followed. The folder itself may also be a link.
 """
 
 import os
@@ -11,16 +11,17 @@ from deepemd_jax.errors import InputError
 
 
 def refuse_outside(path: str | os.PathLike, inside: str) -> None:
-  """Refuses a path that a link, at its end or before, leads out of a folder.
+  """Raises an error if a link in any part of a path leads out of a folder.
 
-  A link to nothing, or to itself, passes: whoever reads it gets an `OSError`.
+  A broken link or a link to itself passes, because reading it raises an
+  `OSError`.
 
   Args:
-    path: in the folder.
-    inside: the folder, without links: its `os.path.realpath`.
+    path: a path in the folder.
+    inside: the folder without links, its `os.path.realpath`.
 
   Raises:
-    InputError: the path leads out.
+    InputError: the path leads out of the folder.
   """
   real = os.path.realpath(path)
   if not pathlib.Path(real).is_relative_to(inside):

@@ -1,4 +1,4 @@
-"""Makes the next batches while the device is busy with this one."""
+"""Makes the next batches while the device is busy with the current one."""
 
 import collections
 import concurrent.futures
@@ -23,22 +23,22 @@ def prefetch(
 ) -> Generator[Any, None, None]:
   """Yields make(start), ..., make(stop - 1) in order, computed ahead.
 
-  The results depend on the index alone: neither on the number of threads or
-  processes, nor on where a run was interrupted. If you leave early, close the
-  iterator: that ends the processes.
+  The results depend only on the index. They depend neither on the number of
+  threads or processes nor on the point at which a run was interrupted. If you
+  stop early, close the iterator to end the processes.
 
   Args:
-    make: a pure function of the index. An exception in it comes out here. With
+    make: a pure function of the index. The iterator raises its exceptions. With
       workers, it must be picklable, and its results must be trees of NumPy
       arrays.
     start: the first index.
     stop: one past the last index.
     threads: how many threads run `make` if there are no workers.
     workers: how many processes run `make` instead; each takes seconds to start.
-    buffer: how many results are kept ready at most; a worker keeps one or two
-      of its own.
-    shard: (i, n) makes only the indices of host i of n: those that leave the
-      remainder i when divided by n.
+    buffer: the largest number of results that are kept ready in threads; a
+      worker keeps one or two of its own.
+    shard: (i, n) for host i of n hosts: only the indices that leave the
+      remainder i when divided by n are used.
   """
   import grain
 
@@ -65,8 +65,8 @@ def in_order(
 ) -> Iterator[tuple[Any, Any]]:
   """Yields (item, function(item)) in the order of the items.
 
-  One thread a core works a few items ahead, and only those items are held in
-  memory. An exception of `function` comes out here.
+  One thread per core works a few items ahead, and only those items are held in
+  memory. The iterator raises the exceptions of `function`.
   """
   threads = os.cpu_count() or 1
   window = collections.deque()
@@ -81,7 +81,7 @@ def in_order(
 
 
 class _OfIndex:
-  """Calls `make` with a Python integer, where Grain has a NumPy one."""
+  """Calls `make` with a Python integer instead of Grain's NumPy integer."""
 
   def __init__(self, make):
     self._make = make
@@ -91,9 +91,9 @@ class _OfIndex:
 
 
 def _parse_flags() -> None:
-  """Has absl parse its flags, which Grain reads when it starts processes.
+  """Marks the flags of absl as parsed, with their defaults if nobody set them.
 
-  If no program has parsed them, their defaults will do.
+  Grain reads these flags when it starts processes.
   """
   from absl import flags
 
@@ -102,10 +102,10 @@ def _parse_flags() -> None:
 
 
 def _begin_worker(index: int, count: int) -> None:
-  """Makes a worker end with its parent, whatever ends that, and not before.
+  """Makes a worker end when its parent ends, for any reason, and not before.
 
-  Ctrl-C reaches all processes of a terminal, but the parent wants to finish a
-  step.
+  The worker ignores the Ctrl-C that reaches all processes of a terminal,
+  because the parent finishes its current step.
   """
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,9 +1,8 @@
-"""Names that people and their systems write in several ways.
+"""Compares names that people and their systems write in several ways.
 
-macOS writes "ü" as two characters (NFD) and others as one (NFC); a table has
-spaces at the end of a cell, other capitals than the folder, and paths with
-Windows' backslashes. Names are compared without these differences, and kept as
-they were given.
+macOS writes "ü" as two characters (NFD), and other systems write one (NFC). A
+table may have spaces at the end of a cell and other capitals than the folder.
+Names are compared without these differences, and kept as they were given.
 """
 
 import unicodedata
@@ -13,39 +12,45 @@ from deepemd_jax.errors import InputError
 
 
 def same(name: str) -> str:
-  """What all spellings of a name, or of a path, have in common that look the
-  same."""
+  """Returns a form that is equal for all spellings that look the same.
+
+  The name may be a path.
+  """
   name = unicodedata.normalize("NFC", name)
   return "/".join(part.strip() for part in name.split("/"))
 
 
 def alike(name: str) -> str:
-  """What all spellings of a name have in common that a person would take for
-  one: capitals, kinds of spaces and of letters (NFKC) do not count."""
+  """Returns a form that is equal for all spellings that mean the same name.
+
+  Capitals, kinds of spaces and variants of letters (NFKC) make no difference.
+  """
   name = unicodedata.normalize("NFKC", same(name)).casefold()
   return " ".join(unicodedata.normalize("NFKC", name).split())
 
 
 class Names:
-  """Names that are known, to be found by any spelling."""
+  """Known names, each of which can be found by any of its spellings."""
 
   def __init__(self, known: Iterable[str]) -> None:
-    """Takes the names as they are spelt."""
+    """Stores the names with their spelling."""
     self._known = list(known)
     self._exact = set(self._known)
     self._by = {same: _grouped(self._known, same)}
 
   def find(self, name: str) -> str | None:
-    """The known name that this one means: the very same, else the one that
-    looks the same, else the one that is alike; None if there is none.
+    """Returns the known name that a name means, or None.
+
+    An identical name comes first, then one that looks the same (`same`), and
+    then one that is alike (`alike`).
 
     Raises:
-      InputError: it may mean several.
+      InputError: the name may mean several known names.
     """
     if name in self._exact:
       return name
     for key in (same, alike):
-      if key not in self._by:  # few names get this far
+      if key not in self._by:  # built late, because few names need it
         self._by[key] = _grouped(self._known, key)
       found = self._by[key].get(key(name), [])
       if len(found) > 1:
@@ -59,14 +64,14 @@ class Names:
 
 
 def refuse_twins(names: Iterable[str], what: str) -> None:
-  """Refuses different names that look the same: one of them is a mistake.
+  """Raises an error if two different names look the same.
 
   Args:
-    names: of one kind.
-    what: they are, for the message: "classes".
+    names: the names, all of one kind.
+    what: the kind for the message, such as "classes".
 
   Raises:
-    InputError: there are some.
+    InputError: there are two such names; one of them is probably a mistake.
   """
   for twins in _grouped(names, same).values():
     if len(twins) > 1:

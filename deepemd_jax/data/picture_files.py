@@ -1,8 +1,8 @@
-"""Which files of a folder are pictures, and which are the system's.
+"""Decides which files of a folder are pictures and which are system files.
 
-A file is a picture if its first bytes say so, whatever its name, or if its name
-does. So a damaged picture, and one of a kind that is not read here, is named by
-whoever opens it: no picture is left out without a word.
+A file is a picture if its first bytes or its name say so. So a damaged picture,
+or one in an unsupported format, counts as a picture, and opening it reports an
+error. No picture is omitted without a message.
 """
 
 import contextlib
@@ -14,15 +14,16 @@ import os
 import re
 import stat
 
-# What Pillow decodes by itself and knows by the first bytes. Others stay out:
-# EPS and WMF would run another program, and some have no decoder.
+# The formats that Pillow decodes by itself and recognizes by the first bytes.
+# EPS and WMF are left out because they would run another program, and some
+# formats because they have no decoder.
 FORMATS = (
   *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"),
   *("PPM", "QOI", "PSD", "DIB", "ICO", "CUR", "ICNS", "DDS", "PCX", "DCX"),
   *("SGI", "SUN", "MSP", "XBM", "XPM", "TGA"),
 )
-# Kinds that a further package decodes: how people call them, the package's name
-# for pip, and the module that tells Pillow.
+# The formats that another package decodes: their usual name, the package's name
+# for pip, and the module that registers the decoder with Pillow.
 PLUGINS = {
   "HEIF": ("HEIC", "pillow-heif", "pillow_heif.HeifImagePlugin"),
   "JXL": ("JPEG XL", "pillow-jxl-plugin", "pillow_jxl"),
@@ -31,7 +32,7 @@ SAVE = "save it as JPEG or PNG"
 RAW = f"a camera's raw file; {SAVE}"
 _DRAWING = f"a drawing, not a photograph; {SAVE}"
 _UNKNOWN = f"a kind of image that is not read; {SAVE}"
-# For messages.
+# The usual endings, for messages.
 USUAL = ".jpg, .png, .webp, .heic and others"
 _SUFFIXES = frozenset(
   (
@@ -41,7 +42,8 @@ _SUFFIXES = frozenset(
     *(".pnm", ".qoi", ".psd", ".ico", ".cur", ".icns", ".dds", ".pcx", ".dcx"),
     *(".sgi", ".rgb", ".rgba", ".bw", ".ras", ".msp", ".xbm", ".xpm", ".tga"),
     *(".icb", ".vda", ".vst", ".heic", ".heics", ".heif", ".heifs", ".hif"),
-    # Nothing reads these without more; they are named, not left out.
+    # These formats cannot be read without a plug-in, or at all. An error names
+    # such files.
     *(".jxl", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".dng", ".cr2", ".cr3"),
     *(".crw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".mrw", ".3fr"),
     *(".iiq", ".rwl", ".kdc", ".dcr", ".erf", ".mef", ".mos", ".svg", ".svgz"),
@@ -49,7 +51,7 @@ _SUFFIXES = frozenset(
     *(".pfm", ".fit", ".fits", ".blp", ".ftc", ".ftu", ".fli", ".flc", ".pxr"),
   )
 )
-HEAD = 256  # bytes that `kind` looks at
+HEAD = 256  # the number of bytes that `kind` needs
 _BEGINNINGS = (
   (rb"\xff\xd8\xff", "JPEG"),
   (rb"\x89PNG\r\n\x1a\n", "PNG"),
@@ -81,7 +83,7 @@ _BEGINNINGS = (
   (rb"BLP[12]|FTEX|..[\x11\x12]\xaf", _UNKNOWN),
 )
 _KINDS = [(re.compile(begin, re.DOTALL), kind) for begin, kind in _BEGINNINGS]
-# Of file systems, archives and programs.
+# The files and folders of file systems, archives and programs, in lower case.
 _SYSTEM = frozenset(
   (
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
@@ -93,23 +95,26 @@ _SYSTEM = frozenset(
 
 
 def is_system(name: str) -> bool:
-  """Whether a file or folder of this name is hidden, or no person's."""
+  """Returns whether a name is that of a hidden or system file or folder."""
   return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def kind(head: bytes) -> str | None:
-  """What a file is, by its first `HEAD` bytes.
+  """Identifies a file by its first `HEAD` bytes.
 
   Returns:
-    A format's name, Pillow's; or what to say of a picture that is not read
-    here; or None: it is no picture, as far as these bytes tell.
+    Pillow's name of the format, or a message about a picture that cannot be
+    read, or None if these bytes do not look like a picture.
   """
   return next((name for begin, name in _KINDS if begin.match(head)), None)
 
 
 def is_picture(path: str | os.PathLike) -> bool:
-  """Whether a file is a picture; reads its beginning if its name is none of a
-  picture's. Opens no pipe or device."""
+  """Returns whether a file is a picture.
+
+  The function reads the first bytes only if the name does not decide. It opens
+  no pipe or device.
+  """
   if os.path.splitext(path)[1].lower() in _SUFFIXES:
     return True
   try:
@@ -122,8 +127,10 @@ def is_picture(path: str | os.PathLike) -> bool:
 
 
 def formats(head: bytes) -> tuple[str, ...]:
-  """The formats to try on a file that begins so; loads the plug-in that the
-  file needs, if it is installed."""
+  """Returns the formats to try on a file with these first bytes.
+
+  The function loads the plug-in that the file needs, if it is installed.
+  """
   name = kind(head)
   if name is None or not _has_plugin(name):
     return FORMATS
@@ -132,7 +139,7 @@ def formats(head: bytes) -> tuple[str, ...]:
 
 
 def why_not_read(head: bytes) -> str:
-  """What to say of a file that begins so, if no format fits."""
+  """Returns the message if no format fits a file with these first bytes."""
   name = kind(head)
   if name is None:
     return "not an image"
@@ -154,8 +161,10 @@ def _has_plugin(name: str | None) -> bool:
 
 @functools.cache
 def hush_libtiff() -> None:
-  """Keeps libtiff from writing to stderr what is wrong with a file: Pillow
-  raises an error. Where Pillow hides it, as on Windows, it goes on writing."""
+  """Stops the messages of libtiff on stderr, because Pillow raises an error.
+
+  This has no effect where Pillow hides libtiff, as on Windows.
+  """
   from PIL import Image
 
   with contextlib.suppress(OSError, AttributeError):

@@ -1,15 +1,15 @@
 """Decoded copies of images, in a file that is mapped into memory.
 
-They are made once and read by all: decoding costs far more than the rest of
-reading. A set of copies is a folder with `pixels`, which is uint8
-[N, side, side, 3] and nothing else, and `index.json`, which says what they are.
-The folder is written beside its final place, synced and renamed, so it is there
-as a whole or not at all. If images are decoded whenever they are read (side 0),
-there is only the index.
+The copies are made once and read by all processes, because decoding costs far
+more than the rest of reading. A set of copies is a folder with two files:
+`pixels`, which is only uint8 [N, side, side, 3], and `index.json`, which
+describes the copies. The folder is written beside its final place, synced and
+renamed, so it never appears incomplete. If images are decoded whenever they are
+read (side 0), there is only the index.
 
-Copies are squares of one side, whatever the images are, and that side is part
-of a data set's name. So they are refused where they would be enlargements: the
-name would promise pixels that never were.
+Copies are squares of one side, whatever the shape of the images, and that side
+is part of a data set's name. Copies that would enlarge the images are refused,
+because the name would then promise more pixels than the originals had.
 """
 
 import dataclasses
@@ -32,19 +32,19 @@ from deepemd_jax.utils.progress import Progress
 from deepemd_jax.utils.terminal import note
 
 _FORMAT = 1
-_LISTED = 10  # bad images that an error names
-_SAMPLED = 64  # copies whose checksums are compared when a set is opened
+_LISTED = 10  # number of bad images that an error names
+_SAMPLED = 64  # number of copies whose checksums are compared on opening
 
 
 class ImageFile(NamedTuple):
   """An image file to make a copy of.
 
   Attributes:
-    file: its content, or its path.
-    key: its name.
-    label: its class, if that never changes; else "".
-    size: height and width of an image that is known to be good, or None. Such
-      an image is not decoded if no copy is wanted.
+    file: the content of the file, or its path.
+    key: the name of the image.
+    label: the name of its class, or "" if the class may change.
+    size: height and width in pixels of an image that is known to be good, or
+      None. Such an image is not decoded if no copies are made.
   """
 
   file: bytes | str
@@ -56,17 +56,18 @@ class ImageFile(NamedTuple):
 class PixelMap:
   """Copies on disk, indexed like an array: uint8 [N, side, side, 3].
 
-  Its pickle holds the path, not the pixels: another process opens the file.
+  A pickled map contains the path and not the pixels, so another process opens
+  the file itself.
   """
 
   def __init__(self, path, shape, rows=None, stamp=None):
-    """Maps a file.
+    """Maps a file into memory.
 
     Args:
-      path: of the pixels.
-      shape: of all copies in the file.
-      rows: int [N], which of them this map shows, in which order; None shows
-        all.
+      path: path of the pixels.
+      shape: the shape of all copies in the file, (all, side, side, 3).
+      rows: int [N], the copies that this map shows, in this order; None shows
+        all copies.
       stamp: identifies the file as it was when the map was pickled, or None.
 
     Raises:
@@ -79,12 +80,12 @@ class PixelMap:
       raise InputError(
         f"{str(path)!r} was made again while it was in use; start again"
       )
-    # A plain array: NumPy's class for mapped files is slower to index.
+    # NumPy's class for mapped files is slower to index than a plain array.
     self._pixels = np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """(N, side, side, 3)."""
+    """The shape, (N, side, side, 3)."""
     count = self._whole[0] if self._rows is None else len(self._rows)
     return (count, *self._whole[1:])
 
@@ -95,19 +96,20 @@ class PixelMap:
     return PixelMap, (self._path, self._whole, self._rows, self._stamp)
 
   def only(self, rows: np.ndarray) -> "PixelMap":
-    """Returns a map [k, S, S, 3] that shows only these rows, int [k]."""
+    """Returns a map [k, side, side, 3] of these rows only, int [k]."""
     return PixelMap(self._path, self._whole, rows, self._stamp)
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCache:
-  """A whole set of copies.
+  """A complete set of copies.
 
   Attributes:
     keys: the name of each image.
-    labels: the class of each image, or "".
+    labels: the name of the class of each image, or "".
     sizes: int32 [N, 2], original height and width in pixels.
-    pixels: the copies; None if there are none (side 0).
+    pixels: the copies, uint8 [N, side, side, 3]; None if there are none (side
+      0).
   """
 
   keys: tuple[str, ...]
@@ -126,17 +128,19 @@ def load(
   name: str,
   data_set: str,
 ) -> PixelCache:
-  """Opens a set of copies; makes it if it is missing, outdated or damaged.
+  """Opens a set of copies, and makes it if it is missing, outdated or damaged.
 
   Args:
-    place: its folder.
+    place: the folder of the copies.
     items: returns the images; called only to make the copies.
-    count: how many images there are.
-    side: of the copies, in pixels; 0 makes none and only checks the images.
-    made_from: identifies the images; copies that were made from others are
-      made again.
-    name: what messages call the images.
-    data_set: its name without a side, for the one that messages propose.
+    count: number of images.
+    side: side of the copies in pixels; 0 makes no copies and only checks
+      the images.
+    made_from: identifies the images; copies that were made from other images
+      are made again.
+    name: the name of the images in messages.
+    data_set: the name of the data set without a side, for messages that propose
+      another side.
 
   Raises:
     InputError: some images cannot be read, and the error names them; most
@@ -145,7 +149,7 @@ def load(
   """
   cache = _open_or_explain(place, side, made_from)
   if isinstance(cache, PixelCache):
-    # A version that enlarged images may have made them.
+    # An older version, which enlarged images, may have made these copies.
     _refuse_enlargements(cache.sizes, side, name, data_set)
     return cache
   try:
@@ -153,13 +157,13 @@ def load(
     lock = place.parent / f".{place.name}.lock"
     with locked(lock, f"copies of {name}"):
       for unfinished in place.parent.glob(f"incomplete.{place.name}.*"):
-        shutil.rmtree(unfinished)  # of a killed process: we hold the lock
-      # Another process may have made them while this one waited.
+        shutil.rmtree(unfinished)  # of a killed process, as we hold the lock
+      # Another process may have made the copies while this one waited.
       cache = _open_or_explain(place, side, made_from)
       if isinstance(cache, str):
         if place.exists():
           note(f"the copies of {name} in {place} {cache}: making them again")
-          # Renamed first, so that half of it is never there under its name.
+          # Renaming first ensures that no half-deleted folder has this name.
           old = place.with_name(f"incomplete.{place.name}.old")
           os.rename(place, old)
           shutil.rmtree(old)
@@ -177,18 +181,18 @@ def load(
 
 
 def side_name(side: int) -> str:
-  """Returns what folders and protocols call copies of this side."""
+  """Returns the name of copies of this side in folders and protocols."""
   return str(side) if side else "original"
 
 
 def _open_or_explain(
   place: pathlib.Path, side: int, made_from: str
 ) -> PixelCache | str:
-  """Returns the set of copies, or what is wrong with it, in words.
+  """Returns the set of copies, or a text that says what is wrong with it.
 
-  Folders appear whole, but disks fail and people change files. Comparing every
-  pixel would take as long as reading all of them from the disk, so only the
-  file's length and a few images, spread evenly, are compared.
+  A folder appears only when it is complete, but disks fail and people change
+  files. Comparing every pixel would mean reading the whole file from the disk,
+  so only the file's length and a few evenly spaced images are compared.
   """
   try:
     index = json.loads((place / "index.json").read_text("utf-8"))
@@ -206,7 +210,7 @@ def _open_or_explain(
         return "are cut off"
       pixels = PixelMap(path, shape)
       for row in np.linspace(0, len(keys) - 1, _SAMPLED).astype(int):
-        # NumPy's stubs have its buffers from Python 3.12 on.
+        # NumPy's stubs declare the buffer only from Python 3.12 on.
         # pyrefly: ignore[bad-argument-type]
         if zlib.crc32(pixels[row]) != index["checksums"][row]:
           return "are damaged"
@@ -218,15 +222,16 @@ def _open_or_explain(
 
 
 def _refuse_enlargements(sizes, side: int, name: str, data_set: str) -> None:
-  """Raises if more than half of the images are smaller than their copies.
+  """Raises an error if more than half of the images are smaller than copies.
 
-  Few may be: photographs have all sizes, but the copies of a set have one.
+  Some images may be smaller, because photographs have many sizes, but the
+  copies of a set have only one.
 
   Args:
     sizes: [N, 2], height and width of the images in pixels.
-    side: of the copies; 0 if there are none.
-    name: what the message calls the images.
-    data_set: its name without a side.
+    side: side of the copies in pixels; 0 if there are none.
+    name: the name of the images in the message.
+    data_set: the name of the data set without a side.
   """
   typical = int(np.median(np.max(sizes, axis=1))) if len(sizes) else side
   if side > typical:
@@ -262,9 +267,9 @@ def _build(place, items, count, side, made_from, name, data_set) -> None:
 
 
 def _write_pixels(path, items, count, side, name) -> dict:
-  """Writes the copies one after the other; returns their part of the index.
+  """Writes the copies one after the other and returns their part of the index.
 
-  Ordinary writes raise an error on a full disk, while writing into a mapped
+  An ordinary write raises an error if the disk is full. A write into a mapped
   file would kill the process.
   """
   index = {"keys": [], "labels": [], "sizes": [], "checksums": []}
@@ -294,12 +299,12 @@ def _write_pixels(path, items, count, side, name) -> dict:
 def _copy(
   item: ImageFile, side: int
 ) -> tuple[np.ndarray | None, tuple[int, int] | None, str | None]:
-  """Returns (pixels, (height, width), None), or (None, None, why it is bad)."""
+  """Returns (pixels, (height, width), None), or (None, None, the problem)."""
   if item.size and not side:
     return None, item.size, None
   try:
     return (*image_set.decode_copy(item.file, side or 1), None)
-  except Exception as error:  # decoders raise nearly anything on broken files
+  except Exception as error:  # decoders raise errors of many types
     return None, None, image_io.reason(error)
 
 

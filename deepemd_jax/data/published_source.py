@@ -1,4 +1,4 @@
-"""The published data sets as sources; see `published.catalogue`."""
+"""The sources of the published data sets; see `published.catalogue`."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ from deepemd_jax.data.sources import DataSpec
 def open_published(
   spec: DataSpec, name: str, variant: str
 ) -> "PublishedSource":
-  """Returns the source of a published set; see `sources.open_source`."""
-  del variant  # they have none
+  """Returns the source of a published set; called by `sources.open_source`."""
+  del variant  # published data sets have no variants
   return PublishedSource(name, spec.directory)
 
 
@@ -27,9 +27,10 @@ class PublishedSource:
   """A published data set, a `sources.Source`.
 
   Attributes:
-    name: as in configs: "cub", or "cub:84" for copies of another side.
-    directory: where TFDS keeps prepared data sets; the copies are in its
-      subfolder `stored`.
+    name: the name in configs, such as "cub", or "cub:84" for copies of another
+      side.
+    directory: the TFDS folder of prepared data sets; the copies are
+      in its subfolder `stored`.
   """
 
   name: str
@@ -37,24 +38,25 @@ class PublishedSource:
 
   @property
   def protocol(self) -> str:
-    """The name in full, "cub:160"; of what the pixels were, once it is known.
+    """The full name, such as "cub:160".
 
-    A folder of ready squares has no originals, whatever the name asked for.
+    If the data set was prepared from ready squares and the original images are
+    requested, the name has the side of the squares.
     """
     benchmark, side = self._prepared()
     return catalogue.protocol(benchmark, side or benchmark.squares)
 
   def _prepared(self) -> tuple[catalogue.Benchmark, int]:
-    """Returns what is read, and the side of its copies; see `prepare.find`."""
+    """Returns the form found by `prepare.find`, and the side of the copies."""
     benchmark, side = catalogue.parse(self.name)
     return prepare.find(benchmark, side, self.directory), side
 
   @property
   def title(self) -> str:
-    """What it is, in one line: archive, crop and split.
+    """A description in one line: the archive, crop and split.
 
-    Once the data set is prepared, the line also says what it was made from and
-    how many images are missing.
+    If the data set is prepared, the line also names its source and the number
+    of bad images that were left out.
     """
     benchmark, _ = self._prepared()
     held_out = "" if "val" in benchmark.splits else f"; {catalogue.HELD_OUT}"
@@ -66,20 +68,20 @@ class PublishedSource:
     return metadata["source"] + held_out + left_out
 
   def check(self) -> None:
-    """Checks that the data set is prepared; opens none of it.
+    """Checks that the data set is prepared, without opening its records.
 
     Raises:
-      MissingData: it is not; the message tells how to get it.
+      MissingData: it is not prepared; the message says how to get it.
     """
     benchmark, side = self._prepared()
     if not prepare.is_ready(benchmark, self.directory):
       raise prepare.missing(benchmark, self.directory, side=side)
 
   def counts(self, split: str) -> dict[str, int]:
-    """Returns the images by class.
+    """Returns {class: number of images}.
 
-    These are the images that are there, or, before the data set is prepared,
-    those that were published.
+    The numbers are those of the prepared data set, or the published ones if it
+    is not prepared yet.
     """
     benchmark, _ = self._prepared()
     whole, belongs = catalogue.published_split(benchmark, split)
@@ -87,7 +89,7 @@ class PublishedSource:
     return {name: count for i, (name, count) in counts if belongs(i)}
 
   def _stored_counts(self, split: str) -> dict[str, int]:
-    """Returns the same of a split as it was published and is stored."""
+    """Returns {class: number of images} of a published split."""
     benchmark, _ = self._prepared()
     published = benchmark.counts(split)
     if not prepare.is_ready(benchmark, self.directory):
@@ -95,7 +97,7 @@ class PublishedSource:
     return prepare.metadata(benchmark, self.directory)["counts"][split]
 
   def load(self, split: str) -> ImageSet:
-    """Opens a split; makes its copies if they are not there yet.
+    """Opens a split, and makes its copies if they do not exist yet.
 
     Raises:
       MissingData: the data set is not prepared.
@@ -119,10 +121,10 @@ class PublishedSource:
       data_set=benchmark.name,
     )
     index = {name: i for i, name in enumerate(classes)}
-    # -1 marks the classes of the other part of a published split.
+    # -1 marks the classes of a published split that are not in this split.
     labels = np.array([index.get(c, -1) for c in cache.labels], np.int32)
-    # Sorted by class and key, so that an episode is the same whatever archive
-    # or folder the data set was prepared from.
+    # The rows are sorted by class and key, so that episodes do not depend on
+    # the archive or folder that the data set was prepared from.
     order = np.lexsort((np.array(cache.keys), labels))
     order = order[labels[order] >= 0]
     fields = {
@@ -138,9 +140,9 @@ class PublishedSource:
 
 
 def _fingerprint(prepared: pathlib.Path) -> str:
-  """Identifies a prepared data set by what TFDS notes about it.
+  """Returns a hash of the JSON files of a prepared data set.
 
-  It stays the same when the folder is copied to another machine.
+  It stays the same if the folder is copied to another machine.
   """
   digest = hashlib.sha256()
   for path in sorted(prepared.glob("*.json")):
@@ -153,9 +155,10 @@ class Records:
   """The encoded images of a prepared data set; `image_set.Files`.
 
   Attributes:
-    prepared: its folder.
-    split: which split of it.
-    order: int [N], the record of each row; None if row i is record i.
+    prepared: the folder of the data set.
+    split: the name of the split.
+    order: int [N], the number of the record of each row; None if row i is
+      record i.
   """
 
   prepared: str
@@ -163,7 +166,7 @@ class Records:
   order: np.ndarray | None = None
 
   def read(self, rows: Sequence[int]) -> list[bytes]:
-    """Returns the file of each row."""
+    """Returns the bytes of the file of each row."""
     numbers = rows if self.order is None else self.order[rows]
     records = _open_records(self.prepared, self.split)
     return [
@@ -171,7 +174,7 @@ class Records:
     ]
 
   def items(self) -> Iterator[pixel_cache.ImageFile]:
-    """Yields all images, with keys and class names."""
+    """Yields all images with their keys and class names."""
     records = _open_records(self.prepared, self.split)
     label = records.dataset_info.features["label"]
     for i in range(len(records)):
@@ -186,10 +189,10 @@ class Records:
 
 @functools.lru_cache(maxsize=8)
 def _open_records(prepared: str, split: str):
-  """Opens a split once a process; threads may read from it."""
+  """Opens a split once per process; several threads may read from it."""
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(prepared)
-  # Pillow decodes: TFDS has its own idea of what CMYK and palettes are.
+  # Pillow decodes, because TFDS treats CMYK and palettes differently.
   raw = {"image": tfds.decode.SkipDecoding()}
   return builder.as_data_source(split, decoders=raw)

@@ -1,4 +1,7 @@
-"""The data sets that a config may name. Loads neither NumPy, TFDS nor JAX."""
+"""The data sets that a config may name.
+
+This module loads neither NumPy, TFDS nor JAX.
+"""
 
 import dataclasses
 
@@ -6,8 +9,8 @@ from deepemd_jax.data.published import catalogue
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import registry
 
-# What the nodes of an image are: cells of its feature map, crops in rows and
-# columns, or crops at random places. See `views.View`.
+# The nodes of an image are cells of its feature map ("fcn"), crops in rows and
+# columns ("grid"), or crops at random places ("sampling"). See `views.View`.
 NODE_KINDS = ("fcn", "grid", "sampling")
 
 
@@ -16,10 +19,10 @@ class DataSet:
   """A data set that a config may name.
 
   Attributes:
-    title: what it is, in one line.
-    source: the path, "module:function", of what opens it; see
+    title: a description in one line.
+    source: the path, "module:function", of the function that opens it; see
       `sources.open_source`.
-    variants: further test sets that it has, by name.
+    variants: the names of its further test sets.
   """
 
   title: str
@@ -53,9 +56,9 @@ def check_name(name: str, image_size: int) -> None:
   """Checks the name of a data set, such as "cub" or "cub:84".
 
   Args:
-    name: of the data set, with the side of its stored copies if that is not the
-      usual one.
-    image_size: side in pixels of the images that the network sees.
+    name: the name of the data set, with the side of its stored copies if that
+      is not the default side.
+    image_size: side in pixels of the input of the network.
 
   Raises:
     InputError: there is no such data set, or its copies cannot have that size.
@@ -70,7 +73,7 @@ def check_name(name: str, image_size: int) -> None:
 
 
 def unknown(name: str) -> InputError:
-  """Returns the error about a name that no data set has."""
+  """Returns the error about the name of an unknown data set."""
   hint = registry.hint(name.partition(":")[0], DATA_SETS)
   return InputError(f"there is no data set {name!r}; {hint}")
 
@@ -78,16 +81,17 @@ def unknown(name: str) -> InputError:
 def folder_side(name: str, image_size: int) -> int:
   """Returns the side in pixels of the stored copies of a user's images.
 
-  The usual side is 160 where the network sees 84 pixels: random crops of such
-  copies are within 2 gray levels, on average, of crops of the originals
+  The default side is 160 if the input of the network has 84 pixels, and
+  proportional to the input otherwise. Random crops of such copies differ from
+  crops of the originals by less than 2 gray levels on average
   (`benchmarks/data.py`).
 
   Args:
     name: "folder", "folder:original" or a size, such as "folder:160".
-    image_size: side in pixels of the images that the network sees.
+    image_size: side in pixels of the input of the network.
 
   Returns:
-    The side; `catalogue.ORIGINAL` keeps no copies.
+    The side; `catalogue.ORIGINAL` means that no copies are stored.
 
   Raises:
     InputError: copies cannot have that size.

@@ -1,6 +1,6 @@
-"""Where images come from: what a config says, and the source it names.
+"""The sources of images, and the settings that name them.
 
-Loads neither NumPy, TFDS nor JAX; a source loads what it needs.
+This module loads neither NumPy, TFDS nor JAX. Each source loads what it needs.
 """
 
 import dataclasses
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-  """Which images a run uses; the fields of `config.data`, and two more.
+  """The images of a run: the fields of `config.data`, and two more.
 
   Attributes:
-    name: of the data set, see `registry.DATA_SETS`; "cub:84" asks for copies of
-      another side than the usual one.
-    test_name: of another data set to test on; "" tests on the same one.
-    directory: where TFDS keeps prepared data sets; "" is $TFDS_DATA_DIR, or
-      ~/tensorflow_datasets.
+    name: the name of the data set in `registry.DATA_SETS`; "cub:84" asks for
+      copies with a side of 84 pixels instead of the default.
+    test_name: the name of another data set to test on; "" tests on the same
+      one.
+    directory: the TFDS folder of prepared data sets; "" means
+      $TFDS_DATA_DIR or ~/tensorflow_datasets.
     folder: the user's image folder, for "folder".
-    csv: a CSV that says which split a class or a file belongs to, for "folder".
+    csv: a CSV that assigns classes or files to splits, for "folder".
     fractions: shares of the classes for train, val and test, for "folder".
-    image_size: side in pixels of the images that the network sees.
-    seed: shuffles the classes of "folder" before they are shared out.
-    workers: processes that read batches; 0 reads them in threads.
+    image_size: side in pixels of the input of the network.
+    seed: the seed that shuffles the classes of "folder" before they are split.
+    workers: number of processes that read batches; 0 reads them in threads.
   """
 
   name: str
@@ -49,36 +50,37 @@ class Source(Protocol):
   """A data set that can be opened.
 
   Attributes:
-    protocol: its full name, such as "cub:160": part of every result.
-    title: what it is, in one line: part of every result.
+    protocol: its full name, such as "cub:160", which is part of every result.
+    title: a description in one line, which is part of every result.
   """
 
   protocol: str
   title: str
 
   def check(self) -> None:
-    """Raises MissingData if the images have to be fetched first."""
+    """Raises MissingData if the images have to be downloaded first."""
 
   def counts(self, split: str) -> dict[str, int]:
-    """Returns the images by class; prepares and decodes nothing.
+    """Returns {class: number of images} without preparing or decoding any.
 
-    So an episode that asks for too much is refused at once.
+    So episodes that need too many images are refused at once.
     """
 
   def load(self, split: str) -> "ImageSet":
-    """Opens a split; prepares the data set or its copies on first use."""
+    """Opens a split, and prepares the data set and its copies on first use."""
 
 
 def open_source(
   spec: DataSpec, *, variant: str = "default", split: str = ""
 ) -> Source:
-  """Returns the source that `spec` names; reads nothing yet.
+  """Returns the source that `spec` names, without reading any images.
 
   Args:
-    spec: which images.
-    variant: "default", or one of the data set's variants, which have a test
-      split only.
-    split: "test" returns `spec.test_name`, if there is one.
+    spec: the settings of the images.
+    variant: "default", or one of the data set's variants, which have only a
+      test split.
+    split: the name of the split; "test" selects `spec.test_name` if that is not
+      "".
 
   Raises:
     InputError: there is no such data set, or it has no such variant.

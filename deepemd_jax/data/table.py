@@ -1,8 +1,9 @@
-"""Tables as people's programs write them: CSV of any separator and alphabet.
+"""Reads CSV tables with various separators and text encodings.
 
-What is unambiguous is taken: commas, semicolons, tabs or bars, a line `sep=;`,
-capitals and spaces in the header, UTF-8, UTF-16 with its mark, and, if it is
-neither, Windows-1252. Anything else is refused, with its line.
+A table may have commas, semicolons, tabs or bars, a line `sep=;`, and capitals
+and spaces in its header. It may be in UTF-8, in UTF-16 with a byte order mark,
+or else in Windows-1252. Any other table is refused. If one line is wrong, the
+error names it.
 """
 
 import codecs
@@ -24,11 +25,11 @@ _SEP = re.compile(r"\s*\"?sep=(.)\"?\s*(?:\r\n|\r|\n|\Z)", re.IGNORECASE)
 
 
 class Row(NamedTuple):
-  """One row.
+  """One row of a table.
 
   Attributes:
-    line: where it ends, from 1.
-    fields: its text by the name of the column, without outer spaces.
+    line: number of the line on which it ends, counted from 1.
+    fields: {name of the column: text without outer spaces}.
   """
 
   line: int
@@ -36,18 +37,19 @@ class Row(NamedTuple):
 
 
 def read(path: str | os.PathLike, *choices: Sequence[str]) -> list[Row]:
-  """Reads a table; rows without any text are left out.
+  """Reads a table and omits empty rows.
 
   Args:
-    path: of the file.
-    *choices: columns, of which the table must have all of one choice, in any
-      order and with others; of two choices that fit, the first counts.
+    path: path of the file.
+    *choices: alternative sets of columns. The table must have all columns of
+      one set, in any order, and may have others. If two sets fit, the first
+      one is used.
 
   Returns:
-    Its rows, at least one, with the columns of that choice. No field is empty.
+    The rows, at least one, with the columns of that set. No field is empty.
 
   Raises:
-    InputError: it cannot be read, has other columns, or a row does not fit.
+    InputError: the table cannot be read, has other columns, or a row is wrong.
   """
   where = f"CSV {os.fspath(path)!r}"
   text = _text(path, where)
@@ -99,8 +101,8 @@ def _text(path, where: str) -> str:
 
 
 def _lines(text: str, separator: str, where: str, first_line: int):
-  """Yields (line, fields) of each record, the header first."""
-  # strict: a quotation mark that is not closed would swallow what follows.
+  """Yields (line, fields) of each record, beginning with the header."""
+  # Without `strict`, an unclosed quotation mark would swallow the rows below.
   reader = csv.reader(
     io.StringIO(text, newline=""), delimiter=separator, strict=True
   )
@@ -121,7 +123,7 @@ def _lines(text: str, separator: str, where: str, first_line: int):
 
 @contextlib.contextmanager
 def _fields_of_any_length(length: int) -> Iterator[None]:
-  """The csv module has one limit, 131,072, for the whole process."""
+  """Raises the csv module's field limit, 131,072 for the whole process."""
   before = csv.field_size_limit()
   csv.field_size_limit(max(before, length))
   try:
@@ -131,7 +133,7 @@ def _fields_of_any_length(length: int) -> Iterator[None]:
 
 
 def _header(lines) -> list[str]:
-  """The names of the columns; none if this separator does not fit."""
+  """Returns the names of the columns, or [] if the separator is wrong."""
   try:
     fields = next((x for _, x in lines if any(x)), [])
   except InputError:

@@ -1,8 +1,8 @@
-"""Views: what the network sees of an image, in training and in evaluation.
+"""Makes views, the inputs of the network, for training and evaluation.
 
-A `View` says it in numbers. The host draws boxes and flips from it; the device
-cuts them out of squashed copies and normalizes them. `inference.crops` does the
-same on the host for single images of any size.
+A `View` has the settings. From them the host draws boxes and flips, and the
+device cuts the boxes out of squashed copies and normalizes the pixels.
+`inference.crops` does the same on the host for single images of any size.
 """
 
 import dataclasses
@@ -33,28 +33,30 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """How images are looked at.
+  """The settings of views.
 
   Attributes:
     kind: "fcn", whose nodes are the cells of the whole image's feature map;
       "grid" or "sampling", whose nodes are crops in rows and columns or at
       random places.
-    size: side in pixels of what the network sees.
-    whole_crop: what is kept of a whole image at test time, "center" or "whole".
+    size: side in pixels of the network's input.
+    whole_crop: the part of a whole image that is used at test time, "center" or
+      "whole".
     scale: smallest and largest share of the area of a random crop.
     aspect: smallest and largest width / height of a random crop.
-    flip: mirror half of the random crops.
-    mean: gray levels (0 to 255) that are subtracted, red, green, blue.
-    std: gray levels that are divided by.
-    cells: of "fcn" along a side: a map of more is averaged to so many. 0 is the
-      map as it is.
-    grid: cells of "grid" along a side, one number per level.
-    ratio: side of a crop of "grid" over side of its cell at test time.
-    train_ratio: the range that it is drawn from in training.
-    patches: crops of "sampling" in training.
-    test_patches: the same at test time.
-    redraw: "sampling" draws other crops for every test episode.
-    seed: of test-time crops.
+    flip: whether half of the random crops are mirrored.
+    mean: gray levels (0 to 255) to subtract, for red, green and blue.
+    std: gray levels to divide by, for red, green and blue.
+    cells: the largest number of cells of "fcn" along a side; a larger feature
+      map is averaged to this size. 0 keeps every map as it is.
+    grid: number of cells of "grid" along a side, for each level.
+    ratio: side of a crop of "grid" divided by the side of its cell, at test
+      time.
+    train_ratio: the range from which this ratio is drawn in training.
+    patches: number of crops of "sampling" in training.
+    test_patches: number of crops of "sampling" at test time.
+    redraw: whether "sampling" draws new crops for every test episode.
+    seed: seed of the crops at test time.
   """
 
   kind: str = "fcn"
@@ -76,23 +78,23 @@ class View:
 
   @property
   def is_whole(self) -> bool:
-    """Whether the network sees whole images, not crops, at test time."""
+    """Whether the input at test time is whole images instead of crops."""
     return self.kind == "fcn"
 
   @property
   def crops_per_image(self) -> int:
-    """Crops of an image at test time; 1 for whole images."""
+    """The number of crops of an image at test time, 1 for whole images."""
     if self.kind == "grid":
       return sum(cells * cells for cells in self.grid)
     return self.test_patches if self.kind == "sampling" else 1
 
   @property
   def flip_probability(self) -> float:
-    """Of a random crop."""
+    """The probability that a random crop is mirrored."""
     return 0.5 if self.flip else 0.0
 
   def normalize(self, images):
-    """Gray levels [..., 3] to network input; of NumPy and JAX arrays."""
+    """Converts gray levels [..., 3], of NumPy or JAX, to network input."""
     mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
     return (images - mean) / std
 
@@ -104,15 +106,15 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingViews:
-  """Random views of an image set, drawn on the host; picklable.
+  """Random views of an image set, drawn on the host. They are picklable.
 
   Attributes:
-    images: of the training split.
-    view: how they are looked at.
-    size: side in pixels of what the network sees.
-    of_episodes: crops of the kind that `view` matches, for meta-training; if
-      not, one random crop an image, for pre-training. Grid and sampling have
-      one more axis, the crops, behind the rows.
+    images: the images of the training split.
+    view: the view settings.
+    size: side in pixels of the network's input.
+    of_episodes: True draws crops of the kind of `view`, for meta-training.
+      "grid" and "sampling" then have one more axis, the crops, after the rows.
+      False draws one random crop per image, for pre-training.
   """
 
   images: ImageSet
@@ -123,16 +125,17 @@ class TrainingViews:
   def __call__(
     self, rng: np.random.Generator, rows: np.ndarray, local=slice(None)
   ) -> dict[str, np.ndarray]:
-    """Draws views of `rows`, and reads the images of those that are local.
+    """Draws views of `rows`, and reads the images of the local rows.
 
     Args:
-      rng: draws for all rows, so that the draws do not depend on `local`.
-      rows: int [...], of the image set.
-      local: which of them, along the first axis, this process makes.
+      rng: the random generator. It draws for all rows, so that the draws do not
+        depend on `local`.
+      rows: int [...], rows of the image set.
+      local: indices along the first axis of the rows that this process makes.
 
     Returns:
-      {"images", "boxes", "flip"} for `crop_on_device`; the shape of
-      `rows[local]` stands in front of each.
+      {"images", "boxes", "flip"} for `crop_on_device`; each shape begins with
+      that of `rows[local]`.
     """
     boxes_of_rows = self._boxes(rng, self.images.sizes[rows.ravel()])
     boxes_of_rows = boxes_of_rows.reshape(*rows.shape, *boxes_of_rows.shape[1:])
@@ -143,7 +146,7 @@ class TrainingViews:
     return {"images": pixels, "boxes": on_pixels, "flip": flip[local]}
 
   def _boxes(self, rng, sizes):
-    """[N, 4], or [N, crops, 4], of images with the sizes [N, 2]."""
+    """Draws boxes [N, 4] or [N, crops, 4] of images with the sizes [N, 2]."""
     view = self.view
     if not self.of_episodes or view.kind == "fcn":
       return boxes.random_resized_crop(
@@ -158,7 +161,7 @@ class TrainingViews:
 def random_crops(
   rng: np.random.Generator, sizes: np.ndarray, crops: int, view: View
 ) -> np.ndarray:
-  """Several random boxes an image: sizes [N, 2] -> [N, crops, 4]."""
+  """Draws several boxes per image: sizes [N, 2] -> [N, crops, 4], in pixels."""
   drawn = boxes.random_resized_crop(
     rng, sizes.repeat(crops, 0), scale=view.scale, ratio=view.aspect
   )
@@ -168,20 +171,20 @@ def random_crops(
 def evaluation_boxes(
   view: View, images: ImageSet, rows: np.ndarray, episode: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Crops of grid and sampling at test time.
+  """Returns the crops of "grid" and "sampling" at test time.
 
-  Those of an image are a function of (seed, row), so it is encoded once. With
-  an episode's number, sampling draws others for each episode.
+  The crops of an image are a function of (seed, row), so the image is encoded
+  only once. With an episode, "sampling" draws new crops for each episode.
 
   Args:
-    view: of kind "grid" or "sampling".
+    view: the settings, of kind "grid" or "sampling".
     images: the image set.
-    rows: int [N].
-    episode: its number, or None.
+    rows: int [N], rows of the image set.
+    episode: number of the episode, or None.
 
   Returns:
-    Boxes [N, crops, 4] in pixels of the originals, and bool [N, crops], which
-    crops are mirrored.
+    Boxes [N, crops, 4] in pixels of the originals; and bool [N, crops], whether
+    each crop is mirrored.
   """
   sizes = images.sizes[rows]
   if view.kind == "grid":
@@ -198,16 +201,17 @@ def evaluation_boxes(
 
 
 def crop_on_device(view: View, size: int, drawn: dict) -> jax.Array:
-  """Cuts and normalizes what `TrainingViews` has drawn.
+  """Cuts and normalizes the crops that `TrainingViews` has drawn.
 
   Args:
-    view: says how to normalize.
-    size: side of the result.
-    drawn: "images" uint8 [..., S, S, 3], "boxes" [..., 4], "flip" bool [...];
-      boxes and flips may have one more axis than images: several crops of one.
+    view: the settings of the normalization.
+    size: side of the result in pixels.
+    drawn: "images" uint8 [..., S, S, 3], "boxes" [..., 4] in pixels of these
+      images, "flip" bool [...]. Boxes and flips may have one more axis than the
+      images, for several crops of each image.
 
   Returns:
-    Network input [..., size, size, 3].
+    Network input, float32 [..., size, size, 3].
   """
   images, crop_boxes, flip = drawn["images"], drawn["boxes"], drawn["flip"]
   if flip.ndim > images.ndim - 3:
@@ -224,19 +228,19 @@ def crop_on_device(view: View, size: int, drawn: dict) -> jax.Array:
 
 
 def evaluation_side(view: View) -> int:
-  """Side of whole images that `evaluation_view` does not resize."""
+  """Returns the side of whole images that `evaluation_view` need not resize."""
   return view.size if view.whole_crop == "whole" else large_side(view.size)
 
 
 def evaluation_view(view: View, images: jax.Array | np.ndarray) -> jax.Array:
-  """Whole images at test time, without randomness.
+  """Makes the network input of whole images at test time, without randomness.
 
   Args:
-    view: how to look at them.
+    view: the settings of the view.
     images: uint8 [N, H, W, 3].
 
   Returns:
-    Network input [N, size, size, 3].
+    Network input, float32 [N, size, size, 3].
   """
   if view.whole_crop == "center":
     return view.normalize(evaluation_images(images, view.size))

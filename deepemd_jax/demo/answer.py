@@ -1,4 +1,4 @@
-"""Answers a form with what the page shows, as plain JSON."""
+"""Answers a form with the content of the page, as plain JSON."""
 
 import base64
 import io
@@ -16,21 +16,22 @@ def classify(form: Form, checkpoint) -> dict:
   """Classifies the query of a form.
 
   Args:
-    form: what was sent.
-    checkpoint: as `FewShotClassifier` takes it.
+    form: the form that was sent.
+    checkpoint: the checkpoint, as for `FewShotClassifier`.
 
   Returns:
-    "predicted": the number of a class, from 0; "facts": as
-    `FewShotClassifier.describe`; "query": a picture, a data URL; "classes": for
-    each its "name", "probability" and "logit", the number of its "images", and
-    how it was matched: "support" and "query" with their pictures, the "pairs",
-    and the "remainder", which sums with their contributions to the logit.
+    "predicted", the number of a class, from 0; "facts", the result of
+    `FewShotClassifier.describe`; "query", a picture as a data URL; and
+    "classes". Each class has its "name", "probability", "logit" and the number
+    of its "images". Its match is "support" and "query" with their pictures, the
+    "pairs", and the "remainder", the difference between the logit and the
+    contributions of the pairs.
 
   Raises:
-    InputError: there is no such variant or solver, or no checkpoint any more.
+    InputError: there is no such variant or solver, or the checkpoint is gone.
   """
   classifier = FewShotClassifier(checkpoint, form.variant, form.solver)
-  # Numbers, so that the order of the form is kept.
+  # The labels are numbers, so that classes keep the order of the form.
   classifier.fit(
     [image for images in form.support for image in images],
     [k for k, images in enumerate(form.support) for _ in images],
@@ -63,8 +64,7 @@ def _match(explanation: Explanation) -> dict:
 
 
 def _side(side: Side) -> dict:
-  """The size of an image in pixels, the unit of the boxes, and its picture
-  darkened where its weights are small."""
+  """Returns an image's size in pixels, and its picture darkened by weights."""
   height, width = side.size
   weighted = plots.weighted(side.picture, side.small_boxes(), side.weights)
   return {"width": width, "height": height, "weighted": _url(weighted)}

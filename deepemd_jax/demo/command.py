@@ -1,4 +1,4 @@
-"""The command `demo`: opens a web page on this machine."""
+"""The command `demo`, which opens a web page on this machine."""
 
 import argparse
 import os
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what the command takes."""
+  """Adds the arguments of the command."""
   shared.add_checkpoint(parser)
   parser.add_argument(
     "--port",
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> NoReturn:
   """Serves the page until the process ends.
 
   Raises:
-    InputError: the port cannot be had, or there is no checkpoint.
+    InputError: the port is not available, or there is no such checkpoint.
   """
   if not 0 <= options.port < 2**16:
     raise InputError(f"--port is {options.port}; use 0 to 65535")
@@ -73,8 +73,10 @@ def _listen(port: int) -> socket.socket:
 
 
 def _open(address: str) -> None:
-  """Opens a browser, if there is one with windows: without a screen, Python
-  would start one that takes the terminal."""
+  """Opens a browser if there is a display.
+
+  Without a display, Python would start a browser that occupies the terminal.
+  """
   screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
   if sys.platform in ("win32", "darwin") or screen:
     threading.Thread(target=webbrowser.open, args=[address]).start()

@@ -1,9 +1,9 @@
-"""Connections that end, so that no client can hold the server for long.
+"""Connections with time limits, so that no client can block the server.
 
-A client has a number of seconds to send its whole request, however it spreads
-the bytes, and as many again to take the answer. If too many clients are there,
-or if they have sent too much together, some have to go. Those whose request is
-there in full, and at work or waiting for its turn, stay.
+A client has a number of seconds to send its whole request, and the same number
+of seconds to receive the answer. If there are too many clients, or they have
+sent too many bytes together, some connections are ended. Clients whose complete
+request is being processed or is waiting for its turn stay connected.
 """
 
 import contextlib
@@ -14,14 +14,15 @@ import time
 
 
 class Crowd:
-  """The open connections, within limits.
+  """The open connections, with their limits.
 
   Args:
-    clients: the most of them at a time.
-    size: the most bytes that they may have sent, all together, in requests that
-      are not answered yet.
-    head: the most bytes of one request's first line and headers.
-    seconds: that a client has to send its request, and to take the answer.
+    clients: the largest number of open connections.
+    size: the largest number of bytes of all requests together that are not
+      answered yet.
+    head: the largest number of bytes of one request's first line and headers.
+    seconds: the time for a client to send its request, and to receive the
+      answer.
   """
 
   def __init__(self, clients: int, size: int, head: int, seconds: float):
@@ -32,7 +33,7 @@ class Crowd:
 
   @contextlib.contextmanager
   def joined(self, client: "Client"):
-    """Counts a client in while the context lasts."""
+    """Counts a client as connected while the context lasts."""
     with self._lock:
       self._open[client] = None
       if len(self._open) > self._clients:
@@ -44,24 +45,24 @@ class Crowd:
         self._open.pop(client, None)
 
   def count(self, client: "Client") -> None:
-    """Makes room if, with what a client has just sent, it is too much."""
+    """Ends a connection if all clients together have sent too many bytes."""
     with self._lock:
       if sum(c.received for c in self._open) > self._size:
         others = [c for c in self._open if not c.at_work]
         self._drop(max((*others, client), key=lambda c: c.received))
 
   def _drop(self, client: "Client") -> None:
-    # Counted out at once: its thread takes a moment to notice.
+    # Removed here, because the client's thread notices a moment later.
     self._open.pop(client, None)
     client.drop()
 
 
 class Client(io.RawIOBase):
-  """Both directions of a connection, as a file.
+  """A connection as a file for both directions.
 
   Attributes:
-    at_work: whether the request is there in full, and worked on or waiting.
-    received: bytes of the request. It is 0 again when the answer begins.
+    at_work: whether the request is complete, and processed or waiting.
+    received: number of bytes of the request; 0 again when the answer begins.
   """
 
   def __init__(self, connection: socket.socket, crowd: Crowd):
@@ -71,19 +72,19 @@ class Client(io.RawIOBase):
     self.at_work, self.received = False, 0
 
   def readable(self) -> bool:
-    """True, as a file has it."""
+    """Returns True, because the connection can be read."""
     return True
 
   def writable(self) -> bool:
-    """True, as a file has it."""
+    """Returns True, because the connection can be written."""
     return True
 
   def readinto(self, buffer) -> int:
-    """Reads what is there.
+    """Reads the available bytes into `buffer` and returns their number.
 
     Raises:
       TimeoutError: the client's time is over.
-      ConnectionError: its headers are too large, or it had to go.
+      ConnectionError: the headers are too large, or the connection was ended.
     """
     self._wait_at_most(self._end - time.monotonic())
     count = self._connection.recv_into(buffer)
@@ -95,26 +96,26 @@ class Client(io.RawIOBase):
     return count
 
   def write(self, data) -> int:
-    """Sends everything.
+    """Sends all bytes and returns their number.
 
     Raises:
       TimeoutError: the client takes too long.
-      ConnectionError: it is gone.
+      ConnectionError: the client has disconnected.
     """
     self._wait_at_most(self._crowd.seconds)
     self._connection.sendall(data)
     return len(data)
 
   def head_ended(self) -> None:
-    """Says that the headers are there, and that a body may follow."""
+    """Marks the headers as complete; a body may follow."""
     self._in_head = False
 
   def answer_begins(self) -> None:
-    """Says that what still comes is thrown away."""
+    """Marks the beginning of the answer; later bytes are ignored."""
     self._answered, self.at_work, self.received = True, False, 0
 
   def drop(self) -> None:
-    """Ends the connection, also for a thread that waits for it."""
+    """Ends the connection, also for a thread that is waiting for it."""
     with contextlib.suppress(OSError):  # it has ended already
       self._connection.shutdown(socket.SHUT_RDWR)
 

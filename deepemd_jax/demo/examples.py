@@ -1,8 +1,8 @@
-"""Examples to try: views of photographs, and scenes of `glyph_clutter`.
+"""Examples for the page: views of photographs, and scenes of `glyph_clutter`.
 
-The photographs lie beside this file, with their sources. An image is a part of
-one of them, and so is the query. The scenes are new ones of the test classes,
-on which the quickstart's encoder was not trained.
+The photographs and their sources are beside this file. Each image and the query
+is a part of one photograph. The scenes are new scenes of the test classes, on
+which the quickstart's encoder was not trained.
 """
 
 import base64
@@ -20,18 +20,18 @@ from deepemd_jax.data import glyph_clutter
 from deepemd_jax.data.published import splits
 
 WAY = 5
-SEEDS = 20  # examples of a kind; all of them take 16 MB as text
+SEEDS = 20  # examples of each kind; all of them take 16 MB as text
 _PHOTOGRAPHS = pathlib.Path(__file__).with_name("photographs")
-_SIDE = 224  # pixels of a view
+_SIDE = 224  # side of a view in pixels
 
 
 class Kind(NamedTuple):
   """A kind of examples.
 
   Attributes:
-    title: on the page.
-    shot: images a class.
-    variant: of `glyph_clutter`; "" is photographs.
+    title: its title on the page.
+    shot: number of images per class.
+    variant: the variant of `glyph_clutter`; "" means photographs.
   """
 
   title: str
@@ -50,7 +50,7 @@ _turn = threading.Lock()
 
 
 def text(kind: str, seed: int) -> bytes:
-  """Returns what `make` does, as JSON. Each example is made once."""
+  """Returns the result of `make` as JSON; each example is made only once."""
   with _turn:
     return _text(kind, seed)
 
@@ -65,11 +65,11 @@ def make(kind: str, seed: int) -> dict:
 
   Args:
     kind: one of `KINDS`.
-    seed: another seed gives another example.
+    seed: the seed; another seed gives another example.
 
   Returns:
-    "classes": "name" and "images" of each, JPEG or PNG in base64; "query": the
-    same; "truth": number of the query's class, from 0.
+    "classes", each with "name" and "images"; "query", an image; and "truth",
+    the number of the query's class, from 0. Images are JPEG or PNG in base64.
   """
   _, shot, variant = KINDS[kind]
   rng = random.Random(f"{kind} {seed}")
@@ -91,7 +91,7 @@ def _characters() -> dict[str, dict]:
 
 
 def _scenes(variant, name, count, rng, label) -> list[str]:
-  """New scenes of a test class, each with another typeface."""
+  """Returns new scenes of a test class, each with another typeface."""
   character = _characters()[name]["character"]
   faces = [
     path
@@ -112,7 +112,7 @@ def _photographs() -> list[str]:
 
 
 def _views(name, count, rng, label) -> list[str]:
-  """Parts of a photograph, of any size and place; some are mirrored."""
+  """Returns random parts of a photograph, some of them mirrored."""
   del label
   with Image.open(_PHOTOGRAPHS / f"{name}.jpg") as image:
     return [_encoded(_view(image, rng), "JPEG") for _ in range(count)]

@@ -1,9 +1,9 @@
 """Reads the form that a browser sends: classes, images and settings.
 
-The form has a field `name` for each class; fields `support0`, `support1`, ...
-with the files of the first class, the second, and so on; `query`, one file;
-and, if wanted, `variant` and `solver`. File names appear in messages only; no
-file of that name is opened.
+The form has a field `name` for each class. The fields `support0`, `support1`,
+... have the files of the first class, the second class, and so on. The field
+`query` has one file. The fields `variant` and `solver` are optional. The names
+of files appear only in messages; no file with such a name is opened.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from deepemd_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """The most that one classification may have.
+  """The limits of one classification.
 
   Attributes:
     file: bytes of an image file.
     request: bytes of the whole request.
-    classes: classes.
-    images: images of one class.
-    name: characters of a class's name.
-    pixels: pixels of one image. They are counted before any is decoded.
-    all_pixels: pixels of all images together. They are in memory at once, with
-      3 bytes each.
+    classes: number of classes.
+    images: number of images of one class.
+    name: characters in the name of a class.
+    pixels: pixels of one image, which are counted before decoding.
+    all_pixels: pixels of all images together. They are in memory at the same
+      time, with 3 bytes each.
   """
 
   file: int = 20 * 2**20
@@ -45,7 +45,7 @@ class Limits:
   all_pixels: int = 300_000_000
 
   def parts(self) -> int:
-    """How many fields and files a form may have."""
+    """Returns the largest number of fields and files of a form."""
     return self.classes * (self.images + 1) + 3
 
 
@@ -54,7 +54,7 @@ class Refused(InputError):
 
   Attributes:
     status: the HTTP status.
-    where: what the message is about: {"class": number, "image": number},
+    where: the place of the error: {"class": number, "image": number},
       {"class": number}, {"query": True}, or {}. Numbers start at 0.
   """
 
@@ -65,11 +65,11 @@ class Refused(InputError):
 
 
 class Upload(Request):
-  """A request whose files stay in memory, until it is closed."""
+  """A request whose files stay in memory until it is closed."""
 
   def __init__(self, environ):
-    # Without a reference back, which would keep the files until Python looks
-    # for cycles.
+    # A reference from the environment back to the request would be a cycle,
+    # and would keep the files until Python's garbage collection.
     super().__init__(environ, populate_request=False)
 
   def _get_file_stream(self, *arguments, **options) -> io.BytesIO:
@@ -80,11 +80,11 @@ class Form(NamedTuple):
   """An image to classify, and the examples.
 
   Attributes:
-    names: names of the classes, in the order of the form.
-    support: RGB images of each class, at least one.
-    query: an RGB image.
-    variant: name of the kind of nodes, or None; not checked yet.
-    solver: name of the EMD solver, or None; not checked yet.
+    names: the names of the classes, in the order of the form.
+    support: the RGB images of each class, at least one.
+    query: the RGB image to classify.
+    variant: the name of the kind of nodes, or None; not checked yet.
+    solver: the name of the EMD solver, or None; not checked yet.
   """
 
   names: list[str]
@@ -98,9 +98,10 @@ def read(request: Upload, limits: Limits) -> Form:
   """Reads a form.
 
   Raises:
-    Refused: something is missing, too much, too large or not an image.
-    werkzeug.exceptions.RequestEntityTooLarge: more bytes or parts than the
-      request's own limits.
+    Refused: a part is missing, too large or not an image, or there are too many
+      parts.
+    werkzeug.exceptions.RequestEntityTooLarge: there are more bytes or parts
+      than the request's own limits.
   """
   if request.mimetype != "multipart/form-data":
     raise Refused(415, "send a multipart form (multipart/form-data)")
@@ -168,12 +169,12 @@ def _names(fields: list[str], limits: Limits) -> list[str]:
 
 
 def _chosen(files: list[FileStorage]) -> list[FileStorage]:
-  """Without the nameless empty file that a browser sends for none."""
+  """Removes the empty file without a name that a browser sends for no file."""
   return [file for file in files if file.filename]
 
 
 def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
-  """Decodes files, each of which comes with what it is: see `Refused.where`."""
+  """Decodes files, each of which comes with its `Refused.where`."""
   left = limits.all_pixels
   for where, file in files:
     name = _quoted(file.filename or "")
@@ -186,7 +187,7 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
         **where,
       )
     try:
-      # `with image:` would close the file only, and keep the pixels.
+      # `with image:` would close only the file and keep the pixels.
       with contextlib.closing(image_io.open_image(content)) as image:
         size = f"{image.width} x {image.height} pixels"
         image_io.shrink_while_decoding(image, limits.pixels)
@@ -195,7 +196,7 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
           rgb = image_io.to_rgb(image)
     except image_io.TooLarge as error:
       raise Refused(413, f"{name}: {error}", **where) from error
-    except Exception as error:  # decoders raise nearly anything
+    except Exception as error:  # decoders raise errors of many types
       raise Refused(
         415, f"{name} cannot be read: {image_io.reason(error)}", **where
       ) from error
@@ -214,10 +215,10 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
         "million pixels together; give fewer or smaller ones",
         **where,
       )
-    yield rgb  # pyrefly: ignore[unbound-name]: else the count was refused
+    yield rgb  # pyrefly: ignore[unbound-name]: otherwise it was refused above
 
 
 def _quoted(name: str) -> str:
-  """A name as messages have it: short, and with printable characters only."""
+  """Returns a name for messages, short and with printable characters only."""
   text = "".join(c if c.isprintable() else "\ufffd" for c in name)
   return f"“{text[:60]}{'…' if text[60:] else ''}”"

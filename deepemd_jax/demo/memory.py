@@ -1,4 +1,4 @@
-"""Has large pieces of memory go back to the system when they are freed."""
+"""Makes the process return large pieces of memory to the system when freed."""
 
 import ctypes
 
@@ -7,11 +7,11 @@ _LARGE = 2**20  # bytes
 
 
 def return_large_pieces() -> None:
-  """Sets this for the whole process.
+  """Sets a fixed threshold for large pieces in the whole process.
 
-  Otherwise glibc raises what it takes for large up to 32 MiB, and keeps the
-  pixels of a freed image for later, in a store for each thread: gigabytes after
-  a few large images. Other C libraries do not, and have no such setting.
+  Otherwise glibc raises its threshold up to 32 MiB and keeps the pixels of
+  freed images in a store for each thread. A few large images then hold
+  gigabytes. Other C libraries do not do this and have no such setting.
   """
   try:
     ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)

@@ -1,9 +1,9 @@
 // The forms of the page: classes, query, settings, and the request.
-// Whatever a person gives is put into the page as text, never as HTML.
+// User input is put into the page as text, never as HTML.
 
 import { $, make, showAnswer } from "./result.js";
 
-// What else the server reads, it tells by the content.
+// The server recognizes further formats by the content of a file.
 const FORMATS = "image/*,.heic,.heif,.avif,.jfif,.jp2,.tga,.qoi";
 const VARIANTS = {
   fcn: "regions are cells of the feature map",
@@ -11,12 +11,12 @@ const VARIANTS = {
   sampling: "regions are random crops",
 };
 
-let settings; // what GET /settings says
-let seed = Math.floor(Math.random() * 2 ** 20); // of the next example
-let example; // its query, and the card of the class that this shows
-let answer; // to the last form
+let settings; // the answer of GET /settings
+let seed = Math.floor(Math.random() * 2 ** 20); // the seed of the next example
+let example; // the query of the last example, and the card of its class
+let answer; // the answer to the last form
 
-// A class, or the query: a card that images are dropped on.
+// A card on which the images of a class, or the query, are dropped.
 class Card {
   constructor(name) {
     this.files = [];
@@ -45,7 +45,7 @@ class Card {
       this.add([...this.choose.files]);
       this.choose.value = "";
     };
-    let depth = 0; // children report, too, that a file is over them
+    let depth = 0; // children also report that a file is over them
     this.root.ondragenter = () => this.root.classList.toggle("over", ++depth);
     this.root.ondragleave = () => {
       this.root.classList.toggle("over", --depth > 0);
@@ -114,7 +114,7 @@ class Card {
   }
 }
 
-let cards = []; // of the classes
+let cards = []; // the cards of the classes
 let query;
 
 function button(text, label, action) {
@@ -129,7 +129,7 @@ function mebibytes(bytes) {
   return +(bytes / 2 ** 20).toFixed(1);
 }
 
-// The answer is not to what is on the page any more.
+// Marks the answer as stale, because the page has changed.
 function changed(card) {
   card?.error("");
   $("error").textContent = "";
@@ -169,7 +169,7 @@ function startOver(count) {
   changed();
 }
 
-// Asks the server; throws an Error with a sentence for the person, and `where`.
+// Asks the server; throws an Error with a sentence for the user, and `where`.
 async function ask(path, options) {
   let response, content;
   try {
@@ -215,7 +215,7 @@ async function loadExample(kind) {
   example = { file: query.files[0], card: cards[found.truth] };
 }
 
-let working = null; // what cancels the request under way
+let working = null; // the AbortController of the current request
 
 async function classify() {
   const form = new FormData();
@@ -308,7 +308,7 @@ async function start() {
   $("clear").onclick = () => startOver(2);
   $("classify").onclick = classify;
   $("cancel").onclick = () => working?.abort();
-  // A file dropped beside a card would replace the page.
+  // Otherwise a file dropped beside a card would replace the page.
   for (const name of ["dragover", "drop"]) {
     window.addEventListener(name, (event) => event.preventDefault());
   }

@@ -1,8 +1,8 @@
 // Shows how the query was matched: scores, pictures, and the sum of pairs.
-// Whatever a person gives is put into the page as text, never as HTML.
+// User input is put into the page as text, never as HTML.
 
-const SHOWN = 8; // lines in the picture
-const ROWS = 10; // of the table, until all are asked for
+const SHOWN = 8; // number of lines in the picture
+const ROWS = 10; // number of table rows before the user asks for all
 const VIRIDIS = [
   [68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37],
 ];
@@ -22,7 +22,7 @@ function draw(name, attributes = {}, ...children) {
   return element;
 }
 
-let answer; // what is shown
+let answer; // the answer that is shown
 
 // Shows the answer of POST /classify, with `truth`, the number of the true class
 // or -1.
@@ -68,8 +68,8 @@ function color(cosine) {
   return `rgb(${mixed})`;
 }
 
-// Where a match's images stand: above as they are, below under their weights,
-// on the left the class's, on the right the query.
+// Returns the places of a match's images. The upper images are unchanged, and the
+// lower ones are darkened by their weights. The class is left of the query.
 function placed(match) {
   const [side, gap, text] = [400, 200, 34];
   const scale = ({ width, height }) => side / Math.max(width, height);
@@ -141,7 +141,7 @@ function showMatch(k) {
   ...frames(match.pairs, "query_box", place.below[1]),
   ...match.pairs.slice(0, SHOWN).map((pair) => line(pair, place, largest)),
   lit));
-  // Few pixels, enlarged, are to stay pixels.
+  // Small images are enlarged without smoothing.
   const side = Math.max(match.support.width, match.query.width);
   $("result").classList.toggle("small", side <= 128);
   $("matched").textContent = match.name;
@@ -195,7 +195,7 @@ function cell(number) {
   return make("td", { className: "n" }, number);
 }
 
-// A region alone, cut out of its image.
+// Returns a table cell with one region, cut out of its image.
 function region({ width, height }, href, [left, top, right, bottom]) {
   const viewBox = `${left} ${top} ${right - left} ${bottom - top}`;
   const svg = draw("svg", { viewBox, "aria-hidden": true },

@@ -1,13 +1,14 @@
-"""The page and its answers over HTTP, for one person on this machine.
+"""The HTTP server of the page, for one user on this machine.
 
-Werkzeug, because it parses multipart forms within limits, checks hosts and has
-a server with threads, which suits work that blocks, in two small packages of
-pure Python; Gradio is over fifty, Starlette with uvicorn and python-multipart
-six.
+The server uses Werkzeug, which parses multipart forms within limits, checks
+hosts and has a server with threads, which suits blocking work. It is two small
+packages of pure Python. Gradio is over fifty packages, and Starlette with
+uvicorn and python-multipart is six.
 
-Other sites that are open in the same browser can reach 127.0.0.1 too: requests
-that name another host are refused. So are those that another site started,
-except for the page and its parts, to which other pages may link.
+Other sites that are open in the same browser can also reach 127.0.0.1. So
+requests that name another host are refused. Requests that another site started
+are refused as well, except for the page and its parts, to which other pages may
+link.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ from deepemd_jax.demo import answer, connections, examples, form, memory
 from deepemd_jax.emd.solvers import SOLVERS
 from deepemd_jax.errors import InputError
 
-# address -> file and its type; no other file is served.
+# {address: (file, type)}. No other file is served.
 _PAGE = {
   "/": ("page.html", "text/html; charset=utf-8"),
   "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -44,12 +45,12 @@ _PAGE = {
   "/result.js": ("result.js", "text/javascript; charset=utf-8"),
 }
 _HOSTS = ("127.0.0.1", "localhost")
-_MAX_REQUESTS = 4  # at work or waiting; each may hold its images in memory
-_MAX_CLIENTS = 64  # connections that are open
+_MAX_REQUESTS = 4  # processed or waiting; each may hold its images in memory
+_MAX_CLIENTS = 64  # open connections
 _MAX_RECEIVED = 2**29  # bytes of all requests together
 _MAX_HEAD = 2**17  # bytes of a request's headers
-_TIMEOUT = 60  # seconds to send a request, and as many to take the answer
-_CLIENT = "deepemd_jax.client"  # where a WSGI environment has it
+_TIMEOUT = 60  # seconds to send a request, and again to receive the answer
+_CLIENT = "deepemd_jax.client"  # the key of the client in a WSGI environment
 _HEADERS = {
   "Cache-Control": "no-store",
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
@@ -64,18 +65,18 @@ _HEADERS = {
 class Demo:
   """The WSGI application.
 
-  GET / gives the page; GET /settings what can be chosen, and the limits; GET
-  /example?kind=...&seed=... an example. POST /classify takes a form, see
-  `form`, and answers as `answer.classify` says. A refusal is {"error": one
-  sentence, "where": what it is about}.
+  GET / returns the page. GET /settings returns the choices and the limits. GET
+  /example?kind=...&seed=... returns an example. POST /classify takes a form
+  (see `form`) and returns the result of `answer.classify`. A refusal is
+  {"error": one sentence, "where": the place of the error}.
   """
 
   def __init__(self, checkpoint=None, limits: form.Limits | None = None):
     """Loads the checkpoint once, to refuse a wrong one at the start.
 
     Args:
-      checkpoint: as `FewShotClassifier` takes it.
-      limits: of one classification; None is the default ones.
+      checkpoint: the checkpoint, as for `FewShotClassifier`.
+      limits: the limits of one classification; None means the defaults.
 
     Raises:
       InputError: there is no such checkpoint.
@@ -103,7 +104,7 @@ class Demo:
     self.turn = threading.Lock()  # one classification at a time
 
   def __call__(self, environ, start_response):
-    """Answers a request, as WSGI has it."""
+    """Answers a request as a WSGI application."""
     request = form.Upload(environ)
     try:
       with contextlib.closing(request):
@@ -156,14 +157,17 @@ class Demo:
     return answer.classify(content, self._checkpoint)
 
   def _receive(self, request: form.Upload) -> None:
-    """Reads and parses the body. It takes no place: some clients are slow."""
+    """Reads and parses the body, before the request takes one of the places.
+
+    Otherwise slow clients could occupy all places.
+    """
     limits = self._limits
     length = request.headers.get("Content-Length", "0")
     if not (length.isascii() and length.isdecimal()):
       raise form.Refused(
         400, f"Content-Length is {length[:20]!r}; send the number of bytes"
       )
-    # A number of thousands of digits counts as 0 for Werkzeug.
+    # Werkzeug takes a number with thousands of digits for 0.
     if len(length) > 18 or int(length) > limits.request:
       raise _too_much(limits)
     request.max_content_length = limits.request
@@ -192,7 +196,7 @@ def _check_site(request: form.Upload) -> None:
   host = request.headers["Host"]
   origin = request.headers.get("Origin")
   site = request.headers.get("Sec-Fetch-Site", "same-origin")
-  # What browsers do not send, other programs need not.
+  # Programs other than browsers need not send these headers.
   if site != "same-origin" or origin not in (None, f"http://{host}"):
     raise form.Refused(403, "a page from another site may not ask for this")
 
@@ -211,8 +215,8 @@ def _example(request: form.Upload) -> Response:
 
 
 def _too_much(limits: form.Limits) -> form.Refused:
-  # Not a variable where it is raised: it would refer to itself there, and keep
-  # what was received.
+  # The error is made here because a variable in the caller would be a reference
+  # cycle that keeps the received bytes in memory.
   return form.Refused(
     413,
     f"this is too much at once: more than {limits.request / 2**20:g} MiB, or "
@@ -231,7 +235,7 @@ def _refusal(status: int, message: str, where: dict | None = None) -> Response:
 
 
 class _Handler(WSGIRequestHandler):
-  """Logs nothing, and waits for no client for long."""
+  """A handler that logs nothing and limits the time of each client."""
 
   server: "Server"  # pyrefly: ignore[bad-override-mutable-attribute]
 
@@ -239,7 +243,7 @@ class _Handler(WSGIRequestHandler):
     super().setup()
     self.client = connections.Client(self.connection, self.server.crowd)
     self.rfile = io.BufferedReader(self.client)
-    # pyrefly: ignore[bad-assignment]: it has what http.server calls
+    # pyrefly: ignore[bad-assignment]: it has the methods that http.server calls
     self.wfile = self.client
 
   def handle(self):
@@ -251,7 +255,7 @@ class _Handler(WSGIRequestHandler):
     self.client.head_ended()
     if complete:
       try:
-        urlsplit(self.path)  # as Werkzeug does, which catches nothing
+        urlsplit(self.path)  # Werkzeug does the same without catching errors
       except ValueError:
         self.send_error(400, "Bad address")
         return False
@@ -265,7 +269,7 @@ class _Handler(WSGIRequestHandler):
     super().send_response(code, message)
 
   def log_request(self, code="-", size="-"):
-    pass  # Werkzeug's would parse the address before it logs nothing
+    pass  # the method of Werkzeug would parse the address even so
 
   def log(self, type, message, *args):
     pass
@@ -275,7 +279,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class Server(ThreadedWSGIServer):
-  """A server on a socket that listens; its `serve_forever` serves."""
+  """A server on a listening socket, started by its `serve_forever`."""
 
   def __init__(self, demo: Demo, listening: socket.socket):
     host, port = listening.getsockname()

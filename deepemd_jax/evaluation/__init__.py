@@ -1,1 +1,1 @@
-"""How good an encoder is: few-shot episodes, retrieval, results, figures."""
+"""Evaluation of encoders: few-shot episodes, retrieval, results and figures."""

@@ -1,5 +1,7 @@
-"""Curves and rows of pictures: training, robustness, retrieval. Arrays in,
-matplotlib figures out."""
+"""Plots of training, robustness and retrieval.
+
+The functions take arrays and return matplotlib figures.
+"""
 
 import dataclasses
 import itertools
@@ -16,13 +18,13 @@ from deepemd_jax.evaluation.plots import (
 
 @dataclasses.dataclass(frozen=True)
 class Retrieved:
-  """What a query got, by several rankings.
+  """A query and its first images in several rankings.
 
   Attributes:
-    query: uint8 [H, W, 3].
-    title: what it shows.
-    found: ranking -> (its first images, uint8 [k, H, W, 3]; bool [k], which of
-      them show the same).
+    query: uint8 [H, W, 3], the query image.
+    title: the name of its class.
+    found: {ranking: (its first images, uint8 [k, H, W, 3]; whether each has the
+      query's class, bool [k])}.
   """
 
   query: np.ndarray
@@ -31,11 +33,11 @@ class Retrieved:
 
 
 def learning_curves(stages: dict[str, list[dict]]):
-  """Loss above, accuracy below, one column a stage.
+  """Plots the loss above the accuracy, with one column per stage.
 
   Args:
-    stages: name -> rows with "step" and any of "loss", "accuracy",
-      "val_accuracy", "val_prototype".
+    stages: {name: rows with "step" and any of "loss", "accuracy",
+      "val_accuracy", "val_prototype"}.
   """
   figure = new_figure(4.2 * len(stages), 5.2)
   axes = figure.subplots(2, len(stages), sharex="col", squeeze=False)
@@ -72,15 +74,12 @@ def _line(axis, rows, key, label, color):
 
 
 def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
-  """Draws the accuracy of several heads against a setting, with intervals.
+  """Plots the accuracy of several heads against a setting, with intervals.
 
   Args:
     panels: {title of a panel: {head: [(x, accuracy, half width), ...]}}. The
-      accuracy and the half width of its 95% interval are percent.
-    xlabel: what x is, for the axis.
-
-  Returns:
-    The matplotlib figure.
+      accuracy and the half width of its 95% interval are in percent.
+    xlabel: the label of the x axis.
   """
   figure = new_figure(3.2 * len(panels) + 0.6, 3.4)
   axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -110,11 +109,11 @@ def robustness_curves(panels: dict[str, dict[str, list[tuple]]], xlabel: str):
 
 
 def retrieval_curves(panels: dict[str, dict[str, list]], times: list[tuple]):
-  """Quality, then time, against the number of images put in order by EMD.
+  """Plots quality and time against the number of images that EMD re-ranks.
 
   Args:
-    panels: metric -> method -> [(images, percent), ...].
-    times: [(images, milliseconds a query), ...].
+    panels: {metric: {method: [(images, percent), ...]}}.
+    times: [(images, milliseconds per query), ...].
   """
   figure = new_figure(3.2 * (len(panels) + 1) + 0.6, 3.4)
   *above, last = figure.subplots(1, len(panels) + 1)
@@ -142,8 +141,10 @@ def retrieval_curves(panels: dict[str, dict[str, list]], times: list[tuple]):
 
 
 def retrieved(rows: list[Retrieved]):
-  """A line for each query and ranking: the query, then what it got; framed and
-  marked right or wrong."""
+  """Plots one line of images for each query and ranking.
+
+  The query comes first. The ranked images are framed and marked right or wrong.
+  """
   lines = [(row, name) for row in rows for name in row.found]
   columns = 1 + max(
     len(images) for row in rows for images, _ in row.found.values()

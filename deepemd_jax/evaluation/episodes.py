@@ -1,7 +1,7 @@
-"""Accuracies of heads on few-shot episodes, and the validation of training.
+"""Accuracies of heads on few-shot episodes, and validation during training.
 
-Every image is encoded once; an episode is then only a choice of rows. All heads
-see identical episodes, so their differences are paired.
+Every image is encoded once, and an episode only selects rows of the nodes. All
+heads see identical episodes, so their differences are paired.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from deepemd_jax.utils.random_streams import Stream, random_key
 def episode_sampler(
   settings: Settings, images: ImageSet, split: str
 ) -> EpisodeSampler:
-  """The episodes of a split, those that every head and every run is judged on.
+  """Returns the sampler of a split's episodes, the same for all heads and runs.
 
   Args:
-    settings: of the run: test episodes for the split test, else those of
-      training.
-    images: of the split.
-    split: its name.
+    settings: the run's settings. The split "test" has test episodes, and
+      other splits have training episodes.
+    images: the images of the split.
+    split: the name of the split.
   """
   testing = split == "test"
   shape = settings.episode if testing else settings.training_episode
@@ -47,22 +47,21 @@ def episode_sampler(
 
 
 class EpisodeScorer:
-  """The accuracy of a head on episodes; compiles once, however many sets of
-  images it looks at."""
+  """The accuracy of a head on episodes, compiled once for all image sets."""
 
   def __init__(self, head: heads.Scorer, seed: int) -> None:
     """Makes a scorer.
 
     Args:
-      head: see `heads.bind`.
-      seed: what is random in a head follows from it and the episode's number.
+      head: the result of `heads.bind`.
+      seed: seeds the random draws of a head, with the episode's number.
     """
     self._head = head
     self._seed = seed
     self._score = on_nodes(jax.vmap(self._right), replicate=True)
 
   def _right(self, query_nodes, support_nodes, number):
-    """Which of one episode's queries get their class, [way, n_query]."""
+    """Returns which queries of an episode are correct, bool [way, n_query]."""
     way, n_query = query_nodes.shape[:2]
     key = random_key(self._seed, Stream.SFC_ORDER, number)
     queries = query_nodes.reshape(way * n_query, *query_nodes.shape[2:])
@@ -71,11 +70,11 @@ class EpisodeScorer:
     return predicted == jnp.arange(way)[:, None]
 
   def __call__(self, *arguments, **options) -> np.ndarray:
-    """Accuracies of episodes, percent: float32 [count].
+    """Returns the accuracies of episodes in percent, float32 [count].
 
     Args:
-      *arguments: as `right` takes them.
-      **options: the same.
+      *arguments: positional arguments of `right`.
+      **options: keyword arguments of `right`.
     """
     right = self.right(*arguments, **options)
     return 100 * right.mean((1, 2), dtype=np.float32)
@@ -88,16 +87,16 @@ class EpisodeScorer:
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
   ) -> np.ndarray:
-    """Which queries of the episodes 0..count-1 get their class.
+    """Returns which queries of the episodes 0..count-1 are correct.
 
-    An episode's result does not depend on the batch that it is in, nor on the
-    number of devices, which share the work.
+    The devices share the work. An episode's result depends neither on its batch
+    nor on the number of devices.
 
     Args:
-      nodes: of the images.
-      sampler: of the episodes.
-      count: of the episodes.
-      batch_size: episodes in one device call.
+      nodes: the nodes of the images.
+      sampler: the sampler of the episodes.
+      count: number of episodes.
+      batch_size: number of episodes in one device call.
       progress: called with the number of episodes done, before each call.
 
     Returns:
@@ -107,7 +106,8 @@ class EpisodeScorer:
     batch_size = sharding.pad_to_devices(batch_size)
     for start in range(0, count, batch_size):
       progress(start)
-      # The last batch repeats early episodes, so that one shape compiles once.
+      # The last batch repeats early episodes, so that all batches have one
+      # shape and there is one compilation.
       numbers = (start + sharding.local_indices(batch_size)) % count
       numbers = numbers.astype(np.int32)
       own = batch(sampler, map(int, numbers))
@@ -118,7 +118,7 @@ class EpisodeScorer:
 
 
 class Validator:
-  """Judges an encoder by validation episodes, while it is trained and after."""
+  """A test of an encoder on validation episodes, during or after training."""
 
   def __init__(
     self, settings: Settings, images: ImageSet, count: int, stage: str
@@ -126,21 +126,21 @@ class Validator:
     """Makes a validator.
 
     Args:
-      settings: of the run.
-      images: of the validation split.
-      count: of episodes.
-      stage: the name of the work that a signal stops.
+      settings: the run's settings.
+      images: the images of the validation split.
+      count: number of episodes.
+      stage: the name of the stage, for the message if a signal stops it.
     """
     self._images, self._count = images, count
     self._batch_size = settings.evaluate.batch_size
     self._encode = ImageSetEncoder.of(settings, stage)
-    # Few episodes use but some of the images.
+    # A small number of episodes uses only some of the images.
     self._sampler = AmongRows.of(
       episode_sampler(settings, images, "val"), count
     )
     self._scorers = {
       name: EpisodeScorer(heads.bind(head, settings.heads), settings.seed)
-      # The structured FC layer would take longer than the training.
+      # Validation with the structured FC layer would take longer than training.
       for name, head in (
         ("accuracy", "deepemd_mean"),
         ("prototype", "prototype"),
@@ -148,10 +148,13 @@ class Validator:
     }
 
   def __call__(self, variables) -> dict[str, float]:
-    """Mean percent right of DeepEMD ("accuracy") and of pooled "prototype".
+    """Returns mean accuracies in percent.
+
+    "accuracy" is that of DeepEMD without a structured FC layer, and "prototype"
+    is that of pooled prototypes.
 
     Args:
-      variables: of the backbone, on every device.
+      variables: the backbone's variables, on every device.
 
     Raises:
       StopRequested: a signal asked to stop.

@@ -1,9 +1,9 @@
-"""The one way from images to nodes.
+"""Encodes images into nodes.
 
-`Features` says how: the backbone, the view, the pyramid. Its methods are what
-training's validation, evaluation, retrieval, the classifier, pictures and the
-exported programs all use. `ImageSetEncoder` encodes a whole image set, and
-`on_nodes` lets a function of nodes take them by their rows, wherever they lie.
+`Features` combines the backbone, the view and the pyramid. Validation,
+evaluation, retrieval, the classifier, figures and exported programs all use its
+methods. `ImageSetEncoder` encodes a whole image set. `on_nodes` makes a
+function of nodes accept rows, whether the nodes are on the device or the host.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ from deepemd_jax.utils.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """How images become nodes; its methods can be traced by JAX.
+  """The encoding of images into nodes; JAX can trace its methods.
 
   Attributes:
-    backbone: from images to maps.
-    view: how images are looked at.
-    pyramid: cells along a side of the averages over a map.
+    backbone: computes feature maps.
+    view: the view settings.
+    pyramid: numbers of cells along a side of the averages over a map.
   """
 
   backbone: Backbone
@@ -46,14 +46,14 @@ class Features:
 
   @classmethod
   def of(cls, settings: Settings) -> "Features":
-    """Of a run."""
+    """Returns the features of a run's settings."""
     return cls(settings.backbone, settings.view, settings.pyramid)
 
   def nodes(self, variables, pixels: jax.Array | np.ndarray) -> jax.Array:
-    """Network input [N, crops, S, S, 3] -> nodes [N, n, c].
+    """Encodes network input [N, crops, S, S, 3] into nodes [N, n, c].
 
-    A whole image is one crop, whose map's cells are the nodes. If not, every
-    crop is a node.
+    A whole image is one crop, and the cells of its feature map are the nodes.
+    Otherwise every crop is a node.
     """
     crops = pixels.reshape(-1, *pixels.shape[2:])
     maps = self.backbone.encode(variables, crops)
@@ -66,21 +66,24 @@ class Features:
     return nodes.unit(own) if self.backbone.unit_nodes else own
 
   def nodes_of_images(self, variables, images: jax.Array) -> jax.Array:
-    """Whole images, uint8 [N, H, W, 3], at test time -> nodes [N, n, c]."""
+    """Encodes whole test images, uint8 [N, H, W, 3], into nodes [N, n, c]."""
     return self.nodes(variables, evaluation_view(self.view, images)[:, None])
 
   def nodes_of_crops(self, variables, images, boxes, flip) -> jax.Array:
-    """Crops of images -> nodes [N, crops, c]; see `crop_on_device`."""
+    """Encodes crops of images into nodes [N, crops, c].
+
+    `crop_on_device` describes `images`, `boxes` and `flip`.
+    """
     drawn = {"images": images, "boxes": boxes, "flip": flip}
     return self.nodes(
       variables, crop_on_device(self.view, self.view.size, drawn)
     )
 
   def node_boxes(self) -> np.ndarray:
-    """Where on the network's input the nodes of a whole image lie.
+    """Returns the boxes of the nodes of a whole image.
 
     Returns:
-      [n, 4] left, top, right, bottom in pixels of the input.
+      [n, 4], left, top, right, bottom in pixels of the network's input.
     """
     size = self.view.size
     side = self.backbone.map_side(size)
@@ -90,10 +93,10 @@ class Features:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeviceNodes:
-  """Nodes on every device.
+  """Nodes that are stored on every device.
 
   Attributes:
-    array: [N, n, c].
+    array: [N, n, c], the nodes of all images.
   """
 
   array: jax.Array
@@ -101,32 +104,32 @@ class DeviceNodes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostNodes:
-  """Nodes that do not fit there: in a file that vanishes with them.
+  """Nodes that do not fit on the devices, in a temporary file.
 
   Attributes:
-    array: [N, n, c].
+    array: [N, n, c], the nodes of all images.
   """
 
   array: np.ndarray
 
   def take(self, rows: np.ndarray, episodes: np.ndarray | None) -> np.ndarray:
-    """[e, ...] -> nodes [e, ..., n, c]; the episodes' numbers do not matter."""
+    """Returns nodes [e, ..., n, c] of rows [e, ...]; ignores `episodes`."""
     del episodes
     return self.array[rows]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RedrawnNodes:
-  """Nodes that are encoded anew, from other crops, for every episode.
+  """Nodes that are encoded again from new crops for every episode.
 
   Attributes:
-    encode: (rows int [k], episode) -> nodes [k, n, c].
+    encode: (rows int [e, k], episodes int [e]) -> nodes [e * k, n, c].
   """
 
   encode: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
   def take(self, rows: np.ndarray, episodes: np.ndarray) -> np.ndarray:
-    """Rows [e, ...] of the episodes with the numbers [e] -> [e, ..., n, c]."""
+    """Returns nodes [e, ..., n, c] of rows [e, ...] in episodes int [e]."""
     flat = rows.reshape(len(rows), -1)
     encoded = self.encode(flat, episodes)
     return encoded.reshape(*rows.shape, *encoded.shape[1:])
@@ -136,17 +139,18 @@ Nodes = DeviceNodes | HostNodes | RedrawnNodes
 
 
 def on_nodes(function: Callable, *, replicate: bool = False) -> Callable:
-  """Lets a function of nodes take them by their rows.
+  """Turns a function of nodes into a function of rows.
 
   Args:
-    function: `(*nodes, *others) -> values`, of arrays with one leading axis,
+    function: `(*nodes, *others) -> values`. Its arrays have a leading axis,
       which is split over the devices.
-    replicate: the values are put on every device.
+    replicate: whether to put the values on every device.
 
   Returns:
-    `(stored, rows, others=(), episodes=None) -> values`: `stored` are `Nodes`,
-    `rows` a tuple of int arrays [b, ...], this process's share, whose nodes
-    [b, ..., n, c] the function gets. Make it once: it compiles on first use.
+    The function `(stored, rows, others=(), episodes=None) -> values`. `stored`
+    are `Nodes`. `rows` is a tuple of int arrays [b, ...], this process's share;
+    `function` gets their nodes [b, ..., n, c]. Create it only once, because it
+    compiles on first use.
   """
   out: dict[str, Any] = (
     {"out_shardings": sharding.replicated()} if replicate else {}
@@ -172,19 +176,23 @@ def on_nodes(function: Callable, *, replicate: bool = False) -> Callable:
 
 
 def empty_or_memmap(shape: tuple[int, ...], limit: float) -> np.ndarray:
-  """Returns uninitialized float32 [*shape]: in memory, or in a nameless file if
-  it has more than `limit` bytes."""
+  """Returns an uninitialized float32 array [*shape].
+
+  It is in memory, or in a temporary file if it has more than `limit` bytes.
+  """
   if 4 * np.prod(shape) <= limit:
     return np.empty(shape, np.float32)
-  with tempfile.TemporaryFile() as file:  # the map keeps its own handle
+  with tempfile.TemporaryFile() as file:  # the memory map keeps it open
     return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 class ImageSetEncoder:
-  """Encodes image sets; all devices share the work. Make it once: it compiles.
+  """An encoder of image sets, whose work all devices share.
+
+  Create it only once, because it compiles.
 
   Attributes:
-    encoded_images: how many images it has encoded, each as often as it was.
+    encoded_images: number of images encoded so far, with repetitions.
   """
 
   def __init__(
@@ -193,10 +201,10 @@ class ImageSetEncoder:
     """Makes an encoder.
 
     Args:
-      features: how images become nodes.
-      batch_size: images, or crops, in one device call.
-      memory: bytes; nodes that need more are kept in a file.
-      stage: the name of the work that a signal stops.
+      features: the encoding of images into nodes.
+      batch_size: number of images or crops in one device call.
+      memory: limit in bytes; nodes that need more are kept in a file.
+      stage: the name of the stage, for the message if a signal stops it.
     """
     self._features = features
     self._batch_size, self._memory = batch_size, memory
@@ -210,7 +218,7 @@ class ImageSetEncoder:
 
   @classmethod
   def of(cls, settings: Settings, stage: str) -> "ImageSetEncoder":
-    """Of a run."""
+    """Returns the encoder of a run."""
     return cls(
       Features.of(settings),
       batch_size=settings.evaluate.encode_batch_size,
@@ -221,13 +229,15 @@ class ImageSetEncoder:
   def __call__(
     self, variables, images: ImageSet, rows: np.ndarray | None = None
   ) -> Nodes:
-    """The nodes of images, in order.
+    """Encodes images in order.
 
     Args:
-      variables: of the backbone, on every device.
+      variables: the backbone's variables, on every device.
       images: the image set.
-      rows: int [k], which images of it; None is all. Place i of the nodes is
-        then row `rows[i]`.
+      rows: int [k], the rows of the images to encode; None means all.
+
+    Returns:
+      The nodes. Position i belongs to row `rows[i]` of the image set.
 
     Raises:
       StopRequested: a signal asked to stop.
@@ -245,14 +255,14 @@ class ImageSetEncoder:
     return DeviceNodes(jax.block_until_ready(sharding.replicate(array)))
 
   def check_stop(self) -> None:
-    """Raises StopRequested if a signal asked to stop; called at every batch."""
+    """Raises StopRequested if a signal asked to stop; called for each batch."""
     runtime.raise_if_stopping(self._stage)
 
   def _images_a_call(self) -> int:
     return max(1, self._batch_size // self._features.view.crops_per_image)
 
   def _inputs(self, images: ImageSet, rows: np.ndarray) -> tuple:
-    """What the device encodes of some images."""
+    """Returns the arrays of some images that the device encodes."""
     view = self._features.view
     if view.is_whole:
       return (images.whole(rows, evaluation_side(view)),)
@@ -267,7 +277,8 @@ class ImageSetEncoder:
       for start in range(0, count, size):
         self.check_stop()
         progress("images encoded", start, count)
-        # The last batch repeats an image, so that one shape compiles once.
+        # The last batch repeats an image, so that all batches have one shape
+        # and there is one compilation.
         local = np.minimum(start + sharding.local_indices(size), count - 1)
         batch = sharding.shard_batch(self._inputs(images, rows[local]))
         runtime.mark_progress()
@@ -281,10 +292,10 @@ class ImageSetEncoder:
   def _encode_episodes(
     self, variables, images, among, places, episodes
   ) -> np.ndarray:
-    """Places [e, k] of episodes [e] among some rows, from crops of their own ->
-    [e * k, n, c].
+    """Encodes positions [e, k] in `among` for episodes [e] -> [e * k, n, c].
 
-    All of these are this process's own; every process has as many.
+    Each episode has its own crops. These are this process's episodes; every
+    process has the same number of them.
     """
     view, rows = self._features.view, among[places]
     drawn = [

@@ -1,8 +1,8 @@
-"""Stage evaluate: thousands of few-shot test episodes, all heads on the same.
+"""The stage evaluate, which tests all heads on the same few-shot episodes.
 
-The heads get the best encoder of the last trained stage; the prototype gets
-whichever stage's best suits it on validation episodes, so that it is a fair
-rival.
+The heads use the best encoder of the last trained stage. For a fair comparison,
+pooled heads use the encoder of the stage that is best for the prototype head on
+validation episodes.
 """
 
 import pathlib
@@ -40,11 +40,11 @@ from deepemd_jax.utils import terminal
 from deepemd_jax.utils.progress import Progress
 
 STAGE = "evaluate"
-_PLENTY = 4  # times the test set: then 98% of it are in some episode
+_PLENTY = 4  # images drawn per test image; then 98% are in some episode
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
-  """Tests the best encoders; writes results.json, figures and a table.
+  """Tests the best encoders, prints a table, and writes results and figures.
 
   Raises:
     InputError: there is no trained encoder.
@@ -80,7 +80,7 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
     seconds=time.monotonic() - began,
   )
   if runtime.is_main():
-    print(results.table(), flush=True)  # first: the disk may be full
+    print(results.table(), flush=True)  # before saving, as the disk may be full
     results.save(workdir)
     episode = episode_sampler(settings, test, "test")(0)
     variables = encoders["deepemd"].variables
@@ -90,11 +90,11 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
 def choose_encoders(
   settings: Settings, workdir: pathlib.Path
 ) -> tuple[dict[str, BestEncoder], dict[str, dict[str, float]]]:
-  """The encoders of the heads.
+  """Chooses the encoders of the heads.
 
   Returns:
-    "deepemd", of all heads but "prototype", and "prototype" -> the encoder; and
-    the same names -> its validation accuracies.
+    {"deepemd": the encoder of heads that match nodes, "prototype": the encoder
+    of pooled heads}; and their validation accuracies with the same keys.
   """
   encoders = pretrained.best_encoders(workdir, settings.backbone)
   val = open_source(settings.data).load("val")
@@ -113,33 +113,36 @@ def choose_encoders(
 
 
 class NodeCache:
-  """The nodes of an image set, encoded once a stage, however many heads and
-  kinds of episodes look at them; without the images that none of them uses."""
+  """A cache of the nodes of an image set.
+
+  Each stage's encoder encodes an image once for all heads and tests. Images
+  that no test uses are not encoded.
+  """
 
   def __init__(self, encoders: dict[str, BestEncoder]) -> None:
     self._variables = {
       best.stage: sharding.replicate(best.variables)
       for best in encoders.values()
     }
-    self._encoders: dict = {}  # by what is looked at; each compiles once
+    self._encoders: dict = {}  # (view, pyramid) -> encoder, which compiles once
     self._images: ImageSet | None = None
     self._nodes: dict = {}
-    self._rows: dict = {}  # what is looked at -> rows that episodes use
+    self._rows: dict = {}  # (view, pyramid) -> rows that episodes use
 
   @property
   def encoded_images(self) -> int:
-    """How many images were encoded so far."""
+    """The number of images encoded so far."""
     return sum(x.encoded_images for x in self._encoders.values())
 
   def expect(
     self, images: ImageSet, tests: Iterable[Settings], count: int
   ) -> None:
-    """Says which tests will look at an image set, before the first one does.
+    """Announces the tests of an image set; to be called before the first test.
 
     Args:
-      images: the image set; the one before is forgotten.
-      tests: their settings.
-      count: test episodes of each.
+      images: the image set. It replaces the previous one.
+      tests: the settings of the tests.
+      count: number of test episodes of each test.
     """
     self._turn_to(images)
     for settings in tests:
@@ -148,7 +151,7 @@ class NodeCache:
       self._rows[kind] = np.union1d(self._rows.get(kind, used), used)
 
   def rows(self, settings: Settings, images: ImageSet) -> np.ndarray:
-    """The rows that the nodes belong to, int [k], ascending."""
+    """Returns the rows of the nodes, ascending int [k]."""
     self._turn_to(images)
     everything = np.arange(len(images.labels), dtype=np.int32)
     return self._rows.get((settings.view, settings.pyramid), everything)
@@ -158,7 +161,7 @@ class NodeCache:
       self._images, self._nodes, self._rows = images, {}, {}
 
   def __call__(self, settings: Settings, stage: str, images: ImageSet):
-    """The nodes of `rows` of `images` by the encoder of `stage`."""
+    """Returns the nodes of the `rows` of `images` by the encoder of `stage`."""
     self._turn_to(images)
     kind = settings.view, settings.pyramid
     if (kind, stage) not in self._nodes:
@@ -172,8 +175,10 @@ class NodeCache:
 def rows_of_episodes(
   settings: Settings, images: ImageSet, count: int
 ) -> np.ndarray:
-  """The rows that test episodes use, int32 [k], ascending; all of them if the
-  episodes are so many that hardly one would be left out."""
+  """Returns the rows that `count` test episodes use, ascending int32 [k].
+
+  If the episodes use nearly all rows, the function returns all of them.
+  """
   shape, total = settings.episode, len(images.labels)
   if count * shape.way * (shape.shot + shape.query) >= _PLENTY * total:
     return np.arange(total, dtype=np.int32)
@@ -181,7 +186,7 @@ def rows_of_episodes(
 
 
 class HeadComparison:
-  """All heads on the same episodes of an image set; compiles once."""
+  """A comparison of all heads on the same episodes, which compiles once."""
 
   def __init__(
     self,
@@ -199,9 +204,9 @@ class HeadComparison:
     self._stages = {name: encoders[encoder_name(name)].stage for name in names}
 
   def __call__(self, images: ImageSet, count: int, name: str) -> EpisodeResults:
-    """Compares the heads on `count` episodes; `name` is shown to people."""
+    """Compares the heads on `count` episodes; `name` is used in messages."""
     began, before = time.monotonic(), self._cache.encoded_images
-    # In the same order in all processes, which a set has not.
+    # The order must be the same in all processes; that of a set is not.
     stages = list(dict.fromkeys(self._stages.values()))
     for stage in stages:
       self._cache(self._settings, stage, images)
@@ -235,7 +240,7 @@ class HeadComparison:
   def _score(
     self, head: str, images: ImageSet, count: int, name: str
   ) -> tuple[np.ndarray, float]:
-    """A head's accuracies [count], percent, and its episodes a second."""
+    """Returns a head's accuracies [count], percent, and episodes per second."""
     score = self._scorers[head]
     nodes = self._cache(self._settings, self._stages[head], images)
     sampler = AmongRows(
@@ -243,7 +248,7 @@ class HeadComparison:
       self._cache.rows(self._settings, images),
     )
     size = min(self._settings.evaluate.batch_size, count)
-    score(nodes, sampler, size, size)  # compiles
+    score(nodes, sampler, size, size)  # compiles before the timing
     began = time.monotonic()
     with Progress() as progress:
 

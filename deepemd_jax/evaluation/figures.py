@@ -1,4 +1,4 @@
-"""The pictures of a finished run, into `workdir/figures`."""
+"""Draws the figures of a finished run into `workdir/figures`."""
 
 import pathlib
 from typing import NamedTuple
@@ -34,16 +34,18 @@ def draw(
   variables,
   results: FewShotResults,
 ) -> None:
-  """Writes learning_curves.png, matched_regions.png and, when variants were
+  """Writes the figures of a few-shot test.
+
+  They are learning_curves.png, matched_regions.png and, if variants were
   tested, clutter.png.
 
   Args:
-    settings: of the run.
-    workdir: of the run.
+    settings: the run's settings.
+    workdir: the run's folder.
     images: the test images.
-    episode: one of them, to show.
-    variables: DeepEMD's encoder.
-    results: of the test.
+    episode: the test episode to show.
+    variables: the variables of DeepEMD's encoder.
+    results: the results of the test.
   """
   folder = workdir / "figures"
   stages = {
@@ -70,16 +72,18 @@ def draw_retrieval(
   rankings: dict[str, Ranking],
   results: RetrievalResults,
 ) -> None:
-  """Writes retrieval.png (quality and time against the number of images that
-  EMD puts in order) and retrieved.png (what some queries got).
+  """Writes the figures of a retrieval test.
+
+  retrieval.png shows quality and time against the number of images that EMD
+  re-ranks. retrieved.png shows the first images for some queries.
 
   Args:
-    settings: of the run.
-    workdir: of the run.
-    images: the gallery.
-    chosen: ranking -> the stage of its encoder.
-    rankings: stage -> what its encoder made of the gallery.
-    results: of the test.
+    settings: the run's settings.
+    workdir: the run's folder.
+    images: the images of the gallery.
+    chosen: {ranking: the stage of its encoder}.
+    rankings: {stage: the rankings with its encoder}.
+    results: the results of the test.
   """
   folder = workdir / "figures"
   measured = results.measured
@@ -110,15 +114,17 @@ def retrieved(
   orders: dict[str, np.ndarray],
   count: int = 5,
 ) -> list[curves.Retrieved]:
-  """Some of the queries whose first images are not equally many right in the
-  two rankings, drawn by the seed: where there is something to see.
+  """Returns the first images in both rankings for some queries.
+
+  The seed selects among the queries for which the two rankings have different
+  numbers of correct images.
 
   Args:
-    settings: of the run.
-    images: the gallery.
-    queries: int [q], rows.
-    orders: ranking -> int [q, L], rows.
-    count: how many images of a ranking are shown.
+    settings: the run's settings.
+    images: the images of the gallery.
+    queries: int [q], the rows of the queries.
+    orders: {ranking: int [q, L], the ranked rows}.
+    count: number of images to show of each ranking.
   """
   own = images.labels[queries][:, None]
   right = {
@@ -143,13 +149,13 @@ def retrieved(
 
 
 class _Encoded(NamedTuple):
-  """Images for a picture.
+  """Images for a figure, with their nodes.
 
   Attributes:
-    shown: uint8 [k, S, S, 3].
-    nodes: [k, n, c].
-    boxes: [k, n, 4], where on the picture each node is.
-    mirrored: bool [k, n], which nodes are of a mirrored crop.
+    shown: uint8 [k, S, S, 3], the images to show.
+    nodes: [k, n, c], their nodes.
+    boxes: [k, n, 4], the box of each node in pixels of `shown`.
+    mirrored: bool [k, n], whether the crop of each node is mirrored.
   """
 
   shown: np.ndarray
@@ -161,10 +167,10 @@ class _Encoded(NamedTuple):
 def matched_pairs(
   settings: Settings, images: ImageSet, episode: Episode, variables
 ) -> list[plots.MatchedPair]:
-  """The first query of the first classes, against the class it was given to."""
+  """Returns the first query of the first classes with its predicted class."""
   way = len(episode.classes)
   count = min(settings.evaluate.pictures, way)
-  # Together, because every number of images is compiled.
+  # All images are encoded together, because each batch size is compiled.
   rows = np.concatenate([episode.support[:, 0], episode.query[:count, 0]])
   encoded = _encode_for_figure(settings, images, rows, variables)
   support = _Encoded._make(part[:way] for part in encoded)
@@ -194,7 +200,7 @@ def matched_pairs(
 
 
 def _match(settings: Settings, query_nodes, support_nodes):
-  """Problems, flows and logits of queries against classes, in NumPy."""
+  """Returns the EMD problems, flows and logits of queries, in NumPy."""
 
   @jax.jit
   def match(query, support):
@@ -242,7 +248,7 @@ def _encode_for_figure(
 
 
 def clutter_panels(variants: dict[str, EpisodeResults]) -> dict:
-  """{"plain background": {head: [(distractors, accuracy, ci95)]}}."""
+  """Returns {"plain background": {head: [(distractors, accuracy, ci95)]}}."""
   panels: dict = {}
   for name, results in variants.items():
     distractors, _, background = name.partition("_")

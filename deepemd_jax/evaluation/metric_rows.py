@@ -1,4 +1,4 @@
-"""Rows of a training stage's metrics.jsonl."""
+"""Reads the metrics.jsonl of a training stage."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import pathlib
 
 
 def read(path: str | os.PathLike) -> list[dict]:
-  """The rows of a metrics file; a torn last line is left out."""
+  """Returns the rows of a metrics file without an incomplete last line."""
   rows = []
   path = pathlib.Path(path)
   text = path.read_text("utf-8", "replace") if path.exists() else ""

@@ -1,10 +1,10 @@
-"""The images of a gallery that are most like a query: first all, then a few.
+"""Finds the images of a gallery that are most similar to a query.
 
-All are compared by pooled descriptors, exactly: a matrix product and a top-K,
-block by block of the gallery. The few that come first are compared by EMD, all
-those of a batch of queries in one call. Queries are split over the devices,
-which never wait for each other; the gallery, or the block of it at hand, is on
-every device.
+First, all images are compared exactly by pooled descriptors, with a matrix
+product and a top-K for each block of the gallery. Then the best few images are
+compared by EMD, with one call for a batch of queries. Queries are split over
+the devices, which never wait for each other. The gallery, or its current block,
+is on every device.
 """
 
 import functools
@@ -19,16 +19,19 @@ from deepemd_jax.distributed import runtime, sharding
 from deepemd_jax.evaluation.features import Nodes, on_nodes
 from deepemd_jax.models import matching
 
-_HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would swap neighbors in rank
+_HIGHEST = jax.lax.Precision.HIGHEST  # TF32 would swap images of similar rank
 
 
 def describe(nodes, out: np.ndarray, block: int = 4096) -> np.ndarray:
-  """Pooled nodes of unit length: [N, n, c] -> float32 [N, c], written to `out`.
+  """Computes pooled descriptors of unit length, written to `out`.
 
   Args:
-    nodes: a JAX or NumPy array; a memory map is read block by block.
-    out: an array of that shape, which may be a memory map too.
-    block: images at a time.
+    nodes: [N, n, c], a JAX or NumPy array; a memory map is read in blocks.
+    out: float32 [N, c], an array or a memory map.
+    block: number of images in a block.
+
+  Returns:
+    `out`.
   """
   pooled = jax.jit(matching.pooled)
   for start in range(0, len(nodes), block):
@@ -45,25 +48,27 @@ def top(
   block: int = 16384,
   progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """For each query the k most similar of all other images. Exact.
+  """Finds exactly the k most similar of all other images for each query.
+
+  `batch_size` and `block` change the result only for images whose similarities
+  differ in the last digit.
 
   Args:
-    gallery: [N, c] of unit length. An array is put on the devices whole; of a
-      memory map no more than two blocks are there at a time.
-    rows: int [q], which images of the gallery are the queries.
-    k: below N.
-    batch_size: queries in one device call.
-    block: images of the gallery in one device call. Neither changes what is
-      found, but for images whose similarities differ in the last digit.
+    gallery: [N, c], of unit length. A whole array is put on the devices. Of a
+      memory map, at most two blocks are on the devices at a time.
+    rows: int [q], the rows of the gallery that are the queries.
+    k: number of images to find, less than N.
+    batch_size: number of queries in one device call.
+    block: number of gallery images in one device call.
     progress: called with the number of queries done.
 
   Returns:
-    Rows of the gallery, int32 [q, k], most similar first, of equals the first
-    in the gallery; and their cosine, float32 [q, k].
+    int32 [q, k], rows of the gallery, most similar first, ties in the order of
+    the gallery; and float32 [q, k], their cosines.
   """
   block = min(block, len(gallery))
   blocks = _Blocks(gallery, block)
-  # Neither so many that most of a batch is filling, nor of different shapes.
+  # All batches have one shape, and a batch is no larger than the queries need.
   batch_size = sharding.pad_to_devices(min(batch_size, len(rows)))
   parts = []
   for at in _batches(len(rows), batch_size):
@@ -86,15 +91,15 @@ def _step() -> Callable:
 
 
 def _merged(part, start, count, best, queries, own):
-  """The best so far and those of one block: the best of both."""
+  """Merges the best images so far with the best of one block."""
   similarity = jnp.matmul(queries, part.T, precision=_HIGHEST)
   rows = start + jnp.arange(len(part), dtype=jnp.int32)
-  # The query itself, and what fills up the last block.
+  # Excludes the query itself and the padding of the last block.
   out = (rows == own[:, None]) | (rows >= count)
   similarity = jnp.where(out, -jnp.inf, similarity)
   k = best[0].shape[1]
   values, places = jax.lax.top_k(similarity, min(k, len(part)))
-  # Those found before stand in front: equals keep the gallery's order.
+  # The images found before come first, so that ties keep the gallery's order.
   values = jnp.concatenate([best[0], values], 1)
   rows = jnp.concatenate([best[1], rows[places]], 1)
   values, places = jax.lax.top_k(values, k)
@@ -102,7 +107,7 @@ def _merged(part, start, count, best, queries, own):
 
 
 class _Blocks:
-  """(number of the first row, rows on every device), as often as asked for."""
+  """A reiterable of (number of the first row, rows on every device)."""
 
   def __init__(self, gallery: np.ndarray, size: int) -> None:
     self._gallery, self._size = gallery, size
@@ -116,18 +121,18 @@ class _Blocks:
     for start in range(0, len(self._gallery), self._size):
       part = np.asarray(self._gallery[start : start + self._size])
       missing = self._size - len(part)
-      part = np.pad(part, ((0, missing), (0, 0)))  # one shape compiles once
+      part = np.pad(part, ((0, missing), (0, 0)))  # one shape, one compilation
       yield np.int32(start), sharding.replicate(part)
 
 
 class Reranker:
-  """Compares queries with a few candidates each, by EMD.
+  """Compares each query with a few candidates by EMD.
 
-  Make it once: it compiles for each number of candidates.
+  Create it only once, because it compiles for each number of candidates.
   """
 
   def __init__(self, solver=None) -> None:
-    """Makes it with an EMD solver; None is the best for this platform."""
+    """Takes an EMD solver; None means the best solver for this platform."""
 
     def similarity(query, candidates):  # [n, c], [K, n, c] -> [K]
       return matching.logits(query[None], candidates, solver, 1.0)[0]
@@ -142,18 +147,18 @@ class Reranker:
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
   ) -> np.ndarray:
-    """Similarities of each query's candidates.
+    """Computes the similarities of each query and its candidates.
 
     Args:
-      nodes: of all images.
-      rows: int [q], the queries.
-      candidates: int [q, K].
-      batch_size: queries in one call, which changes no result.
+      nodes: the nodes of all images.
+      rows: int [q], the rows of the queries.
+      candidates: int [q, K], the rows of each query's candidates.
+      batch_size: number of queries in one call; it changes no result.
       progress: called with the number of queries done.
 
     Returns:
-      float32 [q, K], at most min(n, m) / n, which is 1 if all images have as
-      many nodes.
+      float32 [q, K], similarities of at most min(n, m) / n, which is 1 if all
+      images have the same number of nodes.
     """
     batch_size = sharding.pad_to_devices(min(batch_size, len(rows)))
     parts = []
@@ -164,13 +169,13 @@ class Reranker:
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
-  """This process's part of every batch; the last one repeats the last."""
+  """Yields this process's part of every batch, filled with the last item."""
   for start in range(0, count, size):
     yield np.minimum(start + sharding.local_indices(size), count - 1)
 
 
 def _fetched(tree):
-  """What all devices have found, on every host."""
+  """Gathers the results of all devices on every host."""
   return jax.tree.map(
     lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree
   )

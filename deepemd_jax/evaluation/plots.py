@@ -1,5 +1,8 @@
-"""Pictures of matched regions, and calibration. Arrays in, matplotlib figures
-out; nothing global is touched, no display is needed."""
+"""Plots of matched regions and of calibration.
+
+The functions take arrays and return matplotlib figures. They change no global
+state and need no display.
+"""
 
 import dataclasses
 import pathlib
@@ -9,29 +12,30 @@ import numpy as np
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
-# Okabe and Ito's colors, which color-blind readers can tell apart.
+# The colors of Okabe and Ito, which color-blind readers can distinguish.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-MARKERS = "os^Dv*"  # for readers without any
-_SIMILARITIES = (-0.2, 1.0)  # the colors' ends; lower ones look alike
+MARKERS = "os^Dv*"  # for readers who see no colors
+_SIMILARITIES = (-0.2, 1.0)  # range of the colors; lower values share a color
 
 
 @dataclasses.dataclass(frozen=True)
 class MatchedPair:
-  """A query and a support image, and how their regions were matched.
+  """A query and a support image with the matching of their nodes.
 
   Attributes:
-    support: uint8 [H, W, 3].
-    query: uint8 [H, W, 3].
-    support_boxes: [m, 4] left, top, right, bottom of each node, in pixels.
-    query_boxes: [n, 4].
-    support_weights: [m], as they entered the EMD.
-    query_weights: [n].
-    similarity: [n, m], query nodes by support nodes.
-    flow: [n, m].
-    title: one line.
+    support: uint8 [H, W, 3], the support image.
+    query: uint8 [H, W, 3], the query image.
+    support_boxes: [m, 4], left, top, right, bottom of each node, in pixels.
+    query_boxes: [n, 4], the boxes of the query nodes.
+    support_weights: [m], the weights of the support nodes in the EMD.
+    query_weights: [n], the weights of the query nodes in the EMD.
+    similarity: [n, m], cosines of query nodes and support nodes.
+    flow: [n, m], the optimal flow.
+    title: one line of text.
     contributions: [n, m], each pair's part of the logit, or None.
-    support_mirrored: bool [m], whose crops were mirrored, or None for none.
-    query_mirrored: bool [n].
+    support_mirrored: bool [m], whether each crop was mirrored, or None if no
+      crop was.
+    query_mirrored: bool [n], the same for the query, or None.
   """
 
   support: np.ndarray
@@ -49,11 +53,11 @@ class MatchedPair:
 
 
 def new_figure(width: float, height: float):
-  """Makes an empty matplotlib figure. It draws without a screen.
+  """Makes an empty matplotlib figure, which needs no display.
 
   Args:
-    width: in inches; there are 110 pixels an inch.
-    height: in inches.
+    width: width in inches, with 110 pixels per inch.
+    height: height in inches.
   """
   from matplotlib.figure import Figure
 
@@ -61,10 +65,10 @@ def new_figure(width: float, height: float):
 
 
 def save(figure, path) -> None:
-  """Writes a figure as a PNG, whole or not at all.
+  """Writes a figure as a PNG file, completely or not at all.
 
   Args:
-    figure: of matplotlib.
+    figure: the matplotlib figure.
     path: must end in .png; its folder is made if it is missing.
 
   Raises:
@@ -81,19 +85,19 @@ def save(figure, path) -> None:
 
 
 def matched_regions(pairs: list[MatchedPair], lines: int = 8):
-  """One page: for each pair both images, their weights and strongest flows.
+  """Plots the images, weights and strongest flows of each pair in one row.
 
-  Left and right are the images alone; between them the same images under their
-  weights (dark: no mass), joined by the `lines` strongest flows, as thick as
-  the mass moved and colored by similarity. Where contributions are known, the
-  lines are the largest of those. Crops that were mirrored say so.
+  The outer images are shown unchanged. The inner copies are darkened where
+  their weights are small. Lines between them show the `lines` strongest flows,
+  or the largest contributions if these are given. The width of a line shows the
+  mass moved, and its color shows the similarity. Mirrored crops are marked.
   """
   figure = new_figure(8.4, 2.45 * len(pairs))
   axes = figure.subplots(len(pairs), 4, squeeze=False)
   for row, pair in zip(axes, pairs, strict=True):
     for axis in row:
       axis.set_axis_off()
-      axis.set_anchor("N")  # or a title lies over a taller neighbor
+      axis.set_anchor("N")  # keeps titles off a taller neighboring image
     show_pixels(row[0], pair.support)
     show_pixels(row[3], pair.query)
     _weighted(row[1], pair.support, pair.support_boxes, pair.support_weights)
@@ -101,7 +105,7 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
     _mirrored(row[1], pair.support_boxes, pair.support_mirrored)
     _mirrored(row[2], pair.query_boxes, pair.query_mirrored)
     _flows(figure, row[1], row[2], pair, lines)
-    # A name may hold dollars, which would be taken for mathematics.
+    # Dollar signs in a name must not start a formula.
     row[1].set_title(pair.title, fontsize=9, loc="left", parse_math=False)
   axes[0, 0].set_title("support", fontsize=9)
   axes[0, 3].set_title("query", fontsize=9)
@@ -110,9 +114,10 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
 
 
 def show_pixels(axis, image) -> None:
-  """Draws square pixels, whose edges lie where the boxes' coordinates say.
+  """Draws an image [H, W, 3] with the coordinates that boxes use.
 
-  Smooth ones would make files nearly twice as large.
+  Pixels are drawn as squares, because smooth interpolation would nearly double
+  the size of the files.
   """
   height, width = image.shape[:2]
   axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
@@ -121,15 +126,15 @@ def show_pixels(axis, image) -> None:
 def weighted(
   image: np.ndarray, boxes: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-  """An image, darkened where there is little mass.
+  """Darkens an image where its nodes have small weights.
 
   Args:
     image: uint8 [H, W, 3].
-    boxes: [n, 4] left, top, right, bottom of each node, in pixels.
-    weights: [n]; where boxes overlap, their mean counts.
+    boxes: [n, 4], left, top, right, bottom of each node, in pixels.
+    weights: [n], the weight of each node; overlapping boxes are averaged.
 
   Returns:
-    uint8 [H, W, 3].
+    uint8 [H, W, 3], the darkened image.
   """
   height, width = image.shape[:2]
   total, cover = np.zeros((height, width)), np.zeros((height, width))
@@ -143,7 +148,7 @@ def weighted(
 
 
 def _weighted(axis, image, boxes, weights):
-  """The image under its weights, and the boxes."""
+  """Draws an image darkened by its weights, and the boxes of its nodes."""
   height, width = image.shape[:2]
   show_pixels(axis, weighted(image, boxes, weights))
   for left, top, right, bottom in boxes:
@@ -160,7 +165,7 @@ def _weighted(axis, image, boxes, weights):
 
 
 def _mirrored(axis, boxes, mirrored):
-  """Dashes around each mirrored crop, and the word below its upper edge."""
+  """Draws a dashed box and the word "mirrored" on each mirrored crop."""
   from matplotlib.patches import Rectangle
 
   if mirrored is None:
@@ -206,7 +211,7 @@ def _flows(figure, left_axis, right_axis, pair, lines):
         color=colors.to_rgba(pair.similarity[i, j]),
         linewidth=width,
         capstyle="round",
-        # Dark colors on a dark image need an edge.
+        # Dark colors on a dark image need a light outline.
         path_effects=[withStroke(linewidth=width + 1.2, foreground="white")],
       )
     )
@@ -234,12 +239,12 @@ def _similarity_bar(figure, axes):
 def reliability(
   confidence: np.ndarray, accuracy: np.ndarray, counts: np.ndarray
 ):
-  """Accuracy against confidence, a bin a point; below, how many they are of.
+  """Plots accuracy against confidence, and the number of predictions below.
 
   Args:
-    confidence: [bins], 0 to 1; NaN where a bin is empty.
-    accuracy: [bins], 0 to 1.
-    counts: [bins], of predictions.
+    confidence: [bins], mean confidence, 0 to 1; NaN if a bin is empty.
+    accuracy: [bins], share of correct predictions, 0 to 1.
+    counts: int [bins], number of predictions.
   """
   figure = new_figure(4.2, 4.0)
   above, below = figure.subplots(

@@ -1,4 +1,4 @@
-"""What a reader needs to repeat the numbers of a test, or to compare them."""
+"""The record of a test's conditions, for repeating or comparing its numbers."""
 
 import dataclasses
 import pathlib
@@ -20,20 +20,20 @@ from deepemd_jax.utils.version import VERSION
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """What a reader needs to repeat the numbers, or to compare them.
+  """The conditions of a test.
 
   Attributes:
-    data: name of the data set in the config.
-    trained_on: "name" and "title" of the data that the encoders have seen, and
-      the "seed" of their training.
-    tested_on: "name" and "title" of those that they were tested on.
-    image: how images are looked at: "size" and "crop" of whole ones, "mean" and
-      "std"; and what the random crops of the nodes "sampling" are drawn from.
-    model: what the backbone was made from.
-    emd: solver, its settings, and the temperature; "sinkhorn_epsilon" is of the
-      head deepemd_sinkhorn.
-    sfc: how the structured FC layer is trained.
-    seed: of all draws of the test.
+    data: the name of the data set in the config.
+    trained_on: "name" and "title" of the training data of the encoders, and the
+      "seed" of the training.
+    tested_on: "name" and "title" of the test data.
+    image: the view: "size", "crop" of whole images, "mean" and "std"; and the
+      ranges of the random crops ("scale", "aspect", "flip").
+    model: the settings of the backbone.
+    emd: the solver, its settings, and the temperature; "sinkhorn_epsilon"
+      belongs to the head deepemd_sinkhorn.
+    sfc: the settings of the training of the structured FC layer.
+    seed: seed of all random draws of the test.
   """
 
   data: str
@@ -47,7 +47,7 @@ class Protocol:
 
   @classmethod
   def of(cls, settings: Settings, workdir: pathlib.Path) -> "Protocol":
-    """Of a run in a workdir whose encoders may have seen other data."""
+    """Returns the protocol of a run; its encoders may have seen other data."""
     return cls(
       data=settings.data.name,
       trained_on=_trained_on(settings, workdir),
@@ -65,7 +65,7 @@ class Protocol:
     )
 
   def to_json(self) -> dict:
-    """As in results.json, with the versions and devices of this process."""
+    """Returns the fields in results.json, with current versions and devices."""
     return {
       "data": self.data,
       "protocol": {
@@ -82,7 +82,7 @@ class Protocol:
     }
 
   def data_title(self) -> str:
-    """The data set, or "trained on to tested on"."""
+    """Returns the name of the data set, or "TRAINED_ON to TESTED_ON"."""
     trained, tested = self.trained_on["name"], self.tested_on["name"]
     return tested if trained == tested else f"{trained} to {tested}"
 
@@ -102,7 +102,7 @@ def _versions() -> dict[str, str]:
 
 
 def _solver(name: str) -> str:
-  """The name of a solver; for "auto", of what it stands for here."""
+  """Returns the name of a solver; "auto" gives that of this platform."""
   if SOLVERS[name].path:
     return name
   path = f":{type(default_solver()).__name__}"
@@ -120,7 +120,7 @@ def _described(source) -> dict[str, str]:
 
 
 def _trained_on(settings: Settings, workdir: pathlib.Path) -> dict[str, Any]:
-  """The data that the workdir's encoders were trained on."""
+  """Returns the training data of the encoders in a workdir."""
   fields = stored.read_fields(workdir / "config.json")
   if "data" not in fields:  # written by `convert`
     title = "a file of other people's, which does not say what it has seen"

@@ -1,4 +1,4 @@
-"""Rankings of an image set: what they are, and how good."""
+"""Rankings of an image set and their metrics."""
 
 import dataclasses
 from typing import Any
@@ -10,20 +10,22 @@ from deepemd_jax.evaluation import statistics
 
 CHOSEN_BY = "MAP@R"
 GLOBAL, EMD = "global", "EMD"  # the two rankings
-# metric -> percent, of each query [q] or on average
+# {metric: percent, for each query [q] or on average}
 Metrics = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
-  """What one encoder makes of an image set.
+  """The rankings of an image set by one encoder.
 
   Attributes:
-    queries: int [q], the rows that ask.
-    rows: int [q, L], what they get, by cosine, most similar first.
-    emd: float32 [q, K], 1 - EMD / number of nodes, of the first K.
-    seconds: what "encoding", "global" and "EMD" took.
-    milliseconds: {k: of re-ranking k images, a query}; empty if not asked for.
+    queries: int [q], the rows of the queries.
+    rows: int [q, L], the ranked rows of each query by cosine, most similar
+      first.
+    emd: float32 [q, K], 1 - EMD / number of nodes for the first K images.
+    seconds: the times of "encoding", "global" and "EMD".
+    milliseconds: {k: time per query of re-ranking k images}; empty if it was
+      not measured.
   """
 
   queries: np.ndarray
@@ -33,7 +35,7 @@ class Ranking:
   milliseconds: dict[int, float]
 
   def order(self, method: str, depth: int) -> np.ndarray:
-    """Int [q, L]; with "EMD" the first `depth` are put in order."""
+    """Returns the ranked rows, int [q, L]; "EMD" re-ranks the first `depth`."""
     if method != EMD:
       return self.rows
     return statistics.reordered(self.rows, self.emd[:, :depth])
@@ -42,13 +44,16 @@ class Ranking:
 def metrics(
   spec: RetrieveSettings, labels: np.ndarray, ranking: Ranking, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """{"Recall@1": [q], ..., "R-Precision": [q], "MAP@R": [q]}, percent.
+  """Computes the metrics of each query.
 
   Args:
-    spec: says which recalls.
-    labels: of the gallery.
-    ranking: says who asks.
-    rows: int [q, L], what they get.
+    spec: the settings with the K of each Recall@K.
+    labels: int [N], the classes of the gallery's images.
+    ranking: has the queries.
+    rows: int [q, L], the ranked rows of each query.
+
+  Returns:
+    {"Recall@1": [q], ..., "R-Precision": [q], "MAP@R": [q]}, in percent.
   """
   own = labels[ranking.queries]
   relevant = labels[rows] == own[:, None]
@@ -67,16 +72,16 @@ def metrics(
 def choose(
   spec: RetrieveSettings, labels: np.ndarray, tried: dict[str, Ranking]
 ) -> tuple[dict[str, str], dict]:
-  """The stage whose encoder suits each ranking best, by MAP@R.
+  """Chooses for each ranking the stage whose encoder has the best MAP@R.
 
   Args:
-    spec: of the run.
+    spec: the settings of retrieval.
     labels: int [N], the classes of the validation images.
-    tried: the stages' rankings of them.
+    tried: {stage: rankings of the validation images}.
 
   Returns:
-    {"global": stage, "EMD": stage}; and all that was looked at, mean percent by
-    method, stage and metric.
+    {"global": stage, "EMD": stage}; and {method: {stage: {metric: mean
+    percent}}}.
   """
   depth = max(spec.depths)
   seen = {

@@ -1,7 +1,7 @@
-"""What a test found, as typed values; its JSON and its table.
+"""The results of a test as typed values, as JSON and as a table.
 
-`results.json` is `FewShotResults.to_json()`; the table on the terminal is
-`FewShotResults.table()`.
+`FewShotResults.to_json()` gives the content of `results.json`, and
+`FewShotResults.table()` gives the table on the terminal.
 """
 
 import copy
@@ -28,8 +28,8 @@ class Estimate:
   """A mean with its 95% interval.
 
   Attributes:
-    mean: of the values.
-    ci95: half width of the interval.
+    mean: the mean of the values.
+    ci95: the half width of the interval.
   """
 
   mean: float
@@ -43,13 +43,13 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """What a test cost.
+  """The time that a test took.
 
   Attributes:
-    encoding_seconds: of all images, once for each stage's encoder.
-    encoded_images: by all encoders.
-    episodes_per_second: by head, without encoding.
-    with_encoding: the same, with the head's share of the encoding.
+    encoding_seconds: the time to encode all images with each stage's encoder.
+    encoded_images: number of images that all encoders encoded.
+    episodes_per_second: {head: episodes per second, without encoding}.
+    with_encoding: {head: episodes per second, with its share of the encoding}.
   """
 
   encoding_seconds: float
@@ -58,7 +58,7 @@ class Timing:
   with_encoding: dict[str, float]
 
   def to_json(self) -> dict:
-    """As in results.json."""
+    """Returns the fields in results.json."""
     return {
       "encoding_seconds": self.encoding_seconds,
       "encoded_images": self.encoded_images,
@@ -69,15 +69,16 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeResults:
-  """What the heads did on the same episodes.
+  """The results of all heads on the same episodes.
 
   Attributes:
-    accuracy: by head, percent.
-    paired: "deepemd - other" -> the difference on the same episodes, points.
-    episodes: how many.
-    timing: what it cost.
-    shape: of the episodes.
-    nodes: what was matched, for the record.
+    accuracy: {head: accuracy in percent}.
+    paired: {"deepemd - other": difference on the same episodes, in percentage
+      points}.
+    episodes: number of episodes.
+    timing: the time that the test took.
+    shape: the size of the episodes.
+    nodes: the settings of the matched nodes.
   """
 
   accuracy: dict[str, Estimate]
@@ -88,7 +89,7 @@ class EpisodeResults:
   nodes: dict[str, Any]
 
   def to_json(self) -> dict:
-    """As in results.json."""
+    """Returns the fields in results.json."""
     return {
       "heads": {
         name: {"accuracy": accuracy.mean, "ci95": accuracy.ci95}
@@ -107,16 +108,17 @@ class EpisodeResults:
 
 @dataclasses.dataclass(frozen=True)
 class FewShotResults:
-  """What stage evaluate found.
+  """The results of the stage evaluate.
 
   Attributes:
-    main: on the test episodes.
-    more: change -> the same with that change.
-    variants: variant of the data set -> on that.
-    encoders: "deepemd" and "prototype" -> the encoder of their heads.
-    validation: the same -> its validation accuracies.
-    protocol: of the test.
-    seconds: what all of it took.
+    main: the results on the test episodes.
+    more: {change of the settings: results with that change}.
+    variants: {variant of the data set: results on that variant}.
+    encoders: {"deepemd" and "prototype": the encoder of these heads}.
+    validation: {"deepemd" and "prototype": the encoder's validation
+      accuracies}.
+    protocol: the conditions of the test.
+    seconds: the time of the whole stage.
   """
 
   main: EpisodeResults
@@ -128,14 +130,14 @@ class FewShotResults:
   seconds: float
 
   def to_json(self) -> dict:
-    """As in results.json."""
+    """Returns the content of results.json."""
     results = self.main.to_json()
     results["timing"]["seconds"] = round(self.seconds, 1)
     results["more"] = {name: x.to_json() for name, x in self.more.items()}
     results["variants"] = {}
     for name, variant in self.variants.items():
       fields = variant.to_json()
-      for other in ("timing", "episode", "nodes"):  # as of the main test
+      for other in ("timing", "episode", "nodes"):  # as in the main test
         del fields[other]
       results["variants"][name] = fields
     results["encoders"] = {
@@ -150,11 +152,11 @@ class FewShotResults:
     return results | self.protocol.to_json()
 
   def encoder_of(self, head: str) -> BestEncoder:
-    """The encoder that a head was tested with."""
+    """Returns the encoder that a head was tested with."""
     return self.encoders[encoder_name(head)]
 
   def table(self) -> str:
-    """For the terminal."""
+    """Returns the table for the terminal."""
     lines = [*self._rows(self.main)]
     for results in self.more.values():
       lines += ["", *self._rows(results)]
@@ -170,7 +172,7 @@ class FewShotResults:
     return "\n".join(lines)
 
   def _rows(self, results: EpisodeResults):
-    """The lines of one set of episodes."""
+    """Yields the lines about one set of episodes."""
     shape, timing = results.shape, results.timing
     yield (
       f"{self.protocol.data_title()}: {shape.way}-way {shape.shot}-shot, "
@@ -201,13 +203,13 @@ class FewShotResults:
       yield f"{pair:<40}{difference.mean:+.2f} +- {difference.ci95:.2f}"
 
   def save(self, workdir: pathlib.Path) -> None:
-    """Writes results.json and a file in results/; see `save`."""
+    """Writes results.json and a file in results/; see the function `save`."""
     save(workdir, "results.json", self.test_name(), self.to_json())
 
   def test_name(self) -> str:
-    """What was tested, as a file name: cub-160_5way_1shot_fcn_seed0_1f2e3d4c.
+    """Returns the test's file name, like cub-160_5way_1shot_fcn_seed0_1f2e3d4c.
 
-    See `test_name`.
+    See the function `test_name`.
     """
     shape, kind = self.main.shape, self.main.nodes["kind"]
     tests = {"": self.main} | self.more | self.variants
@@ -220,12 +222,12 @@ class FewShotResults:
 
 
 def encoder_name(head: str) -> str:
-  """Which encoder a head is tested with: "deepemd" or "prototype"."""
+  """Returns the key of a head's encoder, "deepemd" or "prototype"."""
   return "prototype" if heads.HEADS[head].is_pooled else "deepemd"
 
 
 def nodes_fields(settings: Settings) -> dict[str, Any]:
-  """What is matched at test time, for the record."""
+  """Returns the settings of the nodes at test time, for the results."""
   view = settings.view
   fields = {
     "fcn": {"pyramid": list(settings.pyramid)}
@@ -237,7 +239,7 @@ def nodes_fields(settings: Settings) -> dict[str, Any]:
 
 
 def nodes_text(fields: dict[str, Any]) -> str:
-  """The same for people: "grid, grid (2, 3), ratio 2.0"."""
+  """Returns `nodes_fields` as text, such as "grid, grid (2, 3), ratio 2.0"."""
   shown = [fields["kind"]]
   for name, value in fields.items():
     if value and name != "kind":
@@ -252,16 +254,16 @@ def test_name(
   encoders: dict[str, BestEncoder],
   settings: dict[str, Any],
 ) -> str:
-  """A file name that no other test has: data set, `words`, seed and a number.
+  """Returns a unique file name: data set, `words`, seed and a number.
 
-  The number tells apart what the words do not say: solver, temperature, number
-  of episodes, the weights, and whatever else changes what a test finds.
+  The number is a checksum of everything that affects the results, such as the
+  solver, the temperature, the number of episodes and the weights.
 
   Args:
-    protocol: of the test.
-    words: what people look for in the name.
-    encoders: of the test.
-    settings: what else it was made with, as JSON has it.
+    protocol: the conditions of the test.
+    words: the parts of the name that people look for.
+    encoders: the encoders of the test.
+    settings: the other settings of the test, as JSON values.
   """
   seen = [
     dataclasses.asdict(protocol),
@@ -274,20 +276,21 @@ def test_name(
 
 
 def save(workdir: pathlib.Path, latest: str, name: str, document: dict) -> None:
-  """Writes the latest test of its kind, and the same into results/, where one
-  test does not wipe out what another has found.
+  """Writes the results of a test to two files.
+
+  The next test replaces the file `latest`. The file in results/ stays.
 
   Args:
-    workdir: of the run.
-    latest: the name of the file that the next test replaces.
-    name: as `test_name`.
-    document: the JSON.
+    workdir: the run's folder.
+    latest: the name of the file with the latest results.
+    name: the name of the test, from `test_name`.
+    document: the JSON values.
   """
   _write_json(workdir / latest, document)
   _write_json(workdir / "results" / f"{name}.json", document)
 
 
 def _write_json(path: pathlib.Path, document: dict) -> None:
-  """A JSON file, whole or not at all."""
+  """Writes a JSON file, completely or not at all."""
   path.parent.mkdir(exist_ok=True)
   files.write(path, json.dumps(document, indent=2) + "\n")

@@ -1,10 +1,10 @@
-"""Stage retrieve: pooled descriptors find, the EMD puts in order.
+"""The stage retrieve, which searches by pooled descriptors and re-ranks by EMD.
 
-Leave-one-out: the images of the test classes are gallery and queries at once.
-Every other image is ranked by the cosine of pooled descriptors; the first K are
-then put in order by EMD, and the rest follows as it was. Both rankings get the
-trained stage's encoder that suits them best on the validation classes, by
-MAP@R; the test classes are looked at with those.
+The test is leave-one-out: the images of the test classes are both gallery and
+queries. All other images are ranked by the cosine of pooled descriptors. The
+first K are then re-ranked by EMD, and the rest keeps its order. Each of the two
+rankings uses the encoder of the trained stage that has the best MAP@R for it on
+the validation classes.
 
 References:
   Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020
@@ -40,13 +40,13 @@ STAGE = "retrieve"
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
-  """Runs the stage: ranks the test images for each query, and measures it.
+  """Ranks the images for each query, and measures the rankings.
 
   It prints a table, and writes retrieve.json and figures.
 
   Args:
-    settings: of the run.
-    workdir: the folder of the run, with the best encoder of each trained stage.
+    settings: the run's settings.
+    workdir: the run's folder, with the best encoder of each trained stage.
 
   Raises:
     InputError: there is no trained encoder, or no class has two images.
@@ -84,13 +84,13 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
     seconds=time.monotonic() - began,
   )
   if runtime.is_main():
-    print(results.table(), flush=True)  # first: the disk may be full
+    print(results.table(), flush=True)  # before saving, as the disk may be full
     results.save(workdir)
     figures.draw_retrieval(settings, workdir, images, chosen, rankings, results)
 
 
 class Ranker:
-  """Encodes an image set and ranks it; compiles once."""
+  """Encodes and ranks image sets; compiles once."""
 
   def __init__(self, settings: Settings) -> None:
     self._spec = settings.retrieve
@@ -102,18 +102,18 @@ class Ranker:
   def __call__(
     self, images: ImageSet, variables, name: str, timed: bool = False
   ) -> Ranking:
-    """Ranks the images that each query gets.
+    """Ranks the images for each query.
 
     Args:
-      images: gallery and queries.
-      variables: of the backbone, on every device.
-      name: shown to people.
-      timed: also time the re-ranking of each of the settings' depths.
+      images: the images of the gallery and the queries.
+      variables: the backbone's variables, on every device.
+      name: the name of the image set in messages.
+      timed: whether to time the re-ranking for each depth of the settings.
     """
     spec = self._spec
     queries = choose_queries(images.labels, spec.queries, self._seed)
     began = time.monotonic()
-    # Crops that are redrawn for each episode are refused by `validate`.
+    # `validate` refuses crops that are redrawn for each episode.
     nodes: Any = self._encode(variables, images)
     seconds = {"encoding": time.monotonic() - began}
     shape = len(nodes.array), nodes.array.shape[-1]
@@ -134,7 +134,7 @@ class Ranker:
     return Ranking(queries, rows, scores, seconds, milliseconds)
 
   def _search(self, gallery, queries, length: int, name: str):
-    """The global ranking [q, length], and the seconds that it took."""
+    """Returns the global ranking, int32 [q, length], and its seconds."""
     spec = self._spec
     find = functools.partial(
       nearest.top,
@@ -143,20 +143,20 @@ class Ranker:
       batch_size=spec.search_batch_size,
       block=spec.block,
     )
-    find(queries[: spec.search_batch_size])  # compiles
+    find(queries[: spec.search_batch_size])  # compiles before the timing
     (rows, _), seconds = _with_progress(
       functools.partial(find, queries), f"queries, {name}", len(queries)
     )
     return rows, seconds
 
   def _time_depths(self, nodes, queries, rows, depth: int) -> dict:
-    """{k: milliseconds a query of re-ranking k images}."""
+    """Returns {k: milliseconds per query of re-ranking k images}."""
     size = self._spec.batch_size
     few = queries[: 4 * size]
     milliseconds = {}
     for k in sorted({min(k, depth) for k in self._spec.depths}):
       first = rows[: len(few), :k]
-      self._rerank(nodes, few[:size], first[:size], size)  # compiles
+      self._rerank(nodes, few[:size], first[:size], size)  # compile first
       start = time.monotonic()
       self._rerank(nodes, few, first, size)
       milliseconds[k] = 1e3 * (time.monotonic() - start) / len(few)
@@ -164,7 +164,7 @@ class Ranker:
 
 
 def _with_progress(work, what: str, total: int):
-  """Runs `work(progress=...)`; what it returns, and the seconds it took."""
+  """Runs `work(progress=...)`; returns its result and its time in seconds."""
   began = time.monotonic()
   with Progress() as shown:
 
@@ -177,10 +177,10 @@ def _with_progress(work, what: str, total: int):
 
 
 def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """Returns the rows of the queries, int [queries], ascending.
+  """Returns the ascending rows of the queries, int [queries].
 
-  A query is an image whose class has another one. If `count` is not 0, at most
-  so many are drawn, by the seed. `labels` is int [N].
+  A query is an image whose class has another image. If `count` is not 0, the
+  seed selects at most `count` of them. `labels` is int [N].
   """
   able = np.flatnonzero(np.bincount(labels)[labels] > 1)
   if not count or count >= len(able):
@@ -189,12 +189,13 @@ def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def lengths(spec: RetrieveSettings, labels: np.ndarray) -> tuple[int, int]:
-  """Returns how many images are ranked for a query, and how many re-ranked.
+  """Returns the numbers of images to rank and to re-rank for a query.
 
-  So many are ranked that every metric is exact. `labels` is int [N].
+  The first number is large enough for every metric to be exact. `labels` is
+  int [N].
   """
   others = len(labels) - 1
   depth = max(spec.depths)
-  # R-Precision and MAP@R look at as many as the class has.
+  # R-Precision and MAP@R need as many images as the class has.
   wanted = max(depth, *spec.recalls, np.bincount(labels).max() - 1)
   return min(int(wanted), others), min(depth, others)

@@ -1,4 +1,4 @@
-"""What retrieval found, as typed values; its JSON and its table."""
+"""The results of retrieval as typed values, as JSON and as a table."""
 
 import dataclasses
 import pathlib
@@ -24,12 +24,13 @@ from deepemd_jax.evaluation.results import nodes_text, save, test_name
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """A paired difference over queries.
+  """A paired difference over queries, in percentage points.
 
   Attributes:
-    mean: points of percent.
-    ci95: half width of its interval, as if queries were independent.
-    ci95_classes: the same as if only classes were.
+    mean: the mean difference.
+    ci95: half width of the 95% interval if queries are independent.
+    ci95_classes: half width of the 95% interval if only classes are
+      independent.
   """
 
   mean: float
@@ -38,7 +39,7 @@ class Difference:
 
   @classmethod
   def of(cls, values: np.ndarray, labels: np.ndarray) -> "Difference":
-    """Of values [q] of queries with these labels [q]."""
+    """Returns the difference from values [q] of queries with labels int [q]."""
     return cls(
       float(np.mean(values)),
       statistics.ci95(values),
@@ -48,12 +49,12 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-  """A point of the curve of quality and time.
+  """A point on the curve of quality and time.
 
   Attributes:
-    depth: images that the EMD puts in order.
-    methods: ranking -> its mean metrics.
-    ms_per_query: of the re-ranking.
+    depth: number of images that the EMD re-ranks.
+    methods: {ranking: its mean metrics}.
+    ms_per_query: time of the re-ranking per query, in milliseconds.
   """
 
   depth: int
@@ -63,17 +64,17 @@ class Depth:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """The numbers that follow from the rankings.
+  """The numbers that are computed from the rankings.
 
   Attributes:
-    queries: how many asked.
-    able: how many could have.
-    depth: images that the EMD put in order.
-    stages: ranking -> the stage of its encoder, the EMD's last.
-    methods: ranking -> metric -> {"mean", "ci95"}.
-    paired: "EMD - ranking" -> metric -> the difference.
-    curve: all depths.
-    timing: seconds of encoding, milliseconds a query of both rankings.
+    queries: number of queries.
+    able: number of images that could be queries.
+    depth: number of images that the EMD re-ranked.
+    stages: {ranking: the stage of its encoder}, with the EMD last.
+    methods: {ranking: {metric: {"mean", "ci95"}}}.
+    paired: {"EMD - ranking": {metric: the difference}}.
+    curve: the points of all depths.
+    timing: seconds of encoding, and milliseconds per query of both rankings.
   """
 
   queries: int
@@ -92,13 +93,13 @@ def measure(
   chosen: dict[str, str],
   rankings: dict[str, Ranking],
 ) -> Measured:
-  """Measures rankings whose depths were timed.
+  """Computes the metrics of rankings whose depths were timed.
 
   Args:
-    spec: of the run.
+    spec: the settings of retrieval.
     labels: int [N], the classes of the gallery's images.
-    chosen: as `choose` says.
-    rankings: of the chosen stages.
+    chosen: {ranking: stage}, from `choose`.
+    rankings: {chosen stage: its rankings}.
   """
   stages = _stages(chosen)
   last = rankings[chosen[EMD]]
@@ -112,7 +113,7 @@ def measure(
     }
     means = {name: means_of(v) for name, v in values.items()}
     curve.append(Depth(depth, means, round(milliseconds, 3)))
-  # What follows is of the largest depth, which came last.
+  # The values below belong to the largest depth, which came last.
   count, own = len(last.queries), labels[last.queries]
   seconds = last.seconds
   return Measured(
@@ -145,7 +146,7 @@ def measure(
 
 
 def _stages(chosen: dict[str, str]) -> dict[str, str]:
-  """Ranking -> stage of its encoder, the EMD's last."""
+  """Returns {ranking: stage of its encoder}, with the EMD last."""
   stages = {GLOBAL: chosen[GLOBAL]}
   if chosen[EMD] != chosen[GLOBAL]:
     stages["global, EMD's encoder"] = chosen[EMD]
@@ -154,11 +155,11 @@ def _stages(chosen: dict[str, str]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-  """What is searched.
+  """The size of the gallery.
 
   Attributes:
-    images: how many.
-    classes: of how many classes.
+    images: number of images.
+    classes: number of classes.
   """
 
   images: int
@@ -167,18 +168,18 @@ class Gallery:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalResults:
-  """What stage retrieve found.
+  """The results of the stage retrieve.
 
   Attributes:
-    split: whose classes.
-    gallery: its size.
-    measured: the numbers.
-    chosen: ranking -> the stage of its encoder.
-    validation: what it was chosen by.
-    encoders: of all trained stages.
-    nodes: what was matched, for the record.
-    protocol: of the test.
-    seconds: what all of it took.
+    split: the split whose classes were used.
+    gallery: the size of the gallery.
+    measured: the numbers computed from the rankings.
+    chosen: {ranking: the stage of its encoder}.
+    validation: the validation metrics that the choice is based on.
+    encoders: {trained stage: its encoder}.
+    nodes: the settings of the matched nodes.
+    protocol: the conditions of the test.
+    seconds: the time of the whole stage.
   """
 
   split: str
@@ -192,7 +193,7 @@ class RetrievalResults:
   seconds: float
 
   def to_json(self) -> dict:
-    """As in retrieve.json."""
+    """Returns the content of retrieve.json."""
     measured = self.measured
     return {
       "split": self.split,
@@ -233,7 +234,7 @@ class RetrievalResults:
     save(workdir, "retrieve.json", name, self.to_json())
 
   def table(self) -> str:
-    """For the terminal."""
+    """Returns the table for the terminal."""
     measured = self.measured
     names = list(next(iter(measured.paired.values())))
     lines = [

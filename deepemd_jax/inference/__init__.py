@@ -1,1 +1,1 @@
-"""A trained encoder at work on a person's own images."""
+"""Classification and search of a user's own images with a trained encoder."""

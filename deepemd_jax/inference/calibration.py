@@ -1,4 +1,4 @@
-"""How good predictions are. Pure functions on arrays."""
+"""Measures of the quality of predictions, as pure functions of arrays."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Calibration(NamedTuple):
-  """Compares the probabilities of predictions with how often they were right.
+  """A comparison of predicted probabilities with the share of correct ones.
 
   Predictions are sorted into bins by the probability of the predicted class.
 
@@ -15,8 +15,8 @@ class Calibration(NamedTuple):
     counts: [bins], the number of predictions in each bin.
     confidence: [bins], the mean probability of the predicted class, 0 to 1; NaN
       in an empty bin.
-    accuracy: [bins], the share of predictions that were right, 0 to 1; NaN in
-      an empty bin.
+    accuracy: [bins], the share of correct predictions, 0 to 1; NaN in an empty
+      bin.
     error: the expected calibration error, 0 to 1: the mean over all predictions
       of |accuracy - confidence| of their bins.
   """
@@ -29,7 +29,13 @@ class Calibration(NamedTuple):
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, way: int):
-  """int [way, way]: images of class i that were taken for class j."""
+  """Returns int [way, way], the images of class i that were predicted as j.
+
+  Args:
+    labels: int [N], the true classes.
+    predicted: int [N], the predicted classes.
+    way: number of classes.
+  """
   counts = np.zeros((way, way), int)
   np.add.at(counts, (labels, predicted), 1)
   return counts
@@ -38,12 +44,12 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, way: int):
 def calibration(
   probabilities: np.ndarray, labels: np.ndarray, bins: int = 10
 ) -> Calibration:
-  """Calibration of the predicted class's probability.
+  """Computes the calibration of the predicted class's probability.
 
   Args:
-    probabilities: [N, way].
-    labels: [N], the true columns.
-    bins: of equal width.
+    probabilities: [N, way], 0 to 1.
+    labels: int [N], the columns of the true classes.
+    bins: number of bins of equal width.
 
   References:
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
@@ -51,7 +57,7 @@ def calibration(
   confidence = probabilities.max(1)
   right = probabilities.argmax(1) == labels
   edges = np.linspace(0, 1, bins + 1)
-  # Right-closed, so that 1 belongs to the last.
+  # The bins are closed on the right, so that 1 belongs to the last bin.
   index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
   counts = np.bincount(index, minlength=bins)
   sums = (np.bincount(index, x, bins) for x in (confidence, right))
@@ -63,12 +69,13 @@ def calibration(
 
 
 def worst_first(probabilities: np.ndarray, labels=None) -> np.ndarray:
-  """Order of predictions, [N]: those to look at first in front.
+  """Returns the order of predictions, int [N], with the worst first.
 
   Args:
-    probabilities: [N, way].
-    labels: [N], the true columns: the less probability the truth got, the
-      worse. None if unknown: then the least certain come first.
+    probabilities: [N, way], 0 to 1.
+    labels: int [N], the columns of the true classes. The prediction with the
+      lowest probability of the true class is the worst. If None, the least
+      certain prediction is the worst.
   """
   if labels is None:
     key = probabilities.max(1)

@@ -1,9 +1,10 @@
-"""What the photographs of one place have in common, taken out of their nodes.
+"""Centers nodes by removing the features that all photographs of a place share.
 
 Photographs of one shop share its light, its shelves and its colors, and so do
-their nodes. Without that share, what is left tells the classes apart. No labels
-are needed: any photographs of the place will do. The examples themselves do as
-well, if there are enough classes: of two or three, too little is left.
+their nodes. Without this shared part, nodes distinguish the classes better. Any
+photographs of the place can be used, and they need no labels. The examples can
+be used as well if there are enough classes. With two or three classes,
+centering by the examples would remove too much.
 """
 
 import dataclasses
@@ -19,21 +20,21 @@ from deepemd_jax.inference import image_encoder
 from deepemd_jax.models.heads import HeadSettings
 
 SFC_LEARNING_RATE = 3.0  # for class nodes of length 1; chosen on validation
-# A share of the mean spread that is added to each channel's, in squares.
+# This share of the mean spread is added to each channel's spread, in squares.
 _FLOOR = 0.3
 _TINY = float(np.finfo(np.float32).tiny)
-# By the examples of fewer classes it does harm.
+# With fewer classes, centering by the examples reduces the accuracy.
 _FEWEST_CLASSES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Center:
-  """Mean and spread of the nodes of some photographs.
+  """The mean and the spread of the nodes of some photographs.
 
   Attributes:
-    mean: float32 [c].
-    spread: float32 [c], standard deviations, above 0.
-    photographs: how many there were.
+    mean: float32 [c], means of the channels.
+    spread: float32 [c], standard deviations of the channels, above 0.
+    photographs: number of photographs.
   """
 
   mean: np.ndarray
@@ -49,16 +50,17 @@ class Center:
     *,
     skip_bad: bool = False,
   ) -> "Center":
-    """The center of some images.
+    """Computes the center of some images.
 
     Args:
-      encoder: of images; it must not center them.
-      images: at least one.
+      encoder: an encoder of images without a center.
+      images: at least one image.
       progress: called with the number of images done.
-      skip_bad: leave out those that cannot be read.
+      skip_bad: whether to omit unreadable images.
 
     Raises:
-      InputError: some cannot be read; it names them.
+      InputError: an image cannot be read, or none can with `skip_bad`; the
+        message names the images.
     """
     bad: dict[int, str] = {}
     nodes = (x.nodes for _, x in encoder.batches(images, bad, progress))
@@ -66,12 +68,12 @@ class Center:
       center = cls.of_nodes(itertools.chain([first], nodes))
     if first is None or not skip_bad:
       image_encoder.refuse(images, bad)
-    # pyrefly: ignore[unbound-name]: without one, something was refused
+    # pyrefly: ignore[unbound-name]: if it is unbound, `refuse` has raised
     return center
 
   @classmethod
   def of_nodes(cls, batches: Iterable[np.ndarray]) -> "Center":
-    """The center of nodes [N, n, c], a batch at a time; at least one."""
+    """Computes the center of batches of nodes [N, n, c], at least one batch."""
     photographs, count = 0, 0
     total, squares = np.zeros(()), np.zeros(())
     for nodes in batches:
@@ -86,23 +88,23 @@ class Center:
 
   @classmethod
   def of_support(cls, nodes) -> "Center":
-    """The center of nodes [..., n, c], NumPy's, JAX's, or traced."""
+    """Computes the center of nodes [..., n, c], of NumPy or JAX."""
     flat = nodes.reshape(-1, nodes.shape[-1])
     photographs = len(flat) // nodes.shape[-2]
     return cls(flat.mean(0), _with_floor(flat.std(0)), photographs)
 
   def scaled(self, nodes):
-    """Nodes [..., c] less the mean, over the spread."""
+    """Subtracts the mean from nodes [..., c] and divides by the spread."""
     return (nodes - self.mean) / self.spread
 
   def __call__(self, nodes):
-    """The same, of length 1."""
+    """Scales nodes [..., c] with `scaled` and then to length 1."""
     nodes = self.scaled(nodes)
     return nodes / ((nodes**2).sum(-1, keepdims=True) ** 0.5 + _TINY)
 
 
 def _with_floor(spread):
-  """A channel that hardly changes must not count more than all others."""
+  """Raises small spreads, so that no channel dominates after the division."""
   return (spread**2 + (_FLOOR * spread.mean()) ** 2) ** 0.5 + _TINY
 
 
@@ -113,15 +115,15 @@ def find(
   classes: int,
   published: bool,
 ) -> Center | None:
-  """What nodes are centered by, if by anything.
+  """Returns the center for the argument `center`, or None for no centering.
 
   Args:
-    given: as `FewShotClassifier` takes it: a folder, a list of images, a
+    given: the argument of `FewShotClassifier`: a folder, a list of images, a
       `Center`, "support", "none", or None.
-    encoder: of images; it must not center them.
-    support: nodes [N, n, c] of the examples.
-    classes: how many there are.
-    published: whether the encoder is a published one, and not a run's.
+    encoder: an encoder of images without a center.
+    support: [N, n, c], the nodes of the examples.
+    classes: number of classes.
+    published: whether the encoder is a published one and not from a run.
 
   Raises:
     InputError: there are no images, or some cannot be read.
@@ -144,6 +146,6 @@ def find(
 
 
 def adapt(settings: HeadSettings) -> HeadSettings:
-  """The settings of the heads, for nodes of length 1."""
+  """Returns the settings of the heads for nodes of length 1."""
   sfc = dataclasses.replace(settings.sfc, learning_rate=SFC_LEARNING_RATE)
   return dataclasses.replace(settings, sfc=sfc)

@@ -1,4 +1,4 @@
-"""What a person may choose about a trained encoder: view and solver."""
+"""The user's choices for a trained encoder: view and solver."""
 
 import dataclasses
 from typing import Any
@@ -11,14 +11,14 @@ from deepemd_jax.errors import InputError
 
 
 def choose_view(settings: Settings, variant: str | None) -> View:
-  """How to look at images.
+  """Returns the view of a variant.
 
   Args:
-    settings: of the run that trained the encoder.
-    variant: "fcn", "grid" or "sampling"; None is the run's own.
+    settings: settings of the run that trained the encoder.
+    variant: "fcn", "grid" or "sampling"; None means that of the run.
 
   Raises:
-    InputError: another variant.
+    InputError: there is no such variant.
   """
   if variant is None:
     return settings.view
@@ -30,14 +30,14 @@ def choose_view(settings: Settings, variant: str | None) -> View:
 
 
 def choose_solver(settings: Settings, solver: Any):
-  """The EMD solver; None lets `emd` choose.
+  """Returns the EMD solver, or None to let `emd` choose.
 
   Args:
-    settings: of the run that trained the encoder.
-    solver: a name, a solver, or None: the run's own.
+    settings: settings of the run that trained the encoder.
+    solver: a name, a solver, or None for that of the run.
 
   Raises:
-    InputError: another name, or something that solves nothing.
+    InputError: there is no solver of this name, or the object is no solver.
   """
   if solver is None:
     return settings.heads.solver

@@ -1,7 +1,7 @@
-"""From nodes to classes: fitting, scoring and matching, in NumPy and back.
+"""Fits, scores and matches the nodes of classes, with NumPy arrays.
 
-Compiled once for each shape: batches of queries have one, an image alone has
-another.
+Each function is compiled once for each shape. Batches of queries have one
+shape, and a single image has another.
 """
 
 import functools
@@ -14,8 +14,8 @@ from deepemd_jax import emd
 from deepemd_jax.models import heads, matching, sfc
 from deepemd_jax.utils.random_streams import Stream, random_key
 
-# Of gradient descent on the class nodes: the official 100 epochs up to 160
-# images, fewer above, but never less than one.
+# The limit of gradient steps on the class nodes. It allows the official 100
+# epochs for up to 160 images, and fewer for more images, but at least one.
 _MOST_STEPS = 4000
 _QUERIES_A_CALL = 16
 
@@ -26,19 +26,18 @@ def fit(
   settings: heads.HeadSettings,
   seed: int,
 ) -> np.ndarray:
-  """The nodes of each class.
+  """Computes the nodes of each class.
 
-  Classes with fewer images than the largest have theirs repeated, so that each
-  class weighs the same.
+  Images of smaller classes are repeated, so that all classes weigh the same.
 
   Args:
-    nodes: [N, n, c], of the examples.
-    index: int [N], the number of each one's class.
-    settings: of the matching; `solver` too.
-    seed: of the order in which the examples are visited.
+    nodes: [N, n, c], the nodes of the examples.
+    index: int [N], the number of each example's class.
+    settings: the settings of the matching and of its solver.
+    seed: seed of the order in which the examples are visited.
 
   Returns:
-    float32 [way, n, c].
+    float32 [way, n, c], the class nodes.
   """
   rows = [np.flatnonzero(index == k) for k in range(index.max() + 1)]
   shot = max(len(row) for row in rows)
@@ -63,7 +62,13 @@ def fit(
 def score(
   nodes: np.ndarray, class_nodes: np.ndarray, settings: heads.HeadSettings
 ) -> np.ndarray:
-  """Logits [N, way] of queries [N, n, c]."""
+  """Returns the logits [N, way] of the query nodes [N, n, c].
+
+  Args:
+    nodes: [N, n, c], the nodes of the queries.
+    class_nodes: [way, m, c], the nodes of the classes.
+    settings: the settings of the matching.
+  """
   size = 1 if len(nodes) == 1 else _QUERIES_A_CALL
   parts = []
   for start in range(0, len(nodes), size):
@@ -75,16 +80,16 @@ def score(
 def match(
   nodes: np.ndarray, class_nodes: np.ndarray, settings: heads.HeadSettings
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """How one image was matched with one class.
+  """Matches one image with one class.
 
   Args:
-    nodes: [1, n, c], of the image.
-    class_nodes: [1, m, c].
-    settings: of the matching.
+    nodes: [1, n, c], the nodes of the image.
+    class_nodes: [1, m, c], the nodes of the class.
+    settings: the settings of the matching.
 
   Returns:
-    float64: similarity [n, m], flow [n, m], weights of the image [n] and of the
-    class [m].
+    In float64: similarity [n, m], flow [n, m], weights of the image [n] and
+    weights of the class [m].
   """
   arrays = _match(nodes, class_nodes, solver=settings.solver)
   similarity, flow, query, of_class = (

@@ -1,11 +1,11 @@
-"""DeepEMD as a classifier of a person's own images, after scikit-learn's ways.
+"""DeepEMD as a classifier of a user's own images, in scikit-learn's style.
 
     classifier = FewShotClassifier()
     classifier.fit(["cat1.jpg", "cat2.jpg", "dog.jpg"], ["cat", "cat", "dog"])
     classifier.predict(["unknown.jpg"])
     classifier.explain("unknown.jpg").save("why.png")
 
-Fitting trains no network: a class is the nodes of its images.
+Fitting trains no network. A class is represented by the nodes of its images.
 """
 
 import dataclasses
@@ -30,24 +30,24 @@ from deepemd_jax.inference import (
 )
 from deepemd_jax.inference import labels as label_arrays
 
-_PICTURE = 224  # pixels, longer side of the copies kept for explanations
+_PICTURE = 224  # pixels, the longer side of the copies in explanations
 
 
 class FewShotClassifier:
-  """Classifies images by a few examples of each class.
+  """A classifier of images that learns from a few examples of each class.
 
-  It follows scikit-learn's protocol (clone, cross_val_score, pickle) without
-  needing it. Images are paths, Pillow's images, or arrays [H, W] or [H, W, 3]:
-  whole numbers 0..255, uint16, or floats 0..1; of any size, in a list or array.
+  It follows the protocol of scikit-learn (clone, cross_val_score, pickle) but
+  does not need it. Images come in a list or array and may have any size. They
+  are paths, Pillow images, or arrays [H, W] or [H, W, 3] of whole numbers
+  0..255, uint16, or floats 0..1.
 
-  Classes with one image each are matched directly. As soon as one has more, the
-  class nodes are fitted to all images (the structured FC layer, `models.sfc`);
-  classes with fewer images than the largest have theirs repeated, so that each
-  class weighs the same.
+  If each class has one image, its nodes are matched directly. Otherwise, the
+  class nodes are fitted to all images (the structured FC layer, `models.sfc`).
+  Images of smaller classes are repeated, so that all classes weigh the same.
 
   Attributes:
-    classes_: the labels, sorted.
-    class_nodes_: float32 [way, n, c].
+    classes_: [way], the sorted labels.
+    class_nodes_: float32 [way, n, c], the nodes of the classes.
   """
 
   def __init__(
@@ -59,23 +59,22 @@ class FewShotClassifier:
     center=None,
     cache=None,
   ) -> None:
-    """Keeps the settings; `fit` looks at them.
+    """Stores the settings, which `fit` checks.
 
     Args:
-      checkpoint: workdir of a run of `deepemd_jax.main`, a folder that
-        `deepemd_jax.checkpoints.convert` wrote, a folder of Hugging Face's with
-        a vision transformer, "hf:OWNER/NAME" from a hub, or a backbone that
-        comes with its weights; None is "efficientnet_lite0", which has seen
-        photographs.
-      variant: "fcn", "grid" or "sampling"; None is the run's own.
-      solver: a name ("auto", "interior_point", ...), an EMD solver, or None:
-        the run's own.
-      center: what images have in common is taken out of all nodes: of
-        photographs of their place, without labels (a folder, or a list as `fit`
-        takes it, or a `centering.Center`), of the examples ("support"), or
-        nothing ("none"). None is the examples if the encoder is a published one
-        and there are at least five classes.
-      cache: folder in which encodings are kept; None keeps none.
+      checkpoint: the workdir of a run of `deepemd_jax.main`, a folder written
+        by `deepemd_jax.checkpoints.convert`, a Hugging Face folder with a
+        vision transformer, "hf:OWNER/NAME", or a backbone that comes with its
+        weights; None is "efficientnet_lite0", trained on photographs.
+      variant: "fcn", "grid" or "sampling"; None means that of the run.
+      solver: a name ("auto", "interior_point", ...), an EMD solver, or None for
+        that of the run.
+      center: the images whose common features are removed from all nodes:
+        photographs of the same place without labels (a folder, a list as for
+        `fit`, or a `centering.Center`), the examples ("support"), or no images
+        ("none"). None is "support" if the encoder is a published one and there
+        are at least five classes, otherwise "none".
+      cache: the folder in which encodings are cached; None caches nothing.
     """
     self.checkpoint = checkpoint
     self.variant = variant
@@ -84,12 +83,12 @@ class FewShotClassifier:
     self.cache = cache
 
   def get_params(self, deep: bool = True) -> dict:
-    """The settings by name."""
+    """Returns {name: setting}."""
     del deep
     return {name: getattr(self, name) for name in _names()}
 
   def set_params(self, **params):
-    """Changes settings; returns the classifier.
+    """Changes settings and returns the classifier.
 
     Raises:
       InputError: there is no such setting.
@@ -109,14 +108,14 @@ class FewShotClassifier:
     return f"FewShotClassifier({', '.join(given)})"
 
   def __getstate__(self) -> dict:
-    # The encoder holds arrays of a device; it is made again where needed.
+    # The encoder has arrays on a device; it is made again when it is needed.
     return {k: v for k, v in self.__dict__.items() if k != "_encoder"}
 
   def __sklearn_is_fitted__(self) -> bool:
     return hasattr(self, "class_nodes_")
 
   def __sklearn_tags__(self):
-    from sklearn import utils  # only scikit-learn asks
+    from sklearn import utils  # only scikit-learn calls this method
 
     return utils.Tags(
       estimator_type="classifier",
@@ -130,14 +129,15 @@ class FewShotClassifier:
     """Learns the classes.
 
     Args:
-      images: see the class; at least one.
-      labels: one an image: text, whole numbers, whatever sorts; of one kind.
+      images: the examples, at least one; the class describes their types.
+      labels: one label per image: text, whole numbers or other sortable values,
+        all of one kind.
 
     Returns:
       The classifier.
 
     Raises:
-      InputError: the settings, the images or the labels do not fit.
+      InputError: the settings, the images or the labels are unsuitable.
     """
     images = image_input.several(images)
     if not images:
@@ -157,7 +157,7 @@ class FewShotClassifier:
       self.center, self.encoder(), encoded.nodes, len(classes), published
     )
     if self._center:
-      self._encoder = None  # one that centers is made when it is needed
+      self._encoder = None  # one with the center is made when it is needed
       encoded = encoded._replace(nodes=self._center(encoded.nodes))
       self._heads = centering.adapt(self._heads)
     self._support = [
@@ -166,7 +166,7 @@ class FewShotClassifier:
         tuple(size.tolist()),
         boxes,
         mirrored,
-        None,  # pyrefly: ignore[bad-argument-type]: `explain` finds them
+        None,  # pyrefly: ignore[bad-argument-type]: `explain` sets them
       )
       for image, size, boxes, mirrored in zip(
         *(images, encoded.sizes, encoded.boxes, encoded.mirrored), strict=True
@@ -181,7 +181,7 @@ class FewShotClassifier:
     return self
 
   def describe(self) -> dict[str, str]:
-    """What was fitted, in words, by name."""
+    """Returns {name: text} that describes the fitted classifier."""
     self._check_fitted()
     shots = np.bincount(self._support_index)
     solver = self._heads.solver or default_solver()
@@ -200,7 +200,7 @@ class FewShotClassifier:
     return facts
 
   def encoder(self) -> image_encoder.ImageEncoder:
-    """What encodes images for this classifier; `fit` comes first."""
+    """Returns the encoder of images; `fit` must be called first."""
     self._check_fitted(during_fit=True)
     encoder = self.__dict__.get("_encoder")
     if encoder is None:
@@ -218,10 +218,10 @@ class FewShotClassifier:
       raise not_fitted()
 
   def logits(self, images: Sequence) -> np.ndarray:
-    """Scores, [N, way], columns as in `classes_`; larger is more alike.
+    """Returns scores [N, way], columns as in `classes_`; larger is better.
 
     Raises:
-      InputError: some images cannot be read; it names them.
+      InputError: some images cannot be read; the message names them.
     """
     self._check_fitted()
     images = image_input.several(images)
@@ -236,46 +236,47 @@ class FewShotClassifier:
     bad: dict[int, str],
     progress: Callable[[int], None] | None = None,
   ) -> Iterator[tuple[list[int], np.ndarray, tuple[str, ...]]]:
-    """As `logits`, for any number of images: a batch at a time.
+    """Computes logits one batch at a time, for any number of images.
 
     Args:
-      images: a list.
-      bad: gets the number of each image that cannot be read, and why.
+      images: a list of images.
+      bad: receives {number of an unreadable image: reason}.
       progress: called with the number of images done.
 
     Yields:
-      Numbers of images, their logits [batch, way], their contents' SHA-256.
+      The numbers of the images of a batch, their logits [batch, way], and the
+      hexadecimal SHA-256 of each.
     """
     self._check_fitted()
     for numbers, encoded in self.encoder().batches(images, bad, progress):
       yield numbers, self._logits(encoded.nodes), encoded.contents
 
   def _logits(self, nodes: np.ndarray, classes=None) -> np.ndarray:
-    """Scores [N, way] of encoded queries [N, n, c]."""
+    """Returns the scores [N, way] of encoded queries [N, n, c]."""
     classes = self.class_nodes_ if classes is None else classes
     return class_nodes.score(nodes, classes, self._heads)
 
   def predict_proba(self, images: Sequence) -> np.ndarray:
-    """Softmax of the logits, [N, way], columns as in `classes_`."""
+    """Returns the softmax of the logits, [N, way], columns as in `classes_`."""
     return class_nodes.softmax(self.logits(images))
 
   def predict(self, images: Sequence) -> np.ndarray:
-    """The most likely class of each image, [N]."""
+    """Returns the most likely class of each image, [N]."""
     best = self.logits(images).argmax(1)
     return self.classes_[best]
 
   def score(self, images: Sequence, labels: Sequence, sample_weight=None):
-    """Share of the images that get their label, 0 to 1."""
+    """Returns the share of images whose prediction is their label, 0 to 1."""
     predicted = self.predict(images)
     true = label_arrays.as_array(labels, len(predicted))
     return float(np.average(predicted == true, weights=sample_weight))
 
   def explain(self, image, label=None) -> explanation.Explanation:
-    """How one image was matched with a class.
+    """Explains how one image is matched with a class.
 
     Args:
-      image: one image, see the class.
-      label: of the class; None is the predicted one.
+      image: one image; the class describes its types.
+      label: the label of the class; None means the predicted class.
 
     Raises:
       InputError: the image cannot be read, or there is no such class.
@@ -292,7 +293,7 @@ class FewShotClassifier:
         )
       k = int(found[0])
     rows = np.flatnonzero(self._support_index == k)
-    # As many as the largest class has: one shape.
+    # Filled up to the size of the largest class, to compile only one shape.
     filled = np.resize(rows, np.bincount(self._support_index).max())
     alike = self._logits(encoded.nodes, self._support_nodes[filled])[0]
     support = self._support[filled[alike.argmax()]]
@@ -325,8 +326,7 @@ def _names() -> tuple[str, ...]:
 
 
 def not_fitted() -> InputError:
-  """The error of asking too early: scikit-learn's own, too, where that is in
-  use."""
+  """Returns the error of a call before `fit`, also scikit-learn's if loaded."""
   text = "this FewShotClassifier is not fitted; call fit first"
   exceptions = sys.modules.get("sklearn.exceptions")
   if exceptions is None:
@@ -341,6 +341,6 @@ def not_fitted() -> InputError:
 
 def _picture(image) -> np.ndarray:
   content = image_input.read(image)[1]
-  # Four times as wide is enough to be made smaller well.
+  # Four times the final width is enough for a good reduction.
   small = image_input.decode_small(content, (4 * _PICTURE) ** 2)
   return explanation.thumbnail(small, _PICTURE)

@@ -1,4 +1,4 @@
-"""The command `classify`: images by a few examples of each class."""
+"""The command `classify`, which uses a few examples of each class."""
 
 import argparse
 import codecs
@@ -32,8 +32,8 @@ apostrophe stands before =, +, -, @, a tab, a line break or an apostrophe at the
 beginning of a name, or after a semicolon, a tab or a line break within it.
 Without the first apostrophe at each of these places it is the name again.
 """
-# Where a cell may begin: readers may also cut at semicolons, tabs and line
-# breaks, and some skip spaces.
+# The beginnings of formulas. Programs may also split cells at semicolons, tabs
+# and line breaks, and some skip spaces.
 _RISKY = re.compile(
   r"(?:\A|(?<=[;\t\r\n]))"
   r"(?=[\t\r\n']|[\s\x00-\x1f\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])"
@@ -42,7 +42,7 @@ CLEANS_UP = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what the command takes."""
+  """Adds the arguments of the command."""
   parser.add_argument(
     "--support",
     metavar="DIR",
@@ -88,10 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
-  """Classifies; returns the files to write, by path, and a summary.
+  """Runs the command; returns {path: content to write} and a summary.
 
   Raises:
-    InputError: an option, an image or the checkpoint does not fit.
+    InputError: an option, an image or the checkpoint is unsuitable.
   """
   if options.pictures < 0:
     raise InputError(f"--pictures is {options.pictures}; use 0 or more")
@@ -141,8 +141,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], str]:
 
 
 def _center(options):
-  """What the classifier is to center by. A folder with bad images is looked at
-  here, because the classifier would refuse it."""
+  """Returns the argument `center` of the classifier.
+
+  With --skip-bad, the center is computed here, because the classifier would
+  refuse a folder with bad images.
+  """
   if not options.skip_bad or options.center in (None, "support", "none"):
     return options.center
   from deepemd_jax.data import folder
@@ -154,7 +157,7 @@ def _center(options):
 
 
 def _classified(classifier, paths, labels, skip_bad: bool, progress):
-  """The results, and the SHA-256 of each image that could be read."""
+  """Returns the results, and the SHA-256 of each readable image."""
   import numpy as np
 
   from deepemd_jax.inference import image_encoder, report
@@ -196,11 +199,12 @@ def _report(results, facts, classifier, paths, pictures: int, progress):
 def truth(
   query: str, paths: list[pathlib.Path], classes
 ) -> tuple[list[str] | None, str]:
-  """The true classes, where the folder tells them.
+  """Returns the true classes if the query folder has directories of classes.
 
   Returns:
-    A class for each path if all lie in directories named as classes are, in any
-    spelling, else None; and a remark if only some do, or directories within.
+    The class of each path, or None unless every path is in a directory with the
+    name of a class, in any spelling; and a remark if only some paths are, or if
+    the directories of classes are one level deeper.
   """
   from deepemd_jax.data.names import Names
 
@@ -211,7 +215,7 @@ def truth(
   class_of = {p[0]: known.find(p[0]) for p in parts if p}
   found = [class_of[p[0]] if p else None for p in parts]
   if None not in found:
-    # pyrefly: ignore[bad-return]: no checker sees what `in` says
+    # pyrefly: ignore[bad-return]: `in` has excluded None
     return found, ""
   if not any(found):
     within = [p[0] for p in parts if len(p) > 1 and known.find(p[1])]
@@ -232,7 +236,7 @@ def truth(
 
 def _check_outputs(options: argparse.Namespace, inputs: Iterable) -> None:
   outputs = [path for path in (options.out, options.report) if path]
-  # Not `Path.resolve`, which raises at a link to itself.
+  # `Path.resolve` would raise an error at a link to itself.
   inputs = {pathlib.Path(os.path.realpath(path)) for path in inputs}
   for path in outputs:
     _check_output(path, inputs)
@@ -241,15 +245,15 @@ def _check_outputs(options: argparse.Namespace, inputs: Iterable) -> None:
 
 
 def _check_output(path: str, inputs: set[pathlib.Path]) -> None:
-  """Refuses a path that a result cannot go to, before any work.
+  """Checks before any work that a result can be written to a path.
 
   Args:
-    path: of the result; a file that is there will be replaced.
+    path: path of the result; an existing file will be replaced.
     inputs: resolved paths that must not be replaced.
 
   Raises:
-    InputError: its folder is missing or not writable, it is no file, or it is
-      one of the inputs.
+    InputError: the folder is missing or not writable, the path is not a file,
+      or it is one of the inputs.
   """
   target = pathlib.Path(path).resolve()
   if target.exists() and not target.is_file():
@@ -267,11 +271,11 @@ def _check_output(path: str, inputs: set[pathlib.Path]) -> None:
 
 
 def table(results) -> bytes:
-  """The predictions as CSV, in UTF-8 with the mark that Excel looks for.
+  """Returns the predictions as a CSV in UTF-8 with a byte order mark.
 
-  Columns: file, prediction, probability, one "p <class>" per class; "label"
-  where the truth is known; "skipped", the reason, where images were left out.
-  Names are as `cell` writes them.
+  The columns are file, prediction, probability and one "p <class>" per class.
+  "label" follows if the truth is known. "skipped" follows if images were left
+  out, with the reason. Names are written as `cell` returns them.
   """
   header = ["file", "prediction", "probability"]
   header += [cell(f"p {name}") for name in results.classes]
@@ -295,18 +299,20 @@ def table(results) -> bytes:
     if results.bad:
       row.append(cell(results.bad.get(i, "")))
     writer.writerow(row)
-  # A file's name need not be text.
+  # The name of a file may not be valid text.
   return codecs.BOM_UTF8 + text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def cell(text: str) -> str:
-  """The text with an apostrophe wherever a spreadsheet might see the beginning
-  of a formula; DESCRIPTION says how to get the text back."""
+  """Puts an apostrophe wherever a spreadsheet might see the start of a formula.
+
+  DESCRIPTION says how to restore the text.
+  """
   return _RISKY.sub("'", text)
 
 
 def _disarmed(results, path: str) -> str:
-  """What to say of the names that `cell` changes, if it changes any."""
+  """Returns a message about the names that `cell` changes, or ""."""
   names = {*results.files, *results.classes}
   count = sum(cell(name) != name for name in names)
   if not count:
@@ -318,7 +324,7 @@ def _disarmed(results, path: str) -> str:
 
 
 def _facts(classifier, support, contents) -> dict[str, str]:
-  """What a reader of the report should know, by name."""
+  """Returns the facts at the top of the report, {name: text}."""
   shots = sorted({len(images) for images in support.values()})
   number = str(shots[0]) if len(shots) == 1 else f"{shots[0]} to {shots[-1]}"
   facts = classifier.describe()

@@ -1,8 +1,8 @@
-"""What the network sees of one image, cut on the host from the original.
+"""Cuts the crops of one image from its original pixels, on the host.
 
-`data.views` does the same on the device, for many images squashed to one size.
-Here images come one by one in all sizes, so Pillow cuts: exactly, and from
-every pixel of the original.
+`data.views` cuts crops on the device from many images squashed to one size.
+Here single images come in any size, so Pillow cuts the crops exactly from all
+pixels of the original.
 """
 
 import numpy as np
@@ -16,14 +16,19 @@ from deepemd_jax.utils.random_streams import Stream, stream
 def extract_crops(
   view: View, image: Image.Image
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Test-time crops of an RGB image; the whole image with kind "fcn".
+  """Returns the test-time crops of an image; for "fcn", the whole image.
 
-  Random crops follow from the view's seed and the image's pixels, so an image
-  has the same ones each time.
+  Random crops depend only on the view's seed and the image's pixels, so an
+  image has the same crops each time.
+
+  Args:
+    view: the settings of the view.
+    image: an RGB image of any size.
 
   Returns:
-    uint8 [crops, size, size, 3]; where they are: float64 [crops, 4] left, top,
-    right, bottom in pixels of the image; bool [crops], which are mirrored.
+    The crops, uint8 [crops, size, size, 3]; their boxes, float64 [crops, 4],
+    left, top, right, bottom in pixels of the image; and whether each crop is
+    mirrored, bool [crops].
   """
   if view.is_whole:
     return _whole(view, image)
@@ -48,7 +53,7 @@ def _whole(view: View, image: Image.Image):
 
 
 def _places(view: View, image: Image.Image):
-  """Boxes [crops, 4] on an image, and which are mirrored [crops]."""
+  """Returns boxes [crops, 4] and whether each crop is mirrored, [crops]."""
   size = np.array([[image.height, image.width]])
   if view.kind == "grid":
     ratios = np.full((1, len(view.grid)), view.ratio)
@@ -59,7 +64,7 @@ def _places(view: View, image: Image.Image):
     rng = stream(view.seed, Stream.IMAGE_CROPS, start)
     places = random_crops(rng, size, view.test_patches, view)[0]
     flip = rng.random(view.test_patches) < view.flip_probability
-  # Cells of an image of a few pixels may have none.
+  # In an image of a few pixels, a cell may be empty.
   places[:, :2] = np.minimum(places[:, :2], size[0, ::-1] - 1)
   places[:, 2:] = np.maximum(places[:, 2:], places[:, :2] + 1)
   return places, flip

@@ -1,4 +1,4 @@
-"""Why an image got its score: matched regions, and what each contributes."""
+"""Explains the score of an image by matched regions and their contributions."""
 
 import dataclasses
 from typing import NamedTuple
@@ -15,10 +15,11 @@ class Side(NamedTuple):
   Attributes:
     picture: uint8 [h, w, 3], a small copy of the image.
     size: height and width of the original in pixels.
-    boxes: [n, 4] left, top, right, bottom of each node in pixels of the
+    boxes: [n, 4], left, top, right, bottom of each node in pixels of the
       original.
-    mirrored: bool [n], whether a node is of a mirrored crop.
-    weights: [n], what each node supplies or demands in the EMD; they sum to n.
+    mirrored: bool [n], whether each node's crop was mirrored.
+    weights: [n], the mass that each node supplies or demands in the EMD; the
+      sum is n.
   """
 
   picture: np.ndarray
@@ -34,15 +35,15 @@ class Side(NamedTuple):
 
 
 class Pair(NamedTuple):
-  """A region of the query, and one of the class that it was matched with.
+  """A region of the query and a matched region of the class.
 
   Attributes:
     query_box: left, top, right, bottom in pixels of the query image.
-    support_box: the same in the support image.
-    similarity: cosine, -1 to 1.
+    support_box: left, top, right, bottom in pixels of the support image.
+    similarity: the cosine of both nodes, -1 to 1.
     flow: the mass that the EMD moves between them.
-    contribution: T / n * similarity * flow: this pair's part of the logit, with
-      the temperature T and n nodes a side.
+    contribution: this pair's part of the logit, T / n * similarity * flow, with
+      the temperature T and n nodes of the query.
   """
 
   query_box: tuple[float, ...]
@@ -54,25 +55,26 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-  """How one image was matched with one class.
+  """The match of one image with one class.
 
   Attributes:
     label: the class.
-    logit: the class's score, as `FewShotClassifier.logits` gives it.
-    probability: of the class, among all that the classifier knows.
-    pairs: all that have a flow, the largest contribution first. Their
-      contributions sum to `logit - remainder`.
-    remainder: the part of the logit that no pair has. It is rounding, except
-      with solvers that smooth (sinkhorn, regularized_qp).
-    query: the image.
-    support: the image of the class that is most like the query. If the class
-      has several images, its nodes are fitted to all of them, and are shown at
-      the places of this image's nodes. With fcn and grid these are the same in
-      every image. With sampling crops are random, and the places say little.
-    images: how many images the class was fitted to.
-    similarity: cosine, [n, m], query nodes by class nodes.
-    flow: mass, [n, m].
-    contributions: to the logit, [n, m].
+    logit: the score of the class from `FewShotClassifier.logits`.
+    probability: the probability of the class among all classes, 0 to 1.
+    pairs: all pairs with a flow, the largest contribution first. The sum of
+      their contributions is `logit - remainder`.
+    remainder: the part of the logit that belongs to no pair. It is only
+      rounding, except with smoothing solvers (sinkhorn, regularized_qp).
+    query: the query image.
+    support: the image of the class that is most similar to the query. If the
+      class has several images, its nodes are fitted to all of them and are
+      shown at the boxes of this image's nodes. With fcn and grid, these boxes
+      are the same in every image. With sampling, crops are random, and the
+      boxes mean little.
+    images: number of images that the class was fitted to.
+    similarity: [n, m], cosines of query nodes and class nodes.
+    flow: [n, m], the mass moved.
+    contributions: [n, m], the contributions to the logit.
   """
 
   label: object
@@ -88,10 +90,10 @@ class Explanation:
   contributions: np.ndarray
 
   def matched(self, title: str | None = None) -> plots.MatchedPair:
-    """What `plots.matched_regions` draws, several on a page.
+    """Returns the input of `plots.matched_regions`.
 
     Args:
-      title: above the images; None is the label and `sum`.
+      title: the title above the images; None means the label and `sum`.
     """
     if title is None:
       title = f"{self.label}: {self.sum()}"
@@ -111,10 +113,10 @@ class Explanation:
     )
 
   def sum(self, terms: int = 4) -> str:
-    """The logit as a sum: "logit 9.10 = 2.01 + 1.50 + 5.59 (40 other pairs)".
+    """Writes out the logit: "logit 9.10 = 2.01 + 1.50 + 5.59 (40 other pairs)".
 
     Args:
-      terms: how many pairs have a term of their own.
+      terms: number of pairs that have their own term.
     """
     first = [pair.contribution for pair in self.pairs[:terms]]
     rest = self.logit - sum(first)
@@ -126,19 +128,19 @@ class Explanation:
     return f"logit {self.logit:.2f} = {text}"
 
   def figure(self, lines: int = 8):
-    """A matplotlib figure of both images and their weights.
+    """Returns a matplotlib figure of both images and their weights.
 
     Args:
-      lines: how many pairs are drawn, those that contribute most.
+      lines: number of pairs to draw, the largest contributions first.
     """
     return plots.matched_regions([self.matched()], lines)
 
   def save(self, path, lines: int = 8) -> None:
-    """Writes `figure` as a PNG, whole or not at all.
+    """Writes `figure` as a PNG file, completely or not at all.
 
     Args:
       path: must end in .png; its folder is made if it is missing.
-      lines: how many pairs of regions are drawn.
+      lines: the number of pairs of regions to draw.
 
     Raises:
       InputError: the path has another ending.
@@ -162,11 +164,11 @@ def explain(
 
   Args:
     label: the class.
-    logit: of the class.
-    probability: of the class, 0 to 1.
-    query: the image.
-    support: the class.
-    images: the number of support images of the class.
+    logit: the logit of the class.
+    probability: the probability of the class, 0 to 1.
+    query: the query image.
+    support: the support image of the class.
+    images: number of support images of the class.
     similarity: [n, m], the similarity of each pair of nodes.
     flow: [n, m], the optimal flow; it sums to n.
     temperature: the factor of the logit.
@@ -200,15 +202,15 @@ def explain(
 
 
 def thumbnail(image: Image.Image, side: int) -> np.ndarray:
-  """A small copy to look at.
+  """Returns a small copy of an image for display.
 
   Args:
-    image: of any size.
-    side: pixels that the longer side has at most.
+    image: an RGB image of any size.
+    side: the largest length of the longer side in pixels.
 
   Returns:
-    uint8 [h, w, 3]. The shorter side is at least a quarter of the longer one:
-    in a thinner image nothing could be seen.
+    uint8 [h, w, 3]. The shorter side is at least a quarter of the longer one,
+    because a thinner image would show nothing.
   """
   scale = min(1.0, side / max(image.size))
   least = max(image.size) * scale / 4

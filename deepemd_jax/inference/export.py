@@ -1,23 +1,25 @@
-"""A trained encoder for use elsewhere: programs that need nothing but JAX.
+"""Exports a trained encoder as programs that need only JAX.
 
     python -m deepemd_jax export --checkpoint RUN --out DIR
 
 makes DIR, a folder with
 
-    encoder.stablehlo     images to nodes
-    classifier.stablehlo  images of each class and of queries to logits, 1-shot
-    manifest.json         what goes in and comes out, how to load, checksums of
-                          the programs and of itself
+    encoder.stablehlo     converts images to nodes
+    classifier.stablehlo  converts one image of each class, and queries, to
+                          logits
+    manifest.json         the inputs and outputs, how to load the programs, and
+                          checksums of the programs and of itself
     config.json, metatrain/, pretrain/
-                          the best encoders alone: a workdir for the stage
-                          evaluate, `FewShotClassifier`, classify and search
+                          the best encoders; with them DIR is a workdir for the
+                          stage evaluate, `FewShotClassifier`, classify and
+                          search
 
-The programs are StableHLO by `jax.export`, for CPU, CUDA and TPU at once. They
-hold the parameters and all that is done to an image: resizing, cropping,
-normalizing. Numbers of images, and their sizes, are symbols: any will do.
+The programs are StableHLO from `jax.export`, each for CPU, CUDA and TPU. They
+contain the parameters and the processing of images: resizing, cropping and
+normalization. Any number and size of images is possible.
 
-A program cannot call back to the host, so `NetworkSimplex`, the choice on a
-CPU, is exported as `InteriorPoint`: as exact, and at home on every device.
+A program cannot call back to the host. So `NetworkSimplex`, the default on a
+CPU, is exported as `InteriorPoint`, which is exact, too, and runs everywhere.
 """
 
 import argparse
@@ -38,9 +40,9 @@ HELP = "save the encoder and a classifier as programs that need only JAX"
 DESCRIPTION = __doc__
 PLATFORMS = ("cpu", "cuda", "tpu")
 _NAMES = ("encoder.stablehlo", "classifier.stablehlo")
-_WEIGHTS = "backbone"  # the folder of a vision transformer, copied
-_FORMAT = 2  # 1 had no checksum of the manifest
-_LARGEST = 2**31  # bytes of a program: FlatBuffers end there
+_WEIGHTS = "backbone"  # the copied folder of a vision transformer
+_FORMAT = 2  # format 1 has no checksum of the manifest
+_LARGEST = 2**31  # bytes of a program, the limit of FlatBuffers
 _LOAD = (
   "import pathlib, jax, numpy",
   "from jax import export  # needs the package flatbuffers",
@@ -52,14 +54,14 @@ _LOAD = (
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """What `load` finds in a folder; compiled once for each shape of its input.
+  """The programs that `load` reads, compiled once for each input shape.
 
   Attributes:
-    encode: uint8 images to float32 nodes [images, n, c].
-    classify: uint8 images of `way` classes, one each, and of queries to float32
-      logits [queries, way], larger is more alike.
-    manifest: what manifest.json holds. It says of each program what an image
-      is: [height, width, 3] of any size, or, where nodes are crops, these,
+    encode: converts uint8 images to float32 nodes [images, n, c].
+    classify: converts uint8 images, one of each class, and uint8 queries to
+      float32 logits [queries, way]; larger means more similar.
+    manifest: the content of manifest.json. It gives the shape of an image for
+      each program: [height, width, 3] of any size or, if nodes are crops,
       [crops, size, size, 3].
   """
 
@@ -69,7 +71,7 @@ class Programs:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what the command takes."""
+  """Adds the arguments of the command."""
   shared.add_checkpoint(parser)
   parser.add_argument(
     "--out", metavar="DIR", required=True, help="the folder to make"
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-  """Exports; returns what to say of it."""
+  """Runs the export and returns the message to print."""
   save(options.checkpoint, options.out)
   return f"{options.out} is ready; its manifest.json says how to use it"
 
@@ -86,15 +88,15 @@ def save(checkpoint, directory) -> dict:
   """Exports a run.
 
   Args:
-    checkpoint: as `pretrained.load` takes it.
-    directory: the folder to make; must not exist, or be empty.
+    checkpoint: the run, as for `pretrained.load`.
+    directory: the folder to make. It must be empty or not exist.
 
   Returns:
     The manifest.
 
   Raises:
-    InputError: there is no trained encoder; the directory is in use or cannot
-      be written. Nothing is left behind.
+    InputError: there is no trained encoder, or the directory is in use or
+      cannot be written. No files are left behind.
   """
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.config import stored
@@ -117,7 +119,7 @@ def save(checkpoint, directory) -> dict:
 
 
 def _copy_run(checkpoint, trained, workdir: pathlib.Path) -> None:
-  """Copies what `pretrained.load` needs: the config, and trained encoders."""
+  """Copies the config and the encoders, which `pretrained.load` needs."""
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.config import stored
   from deepemd_jax.models.backbone import FolderWeights
@@ -133,10 +135,11 @@ def _copy_run(checkpoint, trained, workdir: pathlib.Path) -> None:
   text = json.dumps(stored.sealed(fields), indent=2, sort_keys=True) + "\n"
   (workdir / "config.json").write_text(text)
   if weights is not None:
-    return  # copied, or they come with their package
+    return  # the weights are copied above, or come with their package
   source = pathlib.Path(checkpoint)
   meta = {"exported_from": source.resolve().name}
-  # Of all stages: the prototype head is tested with the one that suits it.
+  # The encoders of all stages, because the prototype head may be tested with
+  # another one.
   encoders = pretrained.best_encoders(source, trained.settings.backbone)
   for best in encoders.values():
     pretrained.save_encoder(workdir, best, meta)
@@ -150,7 +153,8 @@ def load(directory) -> Programs:
   """Reads the programs of an exported folder.
 
   Raises:
-    InputError: it is none, it is damaged, or this JAX cannot read it.
+    InputError: the folder was not exported or is damaged, or this version of
+      JAX cannot read it.
   """
   import jax
   from jax import export
@@ -175,7 +179,7 @@ def load(directory) -> Programs:
       )
     try:
       calls[name] = jax.jit(export.deserialize(bytearray(content)).call)
-    except Exception as error:  # whatever another version's reader makes of it
+    except Exception as error:  # versions of JAX raise errors of many types
       raise InputError(
         f"JAX {jax.__version__} cannot read {str(directory / name)!r}, which "
         f"JAX {made!r:.80} wrote ({error!r:.300}); export it again"
@@ -185,10 +189,10 @@ def load(directory) -> Programs:
 
 
 def _manifest(path: pathlib.Path) -> dict:
-  """What manifest.json holds.
+  """Returns the content of manifest.json.
 
   Raises:
-    InputError: it is none, it is damaged, or of a newer format.
+    InputError: the file is missing, damaged, or of a newer format.
   """
   from deepemd_jax.config import stored
 
@@ -210,8 +214,7 @@ def _manifest(path: pathlib.Path) -> dict:
 
 
 def _programs(trained) -> dict:
-  """Both programs of a `Pretrained`, by file name, lowered for all
-  platforms."""
+  """Returns {file name: program lowered for all platforms} of an encoder."""
   import jax
   import numpy as np
   from jax import export
@@ -251,8 +254,10 @@ def _programs(trained) -> dict:
 
 
 def _solver(settings):
-  """The run's own EMD solver, or, where that is the host's, the device's, and
-  that without its kernel, which is for one kind of device."""
+  """Returns the run's EMD solver, or `InteriorPoint` if that runs on the host.
+
+  `InteriorPoint` is used without its kernel, which needs one kind of device.
+  """
   from deepemd_jax import emd
 
   own = settings.heads.solver
@@ -263,7 +268,7 @@ def _solver(settings):
 
 
 def _described(trained) -> dict:
-  """What the programs of a `Pretrained` do, for their users."""
+  """Returns the part of the manifest that describes the programs."""
   from deepemd_jax.data.views import evaluation_side
 
   settings, view = trained.settings, trained.settings.view

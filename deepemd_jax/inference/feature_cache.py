@@ -1,10 +1,10 @@
-"""Encodings of images, kept between runs.
+"""A cache of encoded images that lasts between runs.
 
-There is one file for each image. Its name is made of two digests: of the model
-and of the image's content. So a renamed image is found again, and a changed one
-is not. A file begins with the SHA-256 of its name and of what follows, so that
-a damaged one, or one that was put in another's place, counts as absent. The
-folder may be deleted at any time.
+There is one file for each image. Its name consists of the digests of the model
+and of the image's content. So a renamed image is found again, and a changed
+image is not. A file begins with the SHA-256 of its name and its content, so
+that a damaged or misplaced file counts as missing. The folder may be deleted at
+any time.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
 LIMIT = 2 * 2**30  # bytes
-_LARGEST = 256 * 2**20  # bytes, of one encoding
+_LARGEST = 256 * 2**20  # bytes of one encoding
 _DIGEST = hashlib.sha256().digest_size
-_STALE = 3600.0  # seconds after which nobody still writes a scratch file
+_STALE = 3600.0  # seconds after which a temporary file counts as abandoned
 
 
 class Cache:
-  """Named arrays by (model, image).
+  """A cache of named arrays with the keys (model, image).
 
-  If the disk fills up, it keeps nothing more and does not complain.
+  If the disk is full, it stores nothing more and raises no error.
   """
 
   def __init__(self, directory, *, limit: int = LIMIT) -> None:
-    """Opens the folder; makes it where it is missing.
+    """Opens the folder, and creates it if it is missing.
 
     Args:
-      directory: of the encodings, one subdirectory a model.
-      limit: bytes that `prune` leaves.
+      directory: the folder of the encodings, with a subdirectory per model.
+      limit: the largest size after `prune`, in bytes.
 
     Raises:
-      InputError: it cannot be made or written to.
+      InputError: the folder cannot be created or written to.
     """
     self._root = pathlib.Path(directory)
     self._limit = limit
@@ -57,10 +57,11 @@ class Cache:
     return self._root / model[:32] / image[:2] / f"{image[2:]}.npz"
 
   def get(self, model: str, image: str) -> dict[str, np.ndarray] | None:
-    """Returns the arrays {name: [...]} that were put there, or None.
+    """Returns the stored arrays {name: [...]}, or None.
 
     Args:
-      model: hexadecimal digest of all else that an encoding depends on.
+      model: hexadecimal digest of everything except the image that an encoding
+        depends on.
       image: hexadecimal digest of the image.
     """
     path = self._path(model, image)
@@ -72,14 +73,14 @@ class Cache:
       with np.load(file, allow_pickle=False) as kept:
         arrays = {name: kept[name] for name in kept.files}
       os.utime(path)
-    # Whoever can write here can write a digest, too, and NumPy raises nearly
-    # anything at what is no array.
+    # The digest is no protection against an attacker who can write here, and
+    # NumPy raises errors of many types for files that are no arrays.
     except Exception:
       return None
     return arrays
 
   def put(self, model: str, image: str, **arrays: np.ndarray) -> None:
-    """Keeps arrays; see `get`."""
+    """Stores arrays under the keys of `get`."""
     path = self._path(model, image)
     file = io.BytesIO()
     # pyrefly: ignore[bad-argument-type]: no array is called allow_pickle
@@ -87,7 +88,7 @@ class Cache:
     content = file.getvalue()
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      # A link in the folder must not lead to another place of the user's.
+      # A link in the folder must not lead to another folder of the user.
       relative = path.parent.relative_to(self._root)
       if os.path.realpath(path.parent) != os.path.join(
         os.path.realpath(self._root), relative
@@ -100,15 +101,17 @@ class Cache:
       pass
 
   def prune(self) -> None:
-    """Deletes the encodings that were not used for longest, down to the limit,
-    and scratch files that a killed run left. Does nothing if none was added
-    since the last time."""
+    """Deletes the least recently used encodings until the limit is met.
+
+    It also deletes temporary files of killed runs. It does nothing if no
+    encoding was added since the last call.
+    """
     if not self._wrote:
       return
     self._wrote = False
     encodings = []
     for path in self._root.rglob("*.npz"):
-      with contextlib.suppress(OSError):  # another run deletes too
+      with contextlib.suppress(OSError):  # another run may delete it, too
         stat = path.stat()
         encodings.append((stat.st_mtime, stat.st_size, path))
     excess = sum(size for _, size, _ in encodings) - self._limit

@@ -1,4 +1,4 @@
-"""From a person's images to nodes: read, crop, encode, remember."""
+"""Reads, crops and encodes a user's images, and caches their nodes."""
 
 import concurrent.futures
 import functools
@@ -19,24 +19,24 @@ from deepemd_jax.evaluation.features import Features
 from deepemd_jax.inference import crops
 from deepemd_jax.inference.feature_cache import Cache
 
-# Crops in one device call. One shape compiles once, and one more for an image
-# alone.
+# Crops in one device call. This is one shape to compile; a single image is
+# another.
 _CROPS_A_CALL = 64
 _LISTED = 10
-# Of what the cache keeps; another meaning gets another number.
+# The version of the cached arrays, to be raised if their meaning changes.
 _CACHE_VERSION = 4
 
 
 class EncodedImages(NamedTuple):
-  """Some images as nodes.
+  """Images that were encoded into nodes.
 
   Attributes:
-    nodes: float32 [N, n, c].
+    nodes: float32 [N, n, c], the nodes.
     boxes: float64 [N, n, 4], left, top, right, bottom of each node in pixels of
       the upright original.
-    mirrored: bool [N, n], which nodes are of a mirrored crop.
-    sizes: int [N, 2], height and width of the originals.
-    contents: SHA-256 of each image, hexadecimal.
+    mirrored: bool [N, n], whether each node's crop was mirrored.
+    sizes: int [N, 2], height and width of the originals in pixels.
+    contents: the hexadecimal SHA-256 of each image.
   """
 
   nodes: np.ndarray
@@ -53,9 +53,9 @@ class _ReadImage(NamedTuple):
   """One image that was read.
 
   Attributes:
-    content: SHA-256 of the image, hexadecimal.
-    crops: pixels, boxes, mirrored and size, if it is to be encoded.
-    cached: what the cache has, if it has.
+    content: the hexadecimal SHA-256 of the image.
+    crops: pixels, boxes, mirrored and size if it must be encoded, or None.
+    cached: the cached arrays, or None.
   """
 
   content: str
@@ -64,7 +64,7 @@ class _ReadImage(NamedTuple):
 
 
 class ImageEncoder:
-  """Encodes images in batches of one shape; not to be pickled."""
+  """An encoder of images in batches of one shape; it cannot be pickled."""
 
   def __init__(
     self,
@@ -76,10 +76,10 @@ class ImageEncoder:
     """Makes an encoder.
 
     Args:
-      pretrained: the network.
-      view: how images are looked at.
-      cache: of encodings; None remembers nothing.
-      center: is applied to all nodes; see `centering`.
+      pretrained: the trained encoder.
+      view: the view settings.
+      cache: the cache of encodings; None caches nothing.
+      center: a function that is applied to all nodes; see `centering`.
     """
     settings = pretrained.settings
     self._features = Features(settings.backbone, view, settings.pyramid)
@@ -99,22 +99,23 @@ class ImageEncoder:
     bad: dict[int, str],
     progress: Callable[[int], None] | None = None,
   ) -> Iterator[tuple[list[int], EncodedImages]]:
-    """Encodes images, a batch at a time, so that any number fits in memory.
+    """Encodes images one batch at a time, so that any number fits in memory.
 
     Args:
-      images: as `image_input.read` takes them.
-      bad: gets the number of each image that cannot be read, and why.
+      images: paths, Pillow images or arrays; see `image_input.read`.
+      bad: receives {number of an unreadable image: reason}.
       progress: called with the number of images done.
 
     Yields:
-      The numbers of some images, and these encoded; in order, without bad ones.
+      The numbers of the readable images of a batch, and these images encoded,
+      in order.
     """
     size = self._images_a_call()
     starts = range(0, len(images), size)
     chunks = [images[start : start + size] for start in starts]
     workers = min(8, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      # The next batch is read while the device has this one.
+      # The next batch is read while the device encodes this one.
       ahead = self._submit(pool, chunks[0]) if chunks else []
       try:
         for number, start in enumerate(starts):
@@ -134,10 +135,13 @@ class ImageEncoder:
       self._cache.prune()
 
   def all(self, images: Sequence) -> EncodedImages:
-    """All images at once.
+    """Encodes all images at once.
+
+    Args:
+      images: paths, Pillow images or arrays; see `image_input.read`.
 
     Raises:
-      InputError: some cannot be read; it names them.
+      InputError: some images cannot be read; the message names them.
     """
     bad: dict[int, str] = {}
     parts = [encoded for _, encoded in self.batches(images, bad)]
@@ -158,7 +162,7 @@ class ImageEncoder:
     return [pool.submit(self._read, image) for image in chunk]
 
   def _read(self, source) -> _ReadImage | str:
-    """One image, or why it cannot be read."""
+    """Returns one image, or the reason why it cannot be read."""
     try:
       content, rest = image_input.read(source)
       cached = self._cache and self._cache.get(self._model, content)
@@ -166,16 +170,16 @@ class ImageEncoder:
         return _ReadImage(content, cached=cached)
       image, size = image_input.decode(rest)
       pixels, boxes, mirrored = crops.extract_crops(self._view, image)
-      # A large image comes smaller than its original.
+      # A large image is decoded at a smaller size than its original.
       boxes = boxes * np.tile(np.divide(size[::-1], image.size), 2)
       return _ReadImage(
         content, crops=(pixels, boxes, mirrored, np.array(size))
       )
-    except Exception as error:  # decoders raise nearly anything
+    except Exception as error:  # decoders raise errors of many types
       return image_io.reason(error)
 
   def _fits(self, cached: dict[str, np.ndarray]) -> bool:
-    """Whether these are arrays as this encoder makes them."""
+    """Returns whether cached arrays have this encoder's shapes and types."""
     count = len(self._features.node_boxes())
     if not self._view.is_whole:
       count = self._view.crops_per_image
@@ -206,12 +210,12 @@ class ImageEncoder:
     arrays = (np.stack([row[name] for row in rows]) for name in _ARRAYS)
     contents = tuple(image.content for image in images)
     encoded = EncodedImages._make((*arrays, contents))
-    if self._center:  # the cache keeps what every center can use
+    if self._center:  # applied after the cache, which serves every center
       encoded = encoded._replace(nodes=self._center(encoded.nodes))
     return encoded
 
   def _encode_new(self, images: list[tuple]) -> list[dict]:
-    """The arrays of each image, by their names, from its crops."""
+    """Encodes the crops of images; returns {name: array} of each image."""
     pixels, boxes, mirrored, sizes = map(np.stack, zip(*images, strict=True))
     count = len(pixels)
     size = 1 if count == 1 else self._images_a_call()
@@ -233,7 +237,7 @@ class ImageEncoder:
     return [dict(zip(_ARRAYS, row, strict=True)) for row in rows]
 
   def _cells(self, box: np.ndarray) -> np.ndarray:
-    """Where in the image the cells of its map are, seen through `box`."""
+    """Returns the boxes of a feature map's cells, if the view shows `box`."""
     cells = self._features.node_boxes() / self._view.size
     corner, side = np.tile(box[:2], 2), np.tile(box[2:] - box[:2], 2)
     return corner + cells * side
@@ -241,15 +245,21 @@ class ImageEncoder:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(features: Features, variables, pixels) -> jax.Array:
-  """`Features.nodes`, compiled once for all encoders that look alike."""
+  """Calls `Features.nodes`, compiled once for encoders with equal features."""
   return features.nodes(variables, pixels)
 
 
 def refuse(images: Sequence, bad: dict[int, str], remedy: str = "") -> None:
-  """Does nothing if there are no bad images.
+  """Raises an error if there are bad images.
+
+  Args:
+    images: all images.
+    bad: {number of a bad image: reason}.
+    remedy: text at the end of the message.
 
   Raises:
-    InputError: there are; it names the first ones, and says why.
+    InputError: there are bad images; the message names the first ones and the
+      reasons.
   """
   if not bad:
     return

@@ -1,7 +1,7 @@
-"""Labels as people hand them over: checked, and none merged with another.
+"""Checks the labels that users pass, so that no two classes are merged.
 
-NumPy makes text of a list that mixes text and numbers, so that "1" and 1 would
-be one class, and a missing label a class called nan.
+NumPy converts a list that mixes text and numbers to text. Then "1" and 1 would
+be one class, and a missing label would be a class called nan.
 """
 
 import numbers
@@ -16,17 +16,18 @@ from deepemd_jax.errors import InputError
 
 
 def classes(labels: Sequence, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """The classes that labels name.
+  """Returns the classes of labels.
 
   Args:
-    labels: text, whole numbers, booleans, or anything else that sorts.
-    count: of the images.
+    labels: text, whole numbers, booleans, or other values that can be sorted.
+    count: number of images.
 
   Returns:
-    The sorted classes [way], and each image's number among them [count].
+    The sorted classes, [way]; and the index of each image's class, int [count].
 
   Raises:
-    InputError: as `as_array`; the labels do not sort; or two look the same.
+    InputError: `as_array` refuses the labels, they cannot be sorted, or two
+      look the same.
   """
   array = as_array(labels, count)
   try:
@@ -38,14 +39,14 @@ def classes(labels: Sequence, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_array(labels: Sequence, count: int) -> np.ndarray:
-  """Labels as an array [count].
+  """Returns labels as an array [count].
 
   Raises:
-    InputError: there are more or fewer, one is missing, or is a fraction, or
-      they are of several kinds.
+    InputError: there are not `count` labels, a label is missing or a fraction,
+      or they have different kinds.
   """
   is_array = hasattr(labels, "dtype") or hasattr(labels, "__array__")
-  # Not `asarray`, which forgets what is masked.
+  # `asarray` would drop the mask of a masked array.
   array = np.asanyarray(labels) if is_array else _listed(labels)
   if array.ndim == 2 and array.shape[1] == 1:
     _warn_of_column()
@@ -58,13 +59,13 @@ def as_array(labels: Sequence, count: int) -> np.ndarray:
   if is_array:
     return array
   made = np.asarray(array.tolist())
-  # An array of NumPy's has no room for some numbers and characters.
+  # NumPy's types cannot represent some numbers and characters.
   same = made.shape == array.shape and made.tolist() == array.tolist()
   return made if same else array
 
 
 def _listed(labels) -> np.ndarray:
-  """A list as an array of its items, whatever they are."""
+  """Returns a list as an array of objects."""
   try:
     items = [] if isinstance(labels, str | bytes) else list(labels)
   except TypeError as error:
@@ -80,14 +81,14 @@ def _listed(labels) -> np.ndarray:
 def _is_missing(label) -> bool:
   try:
     return label is None or bool(label != label)
-  except (TypeError, ValueError):  # pandas' NA is neither true nor false
+  except (TypeError, ValueError):  # NA of pandas is neither true nor false
     return True
 
 
 def _check_kinds(array: np.ndarray) -> None:
-  """Refuses labels that are missing, are no names, or are of several kinds."""
+  """Refuses labels that are missing, no names, or of different kinds."""
   first: dict[str, object] = {}
-  # Dates as nanoseconds would come out of NumPy as numbers.
+  # `tolist` would convert dates in nanoseconds to numbers.
   dates = array.dtype.kind in "mM"
   for i, label in enumerate(array if dates else array.tolist()):
     if _is_missing(label):
@@ -124,7 +125,7 @@ def _kind(label) -> str:
 
 
 def _warn_of_column() -> None:
-  """As scikit-learn does, in its words."""
+  """Warns about labels [N, 1] with the words of scikit-learn."""
   exceptions = sys.modules.get("sklearn.exceptions")
   kind = getattr(exceptions, "DataConversionWarning", UserWarning)
   text = "A column-vector y was passed when a 1d array was expected: labels "

@@ -1,4 +1,4 @@
-"""Arguments that several commands share. Loads neither JAX nor NumPy."""
+"""Arguments that several commands share; loads neither JAX nor NumPy."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from deepemd_jax.utils import registry
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag that says which encoder to use."""
+  """Adds the flag that selects the encoder."""
   parser.add_argument(
     "--checkpoint",
     metavar="RUN",
@@ -22,11 +22,11 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
-  """Adds the flags that say how images are read, encoded and matched.
+  """Adds the flags for reading, encoding and matching images.
 
   Args:
-    parser: of the command.
-    images: which images may be left out: "query", say.
+    parser: the parser of the command.
+    images: the kind of images that may be left out, such as "query".
   """
   parser.add_argument(
     "--skip-bad",
@@ -63,13 +63,13 @@ def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
 
 
 def default_cache() -> str:
-  """The folder for what this user's commands keep between runs."""
+  """Returns the folder for files that commands keep between runs."""
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return os.path.join(home, "deepemd_jax")
 
 
 def _one_of(names: Iterable[str]) -> Callable[[str], str]:
-  """A type for argparse: one of these names."""
+  """Returns a type for argparse that accepts only these names."""
 
   def check(value: str) -> str:
     if value not in names:

@@ -1,7 +1,7 @@
-"""Predictions as one HTML file that needs no network.
+"""The report of predictions, one HTML file that needs no network.
 
-Names of files and classes are escaped. The page also forbids scripts, and
-everything that is not inside it, by its Content-Security-Policy.
+Names of files and classes are escaped. The page's Content-Security-Policy also
+forbids scripts and everything outside the page.
 """
 
 import base64
@@ -16,7 +16,7 @@ from deepemd_jax.evaluation import plots
 from deepemd_jax.inference import calibration
 from deepemd_jax.inference.explanation import Explanation
 
-_RIGHT, _WRONG = "0,158,115", "213,94,0"  # as red, green, blue
+_RIGHT, _WRONG = "0,158,115", "213,94,0"  # red, green, blue
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; padding: 0 1em;
   max-width: 960px; color: #222; }
@@ -51,11 +51,11 @@ class Results:
   """The predictions of a classifier for some images.
 
   Attributes:
-    classes: names.
-    files: name of each image.
-    probabilities: [N, way]; rows of bad images mean nothing.
+    classes: the names of the classes.
+    files: the name of each image.
+    probabilities: [N, way], 0 to 1; rows of bad images have no meaning.
     truth: int [N], the column of the true class, or None if it is unknown.
-    bad: why an image was left out, by its number.
+    bad: {number of an image that was left out: the reason}.
   """
 
   classes: tuple[str, ...]
@@ -65,11 +65,11 @@ class Results:
   bad: dict[int, str]
 
   def good(self) -> np.ndarray:
-    """The numbers of the images that were classified, [n]."""
+    """Returns the numbers of the classified images, int [n]."""
     return np.array([i for i in range(len(self.files)) if i not in self.bad])
 
   def summary(self) -> str:
-    """Counts and accuracy in one line."""
+    """Returns the counts and the accuracy in one line."""
     rows = self.good()
     images = "1 image" if len(rows) == 1 else f"{len(rows)} images"
     text = f"{images}, {len(self.classes)} classes"
@@ -93,11 +93,12 @@ def page(
   """Makes the report.
 
   Args:
-    results: to report.
-    facts: shown at the top, by name.
-    explain: tells how an image, by its number, matches a class, by its name.
-    pictures: how many images get a picture of their matches, the worst first.
-    progress: called with the number of pictures done, and of all.
+    results: the predictions to report.
+    facts: {name: text} to show at the top.
+    explain: explains the match of an image, given by its number, with a class,
+      given by its name.
+    pictures: number of images whose matches are drawn, the worst first.
+    progress: called with the number of pictures done, and the total.
 
   Returns:
     The HTML document, in UTF-8.
@@ -122,7 +123,7 @@ def page(
     parts.append(_card(results, i, explain))
     progress(done, len(pictured))
   parts.append(_everything(results, order))
-  # A file's name need not be text.
+  # The name of a file may not be valid text.
   return _document("\n".join(parts)).encode("utf-8", "backslashreplace")
 
 
@@ -142,7 +143,7 @@ def _text(value) -> str:
 
 
 def _table(header, rows: Iterable[tuple]) -> str:
-  """A table; whole numbers are aligned right, all else is escaped text."""
+  """Returns a table; integers are aligned right, other cells are escaped."""
   lines = []
   if header:
     cells = "".join(f"<th>{_text(name)}</th>" for name in header)
@@ -159,10 +160,10 @@ def _table(header, rows: Iterable[tuple]) -> str:
 
 
 def _confusion(results: Results, rows: np.ndarray) -> str:
-  """The confusion matrix; a cell is darker, the larger its share of the row."""
+  """Returns the confusion matrix; darker cells have larger shares of a row."""
   way = len(results.classes)
   predicted = results.probabilities[rows].argmax(1)
-  # pyrefly: ignore[unsupported-operation]: it is called where the truth is known
+  # pyrefly: ignore[unsupported-operation]: it is called if the truth is known
   counts = calibration.confusion(results.truth[rows], predicted, way)
   head = "".join(
     f"<th class=n title='{_text(name)}'>{k}</th>"
@@ -216,7 +217,7 @@ def _card(results: Results, i: int, explain) -> str:
   )
   explanations = [explain(i, results.classes[k]) for k in columns]
   titles = ["predicted", "true class"][: len(columns)]
-  # Not the class names: the picture's font may lack their letters.
+  # No class names here, because the picture's font may lack their letters.
   pairs = [
     explanation.matched(f"{title}: {explanation.sum(3)}")
     for explanation, title in zip(explanations, titles, strict=True)
@@ -243,7 +244,7 @@ def _everything(results: Results, order: np.ndarray) -> str:
 
 
 def _image(figure, description: str) -> str:
-  """A figure inside the page. JPEG: a third of a PNG's size."""
+  """Returns a figure as an inline JPEG, which is a third of a PNG's size."""
   file = io.BytesIO()
   figure.savefig(file, format="jpg", pil_kwargs={"quality": 88})
   content = base64.b64encode(file.getvalue()).decode()

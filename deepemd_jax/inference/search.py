@@ -1,4 +1,4 @@
-"""The command `search`: the images of a folder that are most like one image."""
+"""The command `search`, which finds the images most similar to one image."""
 
 import argparse
 import functools
@@ -22,7 +22,7 @@ CLEANS_UP = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what the command takes."""
+  """Adds the arguments of the command."""
   parser.add_argument(
     "--gallery", metavar="DIR", required=True, help="images anywhere below it"
   )
@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-  """Searches; returns a table, the best image first.
+  """Runs the search and returns a table with the best image first.
 
   Raises:
-    InputError: an option, an image or the checkpoint does not fit.
+    InputError: an option, an image or the checkpoint is unsuitable.
   """
   if options.top < 1:
     raise InputError(f"--top is {options.top}; use 1 or more")
@@ -76,14 +76,15 @@ def run(options: argparse.Namespace) -> str:
 
 
 def encoder_and_solver(options: argparse.Namespace):
-  """Makes what the options ask for: a function from a center, or none, to the
-  `ImageEncoder`, and the EMD's solver.
+  """Returns a function that makes the `ImageEncoder`, and the EMD solver.
+
+  The function takes a `Center`, or no argument for an encoder without one.
 
   Args:
-    options: those of `shared.add_encoding`.
+    options: the options of `shared.add_encoding`.
 
   Raises:
-    InputError: an option or the checkpoint does not fit.
+    InputError: an option or the checkpoint is unsuitable.
   """
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.inference import choices, feature_cache, image_encoder
@@ -99,15 +100,15 @@ def encoder_and_solver(options: argparse.Namespace):
 
 
 def center_of(encoder, paths, skip_bad: bool):
-  """The `Center` of photographs, with a line that says how far it is.
+  """Computes the `Center` of photographs and shows its progress.
 
   Args:
-    encoder: an `ImageEncoder` that does not center.
-    paths: of the photographs.
-    skip_bad: leave out those that cannot be read.
+    encoder: an `ImageEncoder` without a center.
+    paths: the paths of the photographs.
+    skip_bad: whether to omit unreadable photographs.
 
   Raises:
-    InputError: some cannot be read, or none can.
+    InputError: a photograph cannot be read; with `skip_bad`, none can.
   """
   from deepemd_jax.inference import centering
 
@@ -121,11 +122,11 @@ def center_of(encoder, paths, skip_bad: bool):
 
 
 def _nearest(encoder, query, paths, top: int):
-  """The `top` images whose pooled nodes are most like the query's.
+  """Finds the `top` images whose pooled nodes are most similar to the query's.
 
   Returns:
-    {number of an image: (cosine, nodes [n, c])}, the most alike first, and the
-    bad images as `ImageEncoder.batches` tells them.
+    {number of an image: (cosine, nodes [n, c])}, the most similar first; and
+    the bad images, {number: reason}.
   """
   bad: dict[int, str] = {}
   best: dict[int, tuple] = {}
@@ -137,7 +138,7 @@ def _nearest(encoder, query, paths, top: int):
       cosines = similarities(query, encoded.nodes)
       rows = zip(cosines, encoded.nodes, strict=True)
       best |= dict(zip(numbers, rows, strict=True))
-      # No more are kept than asked for, however large the gallery.
+      # Only the best `top` are kept, so that a large gallery fits in memory.
       order = sorted(best, key=lambda i: (-best[i][0], i))[:top]
       best = {i: best[i] for i in order}
   return best, bad
@@ -148,7 +149,7 @@ def _table(paths, best, query, solver) -> str:
 
   nodes = np.stack([nodes for _, nodes in best.values()])
   matched = reranked(query, nodes, solver)
-  # Similarities, up to 1: by matched regions, and of pooled descriptors.
+  # Both columns are similarities of at most 1.
   lines = [f"{'rank':>4}  {'matched':>7}  {'pooled':>6}  image"]
   rows = sorted(zip(best, matched, strict=True), key=lambda row: -row[1])
   for rank, (i, value) in enumerate(rows, 1):
@@ -158,22 +159,24 @@ def _table(paths, best, query, solver) -> str:
 
 
 def similarities(query, nodes):
-  """Cosine of pooled nodes: query [1, n, c], others [N, n, c] -> [N]."""
+  """Returns cosines [N] of pooled nodes: query [1, n, c], others [N, n, c]."""
   from deepemd_jax.models import matching
 
   return _row(matching.prototype_logits, query, nodes, 1.0)
 
 
 def reranked(query, nodes, solver):
-  """EMD similarity, up to 1 (the same image): query [1, n, c], others [K, n, c]
-  -> [K], in one call."""
+  """Returns EMD similarities [K]: query [1, n, c], others [K, n, c].
+
+  They are computed in one call and are at most 1, for the same image.
+  """
   from deepemd_jax.models import matching
 
   return _row(matching.logits, query, nodes, solver, 1.0)
 
 
 def _row(score, query, nodes, *settings):
-  """The scores of one query, compiled."""
+  """Returns the scores of one query, from a compiled function."""
   import jax
   import numpy as np
 

@@ -1,1 +1,1 @@
-"""The published data sets: archives, downloads, preparation."""
+"""The published data sets: their archives, downloads and preparation."""

@@ -1,8 +1,8 @@
-"""The official archives: which files in them are images, and of which class.
+"""Reads the official archives: finds the images in them and their classes.
 
-Each function yields the images of one data set, in the order of the archive,
-and `FORMATS` names them. A data set that is only ever a ready folder of images
-needs none; see `layouts`.
+Each `read_` function yields the images of one data set in the order of the
+archive, and `FORMATS` lists these functions. A data set that is always a ready
+folder of images needs none; `layouts` reads such folders.
 """
 
 import dataclasses
@@ -30,13 +30,17 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
 _CIFAR_RECORD = 2 + 3 * 32 * 32  # bytes: coarse label, fine label, pixels
-_LARGEST_MAT = 1 << 26  # bytes, inflated: 4,000 for each image of Cars196
-_COMPRESSED = 15  # the kind of such a part of a file of MATLAB's
-_MIRRORED_CARS = "cars_train"  # a folder that only mirrors have
+_LARGEST_MAT = 1 << 26  # bytes, decompressed: 4,000 for each image of Cars196
+_COMPRESSED = 15  # the type number of a compressed part of a MATLAB file
+_MIRRORED_CARS = "cars_train"  # a folder that exists only in mirrors
 
 
 def read_cub(benchmark: Benchmark, path: pathlib.Path) -> Iterator[SourceImage]:
-  """Reads CUB_200_2011.tgz: CUB_200_2011/images/<class>/<image>, and tables."""
+  """Yields the images of CUB_200_2011.tgz.
+
+  They are in CUB_200_2011/images/<class>/<image>. Tables beside `images` hold
+  the bounding boxes.
+  """
   classes = set(benchmark.split_of())
   boxes = _bounding_boxes(path) if benchmark.boxed else {}
   for member in read_members(path):
@@ -66,8 +70,8 @@ def _bounding_boxes(path: pathlib.Path) -> dict[str, tuple[float, ...]]:
 def read_cifar(
   benchmark: Benchmark, path: pathlib.Path
 ) -> Iterator[SourceImage]:
-  """Reads cifar-100-binary.tar.gz: train.bin and test.bin, pooled."""
-  del benchmark  # which has all 100 classes
+  """Yields the images of cifar-100-binary.tar.gz, train.bin and test.bin."""
+  del benchmark  # it has all 100 classes
   (text,) = read_texts(path, "fine_label_names.txt")
   missing = {"train.bin", "test.bin"}
   for member in read_members(path):
@@ -82,7 +86,7 @@ def read_cifar(
 
 
 def _cifar_images(file, part, names, path) -> Iterator[SourceImage]:
-  """Reads the records of train.bin or test.bin, 3,074 bytes each."""
+  """Yields the images of train.bin or test.bin, 3,074 bytes each."""
   number = 0
   while record := file.read(_CIFAR_RECORD):
     if len(record) < _CIFAR_RECORD or record[1] >= len(names):
@@ -99,10 +103,11 @@ def _cifar_images(file, part, names, path) -> Iterator[SourceImage]:
 def read_ilsvrc(
   benchmark: Benchmark, path: pathlib.Path
 ) -> Iterator[SourceImage]:
-  """Reads ILSVRC2012_img_train.tar, which holds one tar for each class (wnid).
+  """Yields the images of ILSVRC2012_img_train.tar.
 
-  `path` may also be a folder with one folder for each class. miniImageNet takes
-  the 600 images of a class that its list of files names.
+  The archive contains one tar for each class (wnid). `path` may also be a
+  folder with one folder for each class. miniImageNet uses only the 600 images
+  of a class that its list of files names.
   """
   classes, numbers = set(benchmark.split_of()), None
   if benchmark.name == "miniimagenet":
@@ -137,12 +142,12 @@ def read_ilsvrc(
 def read_products(
   benchmark: Benchmark, path: pathlib.Path
 ) -> Iterator[SourceImage]:
-  """Reads Stanford_Online_Products.zip: <kind>_final/<image>, and two tables.
+  """Yields the images of Stanford_Online_Products.zip, <kind>_final/<image>.
 
-  The lines of Ebay_train.txt and Ebay_test.txt are
+  The two tables Ebay_train.txt and Ebay_test.txt have lines of the form
   image_id class_id super_class_id path.
   """
-  del benchmark  # which has all classes
+  del benchmark  # it has all classes
   label_of = {}
   for text in read_texts(path, "Ebay_train.txt", "Ebay_test.txt"):
     for line in text.splitlines()[1:]:
@@ -160,9 +165,12 @@ def read_products(
 def read_cars(
   benchmark: Benchmark, path: pathlib.Path
 ) -> Iterator[SourceImage]:
-  """Reads car_ims.tgz, and cars_annos.mat beside it; or the folder of both; or
-  what mirrors have: cars_train/ and cars_test/, with a table for each in
-  devkit/ or beside them."""
+  """Yields the images of Cars196.
+
+  `path` is car_ims.tgz, with cars_annos.mat beside it, or a folder with both.
+  It may also be a mirror's folder: it has cars_train/ and cars_test/, and a
+  table for each in devkit/ or beside them.
+  """
   lists = splits.load(benchmark.name)["splits"]
   names = [name for split in lists.values() for name in split]
   folder = path if path.is_dir() else path.parent
@@ -184,20 +192,21 @@ def read_cars(
 
 
 def is_mirrored(folder: pathlib.Path) -> bool:
-  """Returns whether it is Cars196 as mirrors have it; see `read_cars`."""
+  """Returns whether a folder is a mirror of Cars196; see `read_cars`."""
   return (folder / _MIRRORED_CARS).is_dir()
 
 
 def _rows_of_cars(
   table: pathlib.Path, column: str, names: list[str], path: pathlib.Path
 ) -> dict[str, str]:
-  """Returns {image: class} of a table.
+  """Reads a table and returns {image: class}.
 
   Args:
-    table: a file of MATLAB's.
-    column: that names the image.
-    names: of the classes, in the order of their numbers.
-    path: of the archive or the folder, for messages.
+    table: path of a MATLAB file.
+    column: the column with the names of the images.
+    names: the names of the classes, in the order of their numbers.
+    path: path of the archive or the folder; no link may lead out of the
+      folder.
   """
   import scipy.io
 
@@ -215,7 +224,7 @@ def _rows_of_cars(
       str(row[column].item()): names[int(row["class"].item()) - 1]
       for row in rows.ravel()
     }
-  except Exception as error:  # scipy raises nearly anything on broken files
+  except Exception as error:  # scipy raises errors of many types
     raise InputError(
       f"{str(table)!r} is damaged, or not the table it should be; fetch it "
       "again"
@@ -223,11 +232,13 @@ def _rows_of_cars(
 
 
 def _inflated_mat(content: bytes) -> bytes:
-  """A file of MATLAB's without compression, which SciPy would undo without a
-  limit: a header of 128 bytes, and parts with their kind and length.
+  """Decompresses the parts of a MATLAB file, up to a limit.
+
+  SciPy would decompress them without a limit. The file is a header of 128 bytes
+  and then parts, each with its type number and its length.
 
   Raises:
-    ValueError, struct.error, zlib.error: it is damaged, or too large.
+    ValueError, struct.error, zlib.error: the file is damaged or too large.
   """
   parts, at, room = [content[:128]], 128, _LARGEST_MAT
   while at < len(content):
@@ -246,9 +257,10 @@ def _inflated_mat(content: bytes) -> bytes:
 def _images_in_table(
   path: pathlib.Path, label_of: dict[str, str]
 ) -> Iterator[SourceImage]:
-  """Yields the images that a table lists, by the last two parts of their paths.
+  """Yields the images that a table lists.
 
-  Those that are not there come last, without content.
+  `label_of` has the last two parts of their paths as keys. Images that are
+  missing in the archive come last, without content.
   """
   missing = dict(label_of)
   for member in read_members(path):
@@ -261,14 +273,14 @@ def _images_in_table(
 
 @dataclasses.dataclass(frozen=True)
 class ArchiveFormat:
-  """How the images of an official archive are read.
+  """The format of an official archive.
 
   Attributes:
-    read: yields the images of a benchmark in an archive, or in the folder that
-      it was unpacked into.
-    folder: into which folder the archive unpacks.
-    signs: what may be in that folder, by any of which it is recognized; ()
-      if the folder is recognized by its classes.
+    read: yields the images of a benchmark, from the archive or from the folder
+      that it was unpacked into.
+    folder: the name of the folder that the archive unpacks into.
+    signs: names of files or folders, any of which identifies that folder; () if
+      its class folders identify it.
   """
 
   read: Callable[[Benchmark, pathlib.Path], Iterator[SourceImage]]

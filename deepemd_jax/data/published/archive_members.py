@@ -1,7 +1,7 @@
-"""The files in an archive (tar, tar.gz, zip) or a folder, in one pass.
+"""Reads the files in an archive (tar, tar.gz, zip) or a folder, in one pass.
 
-Nothing is ever written to the names that stand in an archive, and links in it
-are not followed: paths in an archive cannot do harm.
+Paths in an archive cannot do harm: no file is ever written to such a path, and
+links in the archive are not followed.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from typing import IO, NamedTuple
 from deepemd_jax.data import links
 from deepemd_jax.errors import InputError
 
-_LARGEST_MEMBER = 1 << 28  # bytes of an image file; none is larger
-_LARGEST_TABLE = 1 << 25  # and of a table: the longest has 60,000 lines
-_MOST_NOTES = 100  # pax headers that hold for all files
-_LONGEST_EXTRA = 1 << 14  # bytes of a tar's extra header: a long name, say
-_LONGEST_PADDING = 1 << 24  # bytes of zeros at a tar's end; usual are 10,240
+_LARGEST_MEMBER = 1 << 28  # bytes of an image file; real ones are smaller
+_LARGEST_TABLE = 1 << 25  # bytes of a table; the longest has 60,000 lines
+_MOST_NOTES = 100  # pax headers that apply to all files
+_LONGEST_EXTRA = 1 << 14  # bytes of an extra header, such as a long name
+_LONGEST_PADDING = 1 << 24  # bytes of zeros at the end of a tar; often 10,240
 
 
 class Member(NamedTuple):
   """A file in an archive or a folder.
 
   Attributes:
-    name: its path in there, with slashes.
-    content: returns its bytes, or, in a folder, its path.
+    name: the path in the archive or folder, with slashes.
+    content: returns the bytes of the file, or its path if it is in a folder.
     open: returns a file object.
   """
 
@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
 @contextlib.contextmanager
 def report_damage(path: pathlib.Path) -> Iterator[None]:
-  """Turns the errors of a damaged archive into one that says what to do.
+  """Turns any error of a damaged archive into one that says what to do.
 
   Raises:
     InputError: the archive at `path` cannot be read.
@@ -50,13 +50,13 @@ def report_damage(path: pathlib.Path) -> Iterator[None]:
     yield
   except InputError:
     raise
-  except Exception as error:  # what tarfile and zipfile raise has no end
-    damage = (None, errno.EINVAL)  # gzip's errors have no number
+  except Exception as error:  # tarfile and zipfile raise errors of many types
+    damage = (None, errno.EINVAL)  # the errors of gzip have no number
     if isinstance(error, OSError) and error.errno not in damage:
       raise InputError(
         f"cannot read {str(path)!r}: {error.strerror}"
       ) from error
-    # After the colon, tarfile lists what each kind of compression says.
+    # After the colon, tarfile lists one error for each compression format.
     words = str(error).partition(":")[0].split()
     reason = " ".join(words)[:200] or type(error).__name__
     raise InputError(
@@ -68,7 +68,7 @@ def report_damage(path: pathlib.Path) -> Iterator[None]:
 def read_members(path: pathlib.Path) -> Iterator[Member]:
   """Yields the regular files of an archive or a folder, in one pass.
 
-  Call a member's `content` or `open` before you take the next member.
+  Call `content` or `open` of a member before you take the next member.
 
   Raises:
     InputError: the archive is damaged.
@@ -79,7 +79,7 @@ def read_members(path: pathlib.Path) -> Iterator[Member]:
     elif zipfile.is_zipfile(path):
       with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-          # Only of these two does zipfile unpack no more than is asked for.
+          # Only with these two does zipfile decompress no more than requested.
           if info.compress_type not in (
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
@@ -94,11 +94,11 @@ def read_members(path: pathlib.Path) -> Iterator[Member]:
 
 
 def _is_regular(info: zipfile.ZipInfo) -> bool:
-  """Whether an entry is no link, pipe or device; many programs do not say."""
+  """Returns whether an entry is a regular file or has no recorded type."""
   return stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
 
 
-# Those whose content tarfile reads at once, whatever size they say.
+# tarfile reads the whole content of these headers, whatever size they state.
 _EXTRA_HEADERS = (
   *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
   *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -106,7 +106,10 @@ _EXTRA_HEADERS = (
 
 
 class _Header(tarfile.TarInfo):
-  """A header that raises where tarfile would take damage for the end."""
+  """A tar header that raises an error if it is damaged.
+
+  tarfile itself would take a damaged header for the end of the archive.
+  """
 
   @classmethod
   def frombuf(cls, buf, encoding, errors):
@@ -114,10 +117,10 @@ class _Header(tarfile.TarInfo):
       header = super().frombuf(buf, encoding, errors)
     except tarfile.HeaderError as error:
       if len(buf) == tarfile.BLOCKSIZE == buf.count(0):
-        raise  # a block of zeros: the end
+        raise  # a block of zeros is the end of the archive
       raise tarfile.ReadError(str(error)) from error
     extra = header.type in _EXTRA_HEADERS
-    # After a negative size, tarfile would read the same header again and again.
+    # After a negative size, tarfile would read the same header forever.
     if header.size < 0 or (extra and header.size > _LONGEST_EXTRA):
       raise tarfile.ReadError("a file of impossible size")
     return header
@@ -126,23 +129,23 @@ class _Header(tarfile.TarInfo):
 def tar_members(
   file: IO[bytes], path: pathlib.Path, mode: str = "r:*"
 ) -> Iterator[Member]:
-  """Yields the regular files of a tar, which it reads to its end.
+  """Yields the regular files of a tar, and reads the tar to its end.
 
   Call it inside `report_damage`.
 
   Args:
     file: the tar.
-    path: of the archive, for messages.
-    mode: of `tarfile.open`.
+    path: path of the archive, for messages.
+    mode: the mode of `tarfile.open`.
   """
   # pyrefly: ignore[no-matching-overload]: the stubs want a literal mode
   with tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as archive:
     end = 0
     for info in archive:
-      # An extra header may give another size than the one that was checked.
+      # An extra header may replace the size that `_Header` checked.
       if info.size < 0 or archive.offset <= end:
         raise tarfile.ReadError("a file of impossible size")
-      # One large hole and many small pieces would take hours to read.
+      # A sparse file with a large hole or many pieces would take hours to read.
       if info.issparse() or info.type == tarfile.GNUTYPE_SPARSE:
         raise tarfile.ReadError("a file with holes")
       if len(archive.pax_headers) > _MOST_NOTES:
@@ -151,7 +154,8 @@ def tar_members(
       if info.isfile():
         start = functools.partial(archive.extractfile, info)
         yield _archive_member(info.name, info.size, start, path)
-      # It would keep all headers, each with a copy of the notes on all files.
+      # Otherwise tarfile keeps every header in memory, each with a copy of the
+      # pax headers that apply to all files.
       archive.members.clear()
     _read_padding(archive.fileobj)
 
@@ -159,7 +163,7 @@ def tar_members(
 def _read_padding(file: IO[bytes]) -> None:
   """Reads the zeros at the end of a tar.
 
-  Only when nothing is left does gzip compare its checksum and length.
+  gzip compares its checksum and length only at the end of the file.
   """
   length = 0
   while block := file.read(1 << 16):
@@ -174,10 +178,10 @@ def _archive_member(
   """Returns a member of the archive at `path`.
 
   Args:
-    name: its path in there.
-    size: in bytes, as the archive says.
-    start: opens it.
-    path: of the archive, for messages.
+    name: its path in the archive.
+    size: its size in bytes, as the archive states it.
+    start: opens the member.
+    path: path of the archive, for messages.
   """
 
   def content():
@@ -217,10 +221,14 @@ def _raise(error: OSError):
 
 
 def read_texts(path: pathlib.Path, *names: str) -> list[str]:
-  """Returns the contents of text files in an archive, by their plain names.
+  """Returns the contents of text files in an archive.
+
+  Args:
+    path: path of the archive or the folder.
+    *names: the names of the files, without folders.
 
   Raises:
-    InputError: one of them is not there, or the archive is damaged.
+    InputError: a file is missing, or the archive is damaged.
   """
   texts = {}
   for member in read_members(path):

@@ -1,4 +1,4 @@
-"""The images of a published data set: from its archive, or from a folder."""
+"""Reads the images of a published data set from its archive or a folder."""
 
 import os
 import pathlib
@@ -15,18 +15,18 @@ from deepemd_jax.errors import InputError
 def read(
   benchmark: Benchmark, source: str | os.PathLike
 ) -> Iterator[SourceImage]:
-  """Returns the images of a data set's classes, in the order of `source`.
+  """Returns an iterator of a data set's images, in the order of `source`.
 
-  Each image comes once, in one pass.
+  One pass over the source yields each image once.
 
   Args:
-    benchmark: which data set.
-    source: its archive, a folder with that archive in it, the folder it was
-      unpacked into, or a ready folder (see `layouts`).
+    benchmark: the data set.
+    source: its archive, a folder that contains the archive, the folder that the
+      archive was unpacked into, or a ready folder (see `layouts`).
 
   Raises:
-    InputError: the source is missing, damaged, or something else, or a link in
-      it leads out of it; also while the images are taken from the iterator.
+    InputError: the source is missing, damaged, or not the data set, or a link
+      in it leads out of it. The iterator may raise it, too.
   """
   path, is_ready_folder = _locate(benchmark, source)
   if is_ready_folder:
@@ -44,20 +44,21 @@ def _without_links_outside(images, inside: str) -> Iterator[SourceImage]:
 
 
 def side_of_squares(benchmark: Benchmark, source: str | os.PathLike) -> int:
-  """Returns the side in pixels of ready squares, which are somebody's copies.
+  """Returns the side in pixels of ready squares, or 0.
 
-  It looks at the size that each file states, and ends at the first photograph.
+  Ready squares are copies of the images that somebody has resized. The function
+  reads the header of each file up to the first image that is not such a square.
 
   Args:
-    benchmark: which data set.
-    source: as for `read`.
+    benchmark: the data set.
+    source: an archive or folder, as for `read`.
 
   Returns:
-    The side, if `source` is a folder and its images are squares of one size
-    that are not native to the data set; else 0.
+    The side, if `source` is a folder whose images are squares of one size, and
+    the original images are not such squares themselves; otherwise 0.
 
   Raises:
-    InputError: as `read`.
+    InputError: `read` cannot read the source.
   """
   path, _ = _locate(benchmark, source)
   if benchmark.native or not path.is_dir():
@@ -73,12 +74,12 @@ def side_of_squares(benchmark: Benchmark, source: str | os.PathLike) -> int:
 
 
 def _stated_size(image: SourceImage) -> tuple[int, int] | None:
-  """Returns width and height of a file; None if it is bad, as is told later."""
+  """Returns the width and height that a file states, or None if it is bad."""
   try:
-    # pyrefly: ignore[bad-argument-type]: what is no file raises, too
+    # pyrefly: ignore[bad-argument-type]: other types raise an error as well
     with image_io.open_image(image.content) as opened:
       return opened.size
-  except Exception:  # decoders raise nearly anything on broken files
+  except Exception:  # decoders raise errors of many types; reported later
     return None
 
 
@@ -87,17 +88,18 @@ def describe(
   source: str | os.PathLike,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-  """Returns what `source` is, in words that hold on any machine.
+  """Describes `source` in words that do not depend on the machine.
 
-  Of an archive, it reads the whole file, to say whether it is the official one.
+  If the source is an archive, the function reads the whole file to check
+  whether it is the official one.
 
   Args:
-    benchmark: which data set.
-    source: as for `read`.
+    benchmark: the data set.
+    source: an archive or folder, as for `read`.
     progress: called with the number of bytes read, and the total.
 
   Raises:
-    InputError: the source is missing, or something else.
+    InputError: the source is missing or not the data set.
   """
   path, is_ready_folder = _locate(benchmark, source)
   if path.is_dir():
@@ -125,7 +127,7 @@ def describe(
 def _locate(
   benchmark: Benchmark, source: str | os.PathLike
 ) -> tuple[pathlib.Path, bool]:
-  """Finds the archive, or the folder it was unpacked into, or a ready folder.
+  """Finds the archive, the unpacked archive or the ready folder in `source`.
 
   Returns:
     The path, and whether it is a ready folder.
@@ -155,8 +157,10 @@ def _locate(
 
 
 def _has_ilsvrc_names(folder: pathlib.Path) -> bool:
-  """Whether a class folder's images are called as in the archive; copies of
-  miniImageNet have names of their own."""
+  """Returns whether the images of a class folder have the archive's names.
+
+  The images in copies of miniImageNet have other names.
+  """
   return folder.is_dir() and any(
     name.startswith(f"{folder.name}_") for name in layouts.list_folder(folder)
   )
@@ -165,9 +169,10 @@ def _has_ilsvrc_names(folder: pathlib.Path) -> bool:
 def _unpacked_folder(
   benchmark: Benchmark, folder: pathlib.Path
 ) -> pathlib.Path | None:
-  """Returns the folder in or below `folder` that holds an unpacked archive."""
+  """Returns the folder of an unpacked archive in `folder`, or None."""
   if benchmark.kind == "ilsvrc":
-    # One class of each split: else it is one split of a ready folder.
+    # The folder must have a class of each split. A folder with only one split
+    # is part of a ready folder.
     some = {split: name for name, split in benchmark.split_of().items()}
     for below in (".", "train", "ILSVRC/Data/CLS-LOC/train"):
       if all(_has_ilsvrc_names(folder / below / x) for x in some.values()):

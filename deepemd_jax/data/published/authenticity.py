@@ -1,4 +1,4 @@
-"""Whether a file is the official archive, by its SHA-256."""
+"""Checks by its SHA-256 whether a file is the official archive."""
 
 import hashlib
 import pathlib
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from deepemd_jax.data.published import catalogue
 
-_BLOCK = 1 << 22  # bytes that are read at once
+_BLOCK = 1 << 22  # bytes per read
 
 
 def compare(
@@ -14,11 +14,11 @@ def compare(
   path: pathlib.Path,
   progress: Callable[[int, int], None],
 ) -> str:
-  """Returns whether a file is an official archive, in a few words.
+  """Says in a few words whether a file is an official archive.
 
   Args:
-    archive: the official one.
-    path: of the file.
+    archive: the official archive.
+    path: path of the file.
     progress: called with the number of bytes read, and the total.
 
   Raises:
@@ -27,7 +27,7 @@ def compare(
   if not archive.sha256:
     return "its official SHA-256 is not known"
   total = path.stat().st_size
-  if total != archive.size:  # so nobody waits for the sum of 148 GB
+  if total != archive.size:  # saves the time to read 148 GB
     return "not the official file"
   digest, done = hashlib.sha256(), 0
   with open(path, "rb") as file:

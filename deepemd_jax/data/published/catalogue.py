@@ -1,12 +1,12 @@
-"""The published data sets: what each is called, holds and is made from.
+"""The published data sets: their names, contents and archives.
 
-To add one that people have as a folder of images, put its class list into
-`splits/NAME.json` and one entry into `_ALL`. One that is made from an
-archive also needs a reader in `archive_formats`.
+To add a data set that people have as a folder of images, put its class list
+into `splits/NAME.json` and one entry into `_ALL`. A data set that is made from
+an archive also needs a reader in `archive_formats`.
 
-A name may say which copies are meant, as in `cub:84`: the side in pixels of the
-squares that images are stored as. The side decides which pixels random crops
-see, so it is part of the protocol's name, which every result carries.
+A name may end in the side of the stored copies in pixels, as in `cub:84`. The
+copies are squares. Their side determines the pixels that random crops see, so
+it is part of the protocol's name, which every result contains.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from deepemd_jax.data.published import splits
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import registry
 
-ORIGINAL = 0  # the side that stands for images as they are
-SIDES = (16, 1024)  # the smallest and the largest of stored copies
+ORIGINAL = 0  # the side that stands for the original images
+SIDES = (16, 1024)  # the smallest and the largest side of stored copies
 _FEW_SHOT = ("train", "val", "test")
 _RETRIEVAL = ("train", "test")
 
@@ -29,10 +29,11 @@ class Archive:
 
   Attributes:
     file: its name.
-    url: where it comes from.
-    size: in bytes; rounded if there is no sha256, and 0 if the file is small.
-    sha256: of its content, if known; else "".
-    open: whether it may be downloaded from `url` by http, without an account.
+    url: its address.
+    size: its size in bytes; rounded if there is no sha256, and 0 if the file is
+      small.
+    sha256: the SHA-256 of its content, or "" if it is not known.
+    open: whether it can be downloaded from `url` over HTTP without an account.
   """
 
   file: str
@@ -47,23 +48,24 @@ class Benchmark:
   """A published data set with its splits.
 
   Attributes:
-    name: in configs and on the command line.
-    title: what it is, in one line: part of every result.
-    side: of the stored copies, in pixels, unless a name says otherwise;
-      `ORIGINAL` keeps the images as they are.
-    kind: which of `archive_formats.FORMATS` the archive has; "" if the data set
-      is only ever a ready folder.
-    archives: the files it is made from; () if it is only ever a ready folder.
-    layouts: of ready folders that hold the same images; see `layouts`.
-    mirrored: what the archive has become where people have it from elsewhere.
-    splits: their names.
-    native: side of every original, if all are squares of one size; else 0.
-    squares: side of the ready squares that it is prepared from; 0 if it is
-      prepared from its originals. See `prepare.find`.
+    name: its name in configs and on the command line.
+    title: a description in one line, which is part of every result.
+    side: the default side of the stored copies in pixels; `ORIGINAL` stores no
+      copies.
+    kind: the key of the archive's format in `archive_formats.FORMATS`; "" if
+      the data set is always a ready folder.
+    archives: the files it is made from; () if it is always a ready folder.
+    layouts: the layouts of ready folders with the same images; see `layouts`.
+    mirrored: what mirrors have instead of the archive; "" without mirrors.
+    splits: the names of the splits.
+    native: the side in pixels of the original images if all are squares of one
+      size, otherwise 0.
+    squares: the side in pixels of the ready squares that it is prepared from; 0
+      if it is prepared from its originals. See `prepare.find`.
     boxed: whether images are cropped to the bounding boxes in the archive.
-    version: of the recipe that makes it.
-    lists: returns the published classes and numbers of images, as
-      `splits.load` does; by default those of `splits/NAME.json`.
+    version: the version of the code that prepares it.
+    lists: returns the published classes and numbers of images in the form of
+      `splits.load`; by default those of `splits/NAME.json`.
   """
 
   name: str
@@ -86,7 +88,7 @@ class Benchmark:
       object.__setattr__(self, "lists", lists)
 
   def counts(self, split: str) -> dict[str, int]:
-    """Returns the images by class, as published; lower bounds unless `exact`.
+    """Returns {class: published number of images}, lower bounds unless `exact`.
 
     Raises:
       InputError: there is no such split.
@@ -98,11 +100,11 @@ class Benchmark:
     }
 
   def exact(self, split: str) -> bool:
-    """Returns whether `counts` are numbers of images, not lower bounds."""
+    """Returns whether `counts` are exact numbers, not lower bounds."""
     return all("images" in row for row in self._rows(split).values())
 
   def total(self, split: str) -> int:
-    """Returns the number of images in a split, as published."""
+    """Returns the published number of images in a split."""
     if self.exact(split):
       return sum(self.counts(split).values())
     return self.lists()["totals"][split]
@@ -116,7 +118,7 @@ class Benchmark:
     return self.lists()["splits"][split]
 
   def folders_of(self) -> dict[str, list[str]]:
-    """Returns {class name: the names that its folders may have}."""
+    """Returns {class name: possible names of its folder}."""
     return {
       name: [name, *row.get("also", ())]
       for split in self.splits
@@ -129,7 +131,7 @@ class Benchmark:
 
   @property
   def folder(self) -> str:
-    """Returns the name that folders have: squares have folders of their own."""
+    """The name of its folders, which are separate for each side of squares."""
     return f"{self.name}_{self.squares}" if self.squares else self.name
 
 
@@ -171,7 +173,7 @@ _CARS = (
   ),
 )
 _FOLDERS = ("tables", "folders")
-# Of data sets whose images need no crop: their class folders are enough.
+# Class folders suffice for data sets whose images need no crop.
 _UNCROPPED = (*_FOLDERS, "classes")
 
 
@@ -263,9 +265,9 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 
 
 def stored_side(name: str) -> int | None:
-  """Returns the side in pixels that a name asks for, or None if it does not.
+  """Returns the side in pixels at the end of a name, or None without one.
 
-  `cub:84` is 84, and `cub:original` is `ORIGINAL`.
+  `cub:84` gives 84, and `cub:original` gives `ORIGINAL`.
 
   Raises:
     InputError: copies cannot have that size.
@@ -286,10 +288,10 @@ def stored_side(name: str) -> int | None:
 
 
 def parse(name: str) -> tuple[Benchmark, int]:
-  """Returns the benchmark that `cub:84` names, and the side of its copies.
+  """Returns the benchmark of a name like `cub:84` and the side of its copies.
 
   Raises:
-    InputError: there is no such data set, or its copies cannot be so.
+    InputError: there is no such data set, or its copies cannot have that size.
   """
   plain = name.partition(":")[0]
   if plain not in BENCHMARKS:
@@ -314,15 +316,15 @@ HELD_OUT = "every tenth training class held out for validation"
 def published_split(
   benchmark: Benchmark, split: str
 ) -> tuple[str, Callable[[int], bool]]:
-  """Returns the published split that `split` belongs to, and its classes there.
+  """Returns the published split that contains `split`, and a class filter.
 
-  Where no validation classes were published, as in retrieval, every tenth
-  training class is one: training leaves it out, and settings and checkpoints
-  are chosen on it, not on the test classes.
+  Data sets for retrieval have no published validation classes. For them, every
+  tenth training class is a validation class: training omits these classes, and
+  settings and checkpoints are chosen on them, not on the test classes.
 
   Returns:
-    The name of the published split, and a function that says whether its n-th
-    class belongs to `split`.
+    The name of the published split, and a function that returns whether the
+    n-th class of that split belongs to `split`.
   """
   if "val" in benchmark.splits or split not in ("train", "val"):
     return split, lambda number: True
@@ -330,15 +332,18 @@ def published_split(
 
 
 def protocol(benchmark: Benchmark, side: int) -> str:
-  """Returns the full name, with the side of the stored copies: "cub:160"."""
+  """Returns the name with the side of the stored copies, such as "cub:160"."""
   return f"{benchmark.name}:{side if side != ORIGINAL else 'original'}"
 
 
 def name_of_side(data_set: str, side: int) -> str:
-  """Returns the name of copies that do not enlarge images of this side."""
+  """Returns the name of copies with this side, or of the originals.
+
+  The originals are named if copies would be too small for `SIDES`.
+  """
   return f"{data_set}:{side if side >= SIDES[0] else 'original'}"
 
 
 def folder_name(benchmark: Benchmark) -> str:
-  """Returns the name that TFDS gets: some of its own builders differ."""
+  """Returns the name in TFDS, which must differ from TFDS's own data sets."""
   return f"deepemd_{benchmark.folder}"

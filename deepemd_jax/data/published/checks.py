@@ -1,4 +1,4 @@
-"""What a source must hold to be the published data set."""
+"""Checks that a source contains the published data set."""
 
 import collections
 
@@ -12,7 +12,7 @@ class BadImages(InputError):
   """Some images of a published data set cannot be read.
 
   Attributes:
-    lines: one for each bad image: its key, and why.
+    lines: one line for each bad image, with its key and the reason.
   """
 
   def __init__(self, lines: list[str], total: int):
@@ -24,14 +24,14 @@ class BadImages(InputError):
 
 
 def compare_size(benchmark: catalogue.Benchmark, example: dict) -> None:
-  """Compares the size of an image with what the data set's name says.
+  """Checks the size of an image if all images of its data set have one size.
 
   Args:
-    benchmark: says how large its images are, if all are squares of one size.
-    example: "key", "height" and "width" of the image.
+    benchmark: the data set; its `native` or `squares` is that size, if any.
+    example: the "key", "height" and "width" of the image.
 
   Raises:
-    InputError: they differ.
+    InputError: the size differs.
   """
   side = benchmark.native or benchmark.squares
   height, width = example["height"], example["width"]
@@ -47,15 +47,15 @@ def compare_counts(
   written: collections.Counter,
   skipped: collections.Counter,
 ) -> None:
-  """Compares the numbers of images by class with the published ones.
+  """Compares the numbers of images in the classes with the published ones.
 
   Args:
-    benchmark: says how many there should be.
-    written: images by class.
-    skipped: bad images by class.
+    benchmark: the data set, which has the published numbers.
+    written: number of written images of each class.
+    skipped: number of bad images of each class.
 
   Raises:
-    InputError: they differ; it names the classes.
+    InputError: the numbers differ; the message names the classes.
   """
   counts = written + skipped
   problems = []

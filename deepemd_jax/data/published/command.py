@@ -1,4 +1,4 @@
-"""The command `data`: lists the published data sets, and prepares them."""
+"""The command `data`, which lists and prepares the published data sets."""
 
 import argparse
 import dataclasses
@@ -50,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-  """Runs the command; returns what to print.
+  """Runs the command and returns the text to print.
 
   Raises:
-    MissingData: the data set is not there, and cannot be downloaded.
+    MissingData: the data set is missing and cannot be downloaded.
     BadImages: some images cannot be read; its `lines` name them.
-    InputError: anything else that a person has to change.
+    InputError: the user has to change something else.
   """
   directory = os.path.abspath(os.path.expanduser(options.directory))
   if options.data_command == "list":
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def table(directory: str) -> str:
-  """Returns a text on all data sets: what they hold, and which are ready."""
+  """Returns a table of all data sets: their contents and which are ready."""
   rows = [("name", "classes", "images", "state", "on disk")]
   for benchmark in catalogue.BENCHMARKS.values():
     forms = prepare.ready(benchmark, directory)
@@ -86,7 +86,7 @@ def table(directory: str) -> str:
 
 
 def _row(benchmark: catalogue.Benchmark, directory: str) -> tuple[str, ...]:
-  """Returns a line of the table, as cells."""
+  """Returns the cells of one line of the table."""
   classes = [len(benchmark.counts(split)) for split in benchmark.splits]
   images = [benchmark.total(split) for split in benchmark.splits]
   state, size = "not prepared", "-"
@@ -115,7 +115,7 @@ def _bytes_in_folder(folder: pathlib.Path) -> int:
 
 
 def _prepare(options: argparse.Namespace, directory: str) -> str:
-  """Prepares a published data set, and its copies of the size in its name."""
+  """Prepares a published data set and its copies; returns the text to print."""
   from deepemd_jax.data import published_source
 
   benchmark, side = catalogue.parse(options.name)
@@ -156,10 +156,12 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
 def _form_of(
   benchmark: catalogue.Benchmark, side: int, source: str
 ) -> catalogue.Benchmark:
-  """Returns the form of a data set that a source holds; see `prepare.find`.
+  """Returns the form of a data set that a source contains.
+
+  The forms are the originals and the ready squares; see `prepare.find`.
 
   Raises:
-    InputError: it holds squares that are smaller than the copies wanted.
+    InputError: the source contains squares that are smaller than the copies.
   """
   from deepemd_jax.data.published import archives  # loads NumPy
 

@@ -1,4 +1,4 @@
-"""Downloads the archives that need no account, and compares their checksums."""
+"""Downloads the archives that need no account, and checks their checksums."""
 
 import concurrent.futures
 import contextlib
@@ -14,7 +14,7 @@ from deepemd_jax.errors import InputError
 
 
 class FetchError(InputError):
-  """An archive cannot be fetched, or its content is not the right one."""
+  """An archive cannot be downloaded, or its content is wrong."""
 
 
 def download_folder(directory: str) -> pathlib.Path:
@@ -23,7 +23,7 @@ def download_folder(directory: str) -> pathlib.Path:
 
 
 def manual_folder(directory: str) -> pathlib.Path:
-  """Returns the folder in which TFDS expects files that a person put there."""
+  """Returns the folder in which TFDS expects the user's own downloads."""
   return pathlib.Path(directory) / "downloads" / "manual"
 
 
@@ -32,24 +32,24 @@ def fetch(
   directory: str,
   progress: Callable[[int, int], None],
 ) -> pathlib.Path:
-  """Downloads an archive, unless it is there already, and returns its path.
+  """Downloads an archive, unless it exists already, and returns its path.
 
-  A file that a person put into the manual folder is used instead, if its
-  checksum is right.
+  If the manual folder has the file with the right checksum, that file is used
+  instead.
 
   Args:
-    archive: one that may be downloaded (`open`).
-    directory: where TFDS keeps prepared data sets.
+    archive: an archive that may be downloaded (`open`).
+    directory: the TFDS folder of prepared data sets.
     progress: called with the number of bytes downloaded, and the total.
 
   Raises:
-    FetchError: the archive cannot be fetched, or has a different checksum.
+    FetchError: the archive cannot be downloaded, or its checksum is wrong.
   """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.download import downloader
 
-  # By default TFDS tries ten times and waits twice as long after each: that is
-  # minutes without a word.
+  # By default TFDS tries ten times and doubles its waiting time after each try.
+  # That would be minutes without a message.
   downloader.MAX_RETRIES = 3
   place = download_folder(directory)
   place.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def fetch(
         f"{archive.file} from {archive.url} has the wrong size or checksum; "
         f"{remedy}"
       ) from error
-    except Exception as error:  # requests, urllib3 and TFDS have their own
+    except Exception as error:  # errors of requests, urllib3 and TFDS
       raise FetchError(
         f"cannot fetch {archive.url} ({_reason(error)})"
       ) from error
@@ -100,7 +100,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def silence_tfds() -> Iterator[None]:
-  """Hides the bars that TFDS draws, and urllib3's warning at each retry."""
+  """Hides the progress bars of TFDS and the retry warnings of urllib3."""
   import tensorflow_datasets as tfds
 
   urllib3_log = logging.getLogger("urllib3")
@@ -118,9 +118,10 @@ def silence_tfds() -> Iterator[None]:
 def _report_arrivals(
   place: pathlib.Path, total: int, progress: Callable[[int, int], None]
 ) -> Iterator[None]:
-  """Calls `progress` with the size of what has arrived, twice a second.
+  """Calls `progress` twice a second with the number of bytes downloaded.
 
-  TFDS reports it to nobody but its own bars, so a thread looks at the files.
+  TFDS reports this number only to its own progress bars, so a thread looks at
+  the files.
   """
   done = threading.Event()
 

@@ -1,17 +1,17 @@
-"""Ready folders: few-shot data sets as people already have them.
+"""Reads ready folders: few-shot data sets in the layouts that people have.
 
-    tables    images/ and split/{train,val,test}.csv: filename,label; images may
-              also lie anywhere that the names say (the official DeepEMD code,
-              FEAT). Or {train,val,test}.csv: class_name,image_name (easyfsl).
+    tables    images/ and split/{train,val,test}.csv: filename,label; the file
+              names may also lead elsewhere (the official DeepEMD code, FEAT).
+              Or {train,val,test}.csv: class_name,image_name (easyfsl).
     folders   {train,val,test}/<class>/<image>, or meta-train/ and so on (the
               official DeepEMD code)
     lists     {train,val,test}.json with class_names and class_roots (easyfsl)
-    classes   <class>/<image>, all classes, as classifiers have them; also in
-              images/, or with each class's images shared out among train/, val/
-              and test/, which may be in dataset/
+    classes   <class>/<image> with all classes, as for image classification;
+              also in images/, or with the images of each class divided among
+              train/, val/ and test/, which may be in dataset/
 
-Which split a class belongs to is not taken from there but from the published
-list: the folder gives the images of each class.
+The folder gives the images of each class. The split of a class comes from the
+published list, not from the folder.
 """
 
 import json
@@ -29,14 +29,15 @@ from deepemd_jax.utils import files
 
 
 class SourceImage(NamedTuple):
-  """One image of a data set, not decoded yet.
+  """One image of a data set, before it is decoded.
 
   Attributes:
-    key: its name, unique in the data set.
-    label: its class.
-    content: a file's bytes, the path of a file, or pixels; None if the image is
-      listed but not there.
-    box: the part to keep, in pixels: left, top, width, height.
+    key: the name of the image, unique in the data set.
+    label: the name of its class.
+    content: the bytes of a file, the path of a file, or pixels; None if the
+      image is listed but does not exist.
+    box: the part to keep, in pixels: left, top, width, height; None keeps the
+      whole image.
   """
 
   key: str
@@ -46,10 +47,10 @@ class SourceImage(NamedTuple):
 
 
 def list_folder(folder: pathlib.Path) -> list[str]:
-  """Returns the names in a folder, sorted, without the system's.
+  """Returns the sorted names in a folder, without files of operating systems.
 
   Raises:
-    InputError: it cannot be read.
+    InputError: the folder cannot be read.
   """
   try:
     names = os.listdir(folder)
@@ -66,8 +67,8 @@ def read(
   """Returns the images of a ready folder.
 
   Raises:
-    InputError: the layout is unknown, a part of it is missing, or folders of
-      this layout do not hold the images of this data set.
+    InputError: the layout is unknown, a part of the folder is missing, or
+      folders of this layout do not contain the images of this data set.
   """
   for name in list_folder(root):
     if name.endswith((".pkl", ".pickle")):
@@ -86,7 +87,7 @@ def read(
       refused = layout not in benchmark.layouts
       if layout == "folders" and (missing or refused):
         if _class_folders(benchmark, root):
-          continue  # train/ and val/ may have halves of each class
+          continue  # train/ and val/ may each have a part of each class
       if missing:
         raise InputError(
           f"{str(root)!r} is not whole: there is no {', '.join(missing)}"
@@ -119,7 +120,7 @@ def _class_folders(benchmark, root) -> dict[str, list[pathlib.Path]]:
 
 
 def _why_layout_is_refused(benchmark, root, layout) -> str:
-  """Returns why folders of this layout hold other images of the same name."""
+  """Returns the reason why folders of this layout do not fit the data set."""
   if benchmark.boxed:
     why = "easyfsl's images are whole, these must be cropped: cub_full is that"
   elif benchmark.name == "cub_full":
@@ -175,10 +176,10 @@ def _require_class(label: str, classes, where: str) -> None:
 
 
 def _find(root: pathlib.Path, name: str, where: str) -> pathlib.Path | None:
-  """Finds a file or folder that a list names; returns None if it is not there.
+  """Returns the path of a file or folder that a list names, or None.
 
-  It lies below `root` or `root/images`, under the end of its path: lists may
-  have been written on another machine.
+  The list may have been written on another machine, so the longest end of its
+  path that exists below `root` or `root/images` counts.
   """
   parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
   if ".." in parts:
@@ -186,7 +187,8 @@ def _find(root: pathlib.Path, name: str, where: str) -> pathlib.Path | None:
   for start in range(len(parts)):
     for top in (root, root / "images"):
       path = top.joinpath(*parts[start:])
-      if os.path.exists(path):  # `path.exists()` raises at a name too long
+      # `path.exists()` would raise an error if the name is too long.
+      if os.path.exists(path):
         return path
   return None
 
@@ -213,8 +215,9 @@ def _read_classes(root, folders) -> Iterator[SourceImage]:
     for folder in places:
       links.refuse_outside(folder, os.path.realpath(root))
       for image in _class_images(folder, label):
-        # The key as in other layouts, because episodes go by the order of keys.
-        # But two halves may both have a 0001.png.
+        # The key is the same as in other layouts, because episodes depend on
+        # the order of keys. Two parts of a class may both have a 0001.png,
+        # though.
         if image.key in keys:
           place = folder.relative_to(root).as_posix()
           # pyrefly: ignore[missing-attribute]: it is a path
@@ -240,8 +243,8 @@ def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
         f"cannot read {where}: it needs class_names and class_roots, as many"
       ) from error
     for label, folder in pairs:
-      label = str(label)  # it may be anything
-      if label not in classes:  # a name for people; the folder has the wnid
+      label = str(label)  # JSON may have any type here
+      if label not in classes:  # then only the folder's name is the wnid
         label = pathlib.PurePosixPath(str(folder)).name
       _require_class(label, classes, where)
       path = _find(root, str(folder), where)
@@ -250,7 +253,7 @@ def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
       yield from _class_images(path, label)
 
 
-# Where the class folders of the layout "classes" may be.
+# The folders that may contain the class folders of the layout "classes".
 _HALVES = ("train", "val", "test")
 _CLASS_PLACES = ("", "images", *_HALVES, *(f"dataset/{x}" for x in _HALVES))
 _LAYOUTS = {

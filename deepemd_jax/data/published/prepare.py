@@ -1,6 +1,6 @@
-"""Prepares the published data sets: whole or not at all.
+"""Prepares the published data sets, each either completely or not at all.
 
-TFDS is imported where it is needed, so `is_ready` and `missing` answer at once.
+Only functions that need TFDS import it, so `is_ready` and `missing` are fast.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ COMMAND = "python -m deepemd_jax data"  # for messages
 
 
 def make_builder(benchmark: catalogue.Benchmark, directory: str, **settings):
-  """Returns the TFDS builder of a data set, prepared or not.
+  """Returns the TFDS builder of a data set, which need not be prepared.
 
   Args:
-    benchmark: which data set.
-    directory: where TFDS keeps prepared data sets.
-    **settings: of the builder; `prepare` gives `work`.
+    benchmark: the data set.
+    directory: the TFDS folder of prepared data sets.
+    **settings: further arguments of the builder; `prepare` passes `work`.
 
   Returns:
     A builder whose examples have "image" (the bytes of an upright RGB JPEG or
-    PNG, if decoding is skipped), "label" (over the classes of all splits),
-    "key" (text, unique), "height" and "width" in pixels. Its `info.metadata`
-    has "source", "skipped" ([[key, reason], ...]) and "counts"
-    ({split: {class: images}}).
+    PNG, if decoding is skipped), "label" (numbered over the classes of all
+    splits), "key" (a unique text), "height" and "width" in pixels. Its
+    `info.metadata` has "source", "skipped" ([[key, reason], ...]) and "counts"
+    ({split: {class: number of images}}).
   """
   from deepemd_jax.data.published import tfds_builder
 
@@ -44,13 +44,13 @@ def make_builder(benchmark: catalogue.Benchmark, directory: str, **settings):
 def prepared_folder(
   benchmark: catalogue.Benchmark, directory: str
 ) -> pathlib.Path:
-  """Returns the folder of a data set, prepared or not."""
+  """Returns the path of a data set's folder, which need not exist."""
   name = catalogue.folder_name(benchmark)
   return pathlib.Path(directory) / name / benchmark.version
 
 
 def is_ready(benchmark: catalogue.Benchmark, directory: str) -> bool:
-  """Returns whether a data set is prepared; opens none of its records."""
+  """Returns whether a data set is prepared, without opening its records."""
   folder = prepared_folder(benchmark, directory)
   files = ("dataset_info.json", "features.json", "metadata.json")
   return all((folder / name).is_file() for name in files)
@@ -59,8 +59,11 @@ def is_ready(benchmark: catalogue.Benchmark, directory: str) -> bool:
 def ready(
   benchmark: catalogue.Benchmark, directory: str
 ) -> list[catalogue.Benchmark]:
-  """Returns the forms of a data set that are prepared: that from its originals,
-  then those from ready squares, by their side."""
+  """Returns the prepared forms of a data set.
+
+  The form made from the originals comes first. The forms made from ready
+  squares follow, in ascending order of their side.
+  """
   prefix = f"{catalogue.folder_name(benchmark)}_"
   suffixes = (
     path.name.removeprefix(prefix)
@@ -74,18 +77,18 @@ def ready(
 def find(
   benchmark: catalogue.Benchmark, side: int, directory: str
 ) -> catalogue.Benchmark:
-  """Returns the prepared form of a data set that a name means.
+  """Returns the prepared form of a data set that suits the copies to be made.
 
   Args:
-    benchmark: which data set.
-    side: of the copies that are wanted, or `catalogue.ORIGINAL`.
-    directory: where TFDS keeps prepared data sets.
+    benchmark: the data set.
+    side: side of the copies in pixels, or `catalogue.ORIGINAL`.
+    directory: the TFDS folder of prepared data sets.
 
   Returns:
-    That from ready squares of this very side; else that from the originals;
-    else that from the smallest squares that are larger. If originals are
-    wanted and there are none, the largest squares. If nothing will do,
-    `benchmark`, which is then not ready.
+    The first of these forms that is ready: the one from squares of exactly this
+    side, the one from the originals, and the one from the smallest larger
+    squares. For `ORIGINAL` they are the one from the originals and the one from
+    the largest squares. If none is ready, `benchmark` itself.
   """
   forms = {form.squares: form for form in ready(benchmark, directory)}
   order = [side, 0, *(squares for squares in forms if squares > side)]
@@ -97,7 +100,7 @@ def find(
 def metadata(benchmark: catalogue.Benchmark, directory: str) -> dict:
   """Reads `info.metadata` of a prepared data set, without loading TFDS.
 
-  See `make_builder` for what is in it.
+  `make_builder` describes its content.
 
   Raises:
     InputError: the file is damaged.
@@ -122,13 +125,14 @@ def missing(
   reason: str = "",
   side: int | None = None,
 ) -> MissingData:
-  """Returns the error that tells how to get a data set, in at most eight lines.
+  """Returns the error that says how to get a data set, in at most eight lines.
 
   Args:
-    benchmark: which data set.
-    directory: where TFDS keeps prepared data sets.
-    reason: what failed, in a sentence; "" says that it is not prepared.
-    side: of the copies that are wanted; None is the usual one.
+    benchmark: the data set.
+    directory: the TFDS folder of prepared data sets.
+    reason: a sentence that says what failed; "" says that the data set is not
+      prepared.
+    side: side of the copies in pixels; None means the default side.
   """
   name = benchmark.name
   if side is not None and side != benchmark.side:
@@ -173,22 +177,21 @@ def prepare(
 ) -> None:
   """Prepares a data set, unless it is ready.
 
-  The data set appears in `directory` in one piece. Whatever happens on the way,
-  nothing is there that could be taken for it, and the next process removes what
-  a killed one left behind.
+  The data set's folder appears in `directory` only when it is complete. If a
+  process is killed on the way, the next one removes its unfinished files.
 
   Args:
-    benchmark: which data set.
-    directory: where TFDS keeps prepared data sets.
-    source: an archive or a folder, see `archives.read`. None looks for the
-      archive in the folder for manual downloads, and downloads it if anybody
-      may.
-    skip_bad: leave unreadable images out, and note them in the metadata.
-    progress: called with what is counted ("bytes" or "images"), the number
-      done, and the total.
+    benchmark: the data set.
+    directory: the TFDS folder of prepared data sets.
+    source: an archive or a folder, as for `archives.read`. None takes the
+      archive from the folder for manual downloads, or downloads it if this
+      needs no account.
+    skip_bad: whether to omit unreadable images and list them in the metadata.
+    progress: called with the unit ("bytes" or "images"), the number done, and
+      the total.
 
   Raises:
-    MissingData: the archive is not there and cannot be downloaded.
+    MissingData: the archive is missing and cannot be downloaded.
     BadImages: some images cannot be read; the error names them all.
     InputError: the source is not the published data set, or the directory
       cannot be written to.
@@ -205,13 +208,13 @@ def prepare(
   work = tfds_builder.Work(source, skip_bad, progress)
   try:
     builder = make_builder(benchmark, directory, work=work)
-  except OSError as error:  # TFDS wants a temporary folder even for this
+  except OSError as error:  # TFDS creates a temporary folder even here
     raise _unwritable(pathlib.Path(directory), error) from error
   prepare_once(builder)
 
 
 def _find_archive(benchmark, directory, progress) -> pathlib.Path:
-  """Returns where the archive is; downloads it if anybody may."""
+  """Returns the path of the archive, downloaded if this needs no account."""
   if not benchmark.archives:
     raise missing(benchmark, directory)
   first = benchmark.archives[0]
@@ -231,11 +234,12 @@ def _find_archive(benchmark, directory, progress) -> pathlib.Path:
 
 
 def prepare_once(builder) -> None:
-  """Has a TFDS builder prepare its data set, in one process at a time.
+  """Calls a TFDS builder to prepare its data set, in one process at a time.
 
-  TFDS writes into a folder called incomplete and renames it at the end, so a
-  data set that is there is whole. What a killed process left is removed: the
-  lock makes sure that nobody else is writing.
+  TFDS writes into a folder whose name begins with "incomplete" and renames it
+  at the end, so a data set that exists is complete. The function removes the
+  unfinished folders of killed processes. A lock ensures that no other process
+  is writing.
 
   Raises:
     InputError: the data set's folder cannot be written to.
@@ -266,6 +270,6 @@ def _unwritable(path: pathlib.Path, error: OSError) -> InputError:
 
 
 def default_directory() -> str:
-  """Returns where TensorFlow Datasets keeps its data sets on this machine."""
+  """Returns the folder in which TensorFlow Datasets keeps its data sets."""
   home = os.path.join("~", "tensorflow_datasets")
   return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or home)

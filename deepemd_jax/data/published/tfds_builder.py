@@ -1,12 +1,12 @@
-"""The TFDS builder of the published data sets; needs no TensorFlow.
+"""The TFDS builder of the published data sets; it needs no TensorFlow.
 
-One pass over the archive decodes every image and writes those of all splits
-side by side. So an archive is unpacked once, and a bad image of the last split
-is known before the data set counts as whole.
+One pass over the archive decodes every image and writes all splits. So an
+archive is unpacked only once, and every bad image is known before the data set
+counts as complete.
 
-An upright RGB JPEG or PNG file is kept as it came. Crops (CUB) are PNG: a
-second JPEG would change the pixels, and lossless the 11,788 crops take between
-one and two GB, about as much as the archive itself.
+An upright RGB JPEG or PNG file is stored unchanged. Crops (CUB) are stored as
+PNG, because a second JPEG compression would change the pixels. The 11,788
+lossless crops take between one and two GB, about as much as the archive itself.
 """
 
 import collections
@@ -30,19 +30,20 @@ from deepemd_jax.data.published import archives, catalogue, checks
 from deepemd_jax.data.published.layouts import SourceImage
 from deepemd_jax.errors import InputError
 
-_SHARD = 8192  # examples a file: below 1 GB where images are photographs
-_BATCH = 256  # examples that are written at once
+_SHARD = 8192  # examples per file, which is below 1 GB for photographs
+_BATCH = 256  # examples per write
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """How to prepare.
+  """The inputs of a preparation.
 
   Attributes:
     source: the archive or folder to read.
-    skip_bad: leave unreadable images out, and note them, instead of failing.
-    progress: called with what is counted ("bytes" that are compared, or
-      "images"), the number done, and the total.
+    skip_bad: whether to omit unreadable images and list them in the metadata,
+      instead of raising an error.
+    progress: called with the unit ("bytes" that are compared, or "images"), the
+      number done, and the total.
   """
 
   source: str | os.PathLike
@@ -51,14 +52,14 @@ class Work:
 
 
 class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
-  """A builder whose subclass has a benchmark; see `builder_class`."""
+  """The base class of the builders that `builder_class` makes."""
 
   VERSION = tfds.core.Version("0.0.0")
   name = "published"
   benchmark: catalogue.Benchmark
 
   def __init__(self, *, work: Work | None = None, **settings):
-    self._work: Any = work  # None reads what is prepared
+    self._work: Any = work  # None if the builder only reads prepared data
     super().__init__(**settings)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -81,16 +82,16 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
     )
 
   def _download_and_prepare(self, dl_manager, download_config) -> None:
-    del dl_manager, download_config  # `download.fetch` came before
+    del dl_manager, download_config  # `download.fetch` did the download
     source = self._work.source
     origin = archives.describe(
       self.benchmark, source, functools.partial(self._work.progress, "bytes")
     )
     images = archives.read(self.benchmark, source)
-    info = self._info()  # which knows the scratch folder
+    info = self._info()  # it has the path of the temporary folder
     skipped, counts = self._write(images, info)
     _sync(pathlib.Path(self.data_dir), counts)
-    # Only now: the splits of `info` know their files.
+    # The splits of `info` know their files only after the writing.
     self.info.set_splits(tfds.core.splits.SplitDict(info.splits.values()))
     self.info.metadata.update(
       source=f"{self.benchmark.title}; {origin}",
@@ -104,7 +105,8 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
     """Writes all splits.
 
     Returns:
-      [[key, reason], ...] of the bad images, and {split: {class: images}}.
+      [[key, reason], ...] of the bad images, and {split: {class: number of
+      images}}.
     """
     benchmark, split_of = self.benchmark, self.benchmark.split_of()
     total = sum(benchmark.total(split) for split in benchmark.splits)
@@ -128,7 +130,8 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
           checks.compare_size(benchmark, example)
           written[image.label] += 1
           examples[split_of[image.label]].append(example)
-      # Even if some are bad and this will fail: the disk may be full, too.
+      # This goes on after a bad image, because a full disk must be reported,
+      # too.
       with _disk_errors():
         writer.add_examples(dict(examples))
       self._work.progress("images", len(keys), max(total, len(keys)))
@@ -147,7 +150,7 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
 
 @contextlib.contextmanager
 def _disk_errors():
-  """Turns array_record's RuntimeError at a full disk into an OSError."""
+  """Turns the RuntimeError of array_record at a full disk into an OSError."""
   try:
     yield
   except RuntimeError as error:
@@ -165,7 +168,7 @@ def _encode(image: SourceImage) -> tuple[dict | None, str | None]:
   try:
     # pyrefly: ignore[bad-argument-type]: a box has four numbers
     content, height, width = image_io.as_rgb_file(image.content, image.box)
-  except Exception as error:  # decoders raise nearly anything on broken files
+  except Exception as error:  # decoders raise errors of many types
     return None, image_io.reason(error)
   example = {
     "image": content,
@@ -178,7 +181,7 @@ def _encode(image: SourceImage) -> tuple[dict | None, str | None]:
 
 
 def _sync(folder: pathlib.Path, counts: dict[str, dict[str, int]]) -> None:
-  """Makes sure that all images that were written are on the disk."""
+  """Flushes the written files to the disk and checks their image count."""
   on_disk = 0
   for path in folder.glob("*.array_record-*"):
     with open(path, "rb") as file:

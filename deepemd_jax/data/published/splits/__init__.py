@@ -1,4 +1,4 @@
-"""Class lists of the data sets, as data with their provenance."""
+"""The class lists of the data sets, JSON files that also state their source."""
 
 import functools
 import importlib.resources
@@ -13,14 +13,15 @@ def _read(name: str) -> dict:
 
 @functools.cache
 def load(name: str) -> dict:
-  """The list of one data set: {"source", "splits": {split: {class: row}}}.
+  """Returns a data set's list: {"source", "splits": {split: {class: row}}}.
 
-  Each row holds `images`, the number of images of that class; or, where that
-  is not known, `images_at_least`. Then there is also {"totals": {split: n}}.
+  Each row has `images`, the number of images of that class. If this number is
+  not known, the row has `images_at_least`, and the list also has
+  {"totals": {split: number of images}}.
   """
   lists = _read(name)
   for split, (first, last) in lists.pop("numbered", {}).items():
-    # Classes that have numbers for names.
+    # The names of these classes are numbers.
     names = (f"{number:05d}" for number in range(first, last + 1))
     lists["splits"][split] = {name: {"images_at_least": 1} for name in names}
   return lists
@@ -28,7 +29,9 @@ def load(name: str) -> dict:
 
 @functools.cache
 def file_numbers(name: str) -> dict[str, frozenset[int]]:
-  """{wnid: the N of the files <wnid>_<N>.JPEG of ILSVRC-2012 that a data set
-  consists of}."""
+  """Returns {wnid: numbers N} of the files of a data set from ILSVRC-2012.
+
+  The files are called <wnid>_<N>.JPEG.
+  """
   steps = _read(f"{name}_files")["steps"]
   return {c: frozenset(itertools.accumulate(row)) for c, row in steps.items()}
