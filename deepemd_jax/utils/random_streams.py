@@ -24,7 +24,7 @@ class Stream(enum.IntEnum):
   CLASS_SPLIT = 3  # a user's folder into training, validation and test
   SHUFFLE = 4  # the images of an epoch; number: the epoch
   PRETRAIN_CROPS = 5  # number: the step
-  EPISODE = 6  # its images; numbers: of the split's name, and the episode's
+  EPISODE = 6  # the images of an episode; numbers: the split and the episode
   METATRAIN_CROPS = 7  # number: the step
   TEST_CROPS = 8  # numbers: the image's row, and the episode if it redraws
   IMAGE_CROPS = 9  # crops of a user's image; number: made of its pixels
