@@ -82,11 +82,11 @@ class Parser(argparse.ArgumentParser):
       raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
 
   def error(self, message: str) -> NoReturn:
-    """Raises instead of exiting."""
+    """Raises `InputError` instead of exiting."""
     raise InputError(message)
 
   def print_help(self, file=None) -> NoReturn:
-    """Raises instead of printing and exiting."""
+    """Raises an exception with the text instead of printing and exiting."""
     raise _HelpWanted(self.format_help())
 
 
@@ -209,8 +209,8 @@ def _show(text: str) -> None:
 
 
 def _tell(error: Exception) -> int | None:
-  """Writes a line for each bad image of a data set, and calls `mistakes.tell`.
-  """
+  """Does what `mistakes.tell` does, after a line for each bad image of a data
+  set."""
   if not isinstance(error, MissingData):
     for line in getattr(error, "lines", ()):
       terminal.note(" ".join(line.split()))

@@ -1,11 +1,11 @@
-"""Converts official PyTorch checkpoints to workdirs, and runs to their format.
+"""Converts official PyTorch checkpoints to workdirs, and trained encoders back.
 
     python -m deepemd_jax convert max_acc.pth DIR
     python -m deepemd_jax convert max_acc.pth DIR --ignore=slf_attn
     python -m deepemd_jax convert DIR encoder.safetensors
 
-The first command makes DIR, a workdir that `deepemd_jax.main` can evaluate or
-meta-train. It also takes `.safetensors` files, which are the preferred kind.
+The first command makes DIR, a workdir that `deepemd_jax.main` can evaluate, or
+train further. It also takes `.safetensors` files, which are the preferred kind.
 PyTorch is not needed, and a file that calls anything is refused. Files of FEAT
 and of LibFewShot contain the same network under other prefixes, and also heads;
 the second command leaves one out. The third command writes the best encoder of

@@ -48,8 +48,7 @@ class Damaged(InputError):
 
 
 def leaves(tree) -> dict[str, Any]:
-  """Returns a pytree's leaves by place, such as "a/b/0", orbax's name for it.
-  """
+  """Returns a pytree's leaves by place, such as "a/b/0", as in orbax."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {_name(path): leaf for path, leaf in flat}
 
@@ -68,7 +67,7 @@ def checksums(tree) -> dict[str, int]:
   """Computes the CRC-32 of every leaf's bytes, by place."""
   # The arrays are viewed as bytes, because bfloat16 has no buffer.
   return {
-    # NumPy's stubs have its buffers from Python 3.12 on.
+    # NumPy's stubs declare buffers only from Python 3.12 on.
     # pyrefly: ignore[bad-argument-type]
     name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     for name, leaf in leaves(tree).items()

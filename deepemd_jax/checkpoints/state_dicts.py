@@ -130,7 +130,7 @@ def _read_by_torch(path) -> Any:
     found = torch.load(path, map_location="cpu", weights_only=True)
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from error
-  except Exception as error:  # unpicklers raise nearly everything
+  except Exception as error:  # unpicklers raise errors of nearly every type
     reason = str(error).split("\n", 1)[0]
     raise InputError(f"PyTorch refuses {path} ({reason:.120})") from error
   return _to_numpy(found)

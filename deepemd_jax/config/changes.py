@@ -9,8 +9,7 @@ SHOTS = re.compile(r"([1-9]\d*)-shot")
 
 
 def changed(settings: Settings, change: str) -> Settings:
-  """Returns settings with one change: another number of shots, or other nodes.
-  """
+  """Returns settings with another number of shots, or with other nodes."""
   if shots := SHOTS.fullmatch(change):
     shape = dataclasses.replace(settings.episode, shot=int(shots[1]))
     return dataclasses.replace(settings, episode=shape)

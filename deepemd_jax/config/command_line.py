@@ -1,4 +1,4 @@
-"""The flags of `python -m deepemd_jax.main`, and their mistakes in one line."""
+"""The flags of `python -m deepemd_jax.main`. A mistake gives one line."""
 
 import pathlib
 import re
@@ -99,8 +99,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _with_recipe(argv: list[str]) -> list[str]:
-  """Returns the arguments with the path of a file in place of a recipe's name.
-  """
+  """Returns the arguments, with a recipe's name replaced by its path."""
   argv = list(argv)
   for i, argument in enumerate(argv):
     for start in ("--config=", "-config="):

@@ -215,14 +215,14 @@ def get_config(arg: str = "") -> ConfigDict:
   # The epsilon of the head deepemd_sinkhorn; see emd.epsilon. The head's time
   # grows as 1 / epsilon, and faster for the worst problem of a batch.
   evaluate.epsilon = 0.05
-  # Changes, such as "5-shot" or "grid", with which to test again, one at a
-  # time, and test episodes of each.
+  # Changes, such as "5-shot" or "grid". The test is repeated with each change,
+  # on this many episodes.
   evaluate.more = ()
   evaluate.more_episodes = 100
   # Nodes of the test set that are larger than this many GiB are kept in a file.
   evaluate.memory = 8.0
   # Variants of the data set to test on, too (glyph_clutter: d0_plain ..
-  # d3_busy), and test episodes of each.
+  # d3_busy), with this many episodes each.
   evaluate.variants = ()
   evaluate.variant_episodes = 200
   # Query images shown in figures/matched_regions.png.

@@ -107,8 +107,7 @@ def _view(config) -> View:
 
 
 def _model(config) -> dict:
-  """Returns the model's fields, without those that the backbone does not take.
-  """
+  """Returns the model's fields that are set and that the backbone takes."""
   fields = config.model.to_dict()
   entry = backbone.BACKBONES[fields["backbone"]]
   taken = ("backbone", "projection", *entry.settings)

@@ -63,8 +63,7 @@ def counts(least: int) -> Rule:
 
 
 def increasing(most: float = math.inf) -> Rule:
-  """Makes the rule: numbers (low, high), both above 0, and none above `most`.
-  """
+  """Makes the rule: (low, high), both above 0 and at most `most`."""
   bound = "" if most == math.inf else f" and at most {most:g}"
   return Rule(
     lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= most,

@@ -1,9 +1,9 @@
-"""The check that a workdir belongs to a config, which its `config.json` has.
+"""Checks that a workdir belongs to the config of a run, by its `config.json`.
 
-The first run writes the file. Later runs continue it if they have the same
-config. Otherwise they are refused, before anything in the folder changes. A
-checksum in the file distinguishes damage from another config. Two runs may have
-different checksums.
+The first run writes the file. Later runs continue that run if they have the
+same config. Otherwise they are refused, before anything in the folder changes.
+A checksum in the file distinguishes damage from another config. The checksums
+of two runs are not compared.
 """
 
 import json

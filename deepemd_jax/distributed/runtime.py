@@ -41,7 +41,8 @@ _signaled = False  # whether TERM or INT came inside `stop_on_signal`
 
 
 def is_main() -> bool:
-  """Tells whether this is process 0, which alone writes logs and results."""
+  """Tells whether this is process 0, which alone writes logs, results and
+  figures."""
   return _index == 0
 
 
@@ -129,10 +130,10 @@ def _interrupt_as_terminate(number, frame) -> None:
 
 
 def check_same(text: str) -> None:
-  """Raises an error if processes were started with different texts.
+  """Raises an error if processes were started with different settings.
 
   Args:
-    text: the text that must be equal on all processes.
+    text: the settings as text, which must be equal on all processes.
 
   Raises:
     InputError: some differ from process 0. Every process raises it, and the
@@ -198,12 +199,12 @@ def mark_progress() -> None:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[None]:
-  """Makes the first TERM or INT set `should_stop` and not end the process.
+  """Makes the first TERM or INT set `should_stop`, not end the process.
 
   A second signal of the same kind goes to the previous handler.
 
-  If there are several processes, it does nothing: there a signal to any of them
-  makes `should_stop` true on all, inside and outside of it.
+  With several processes, this context does nothing, because there a signal to
+  any process makes `should_stop` true on all, inside and outside of it.
   """
   global _signaled
   before = {}

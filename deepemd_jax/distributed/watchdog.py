@@ -156,7 +156,7 @@ class Watchdog:
 
 
 class Peer:
-  """Another process, as far as this process knows it."""
+  """The state of another process, as known to this process."""
 
   def __init__(self, index: int, count: int) -> None:
     self._index, self._count = index, count

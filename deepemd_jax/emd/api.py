@@ -16,7 +16,7 @@ from deepemd_jax.emd.solvers import GRADIENTS
 
 @runtime_checkable
 class Solver(Protocol):
-  """A hashable function that `solve` and `distance` can use as a solver.
+  """The interface of a solver for `solve` and `distance`; it must be hashable.
 
   A solver may have four more attributes. If `differentiable` is true, its flow
   has a gradient. If `on_host` is true, it needs code of this process, so that
@@ -80,7 +80,7 @@ def solve(
     A `Plan`, in float32, or in float64 if an input is and JAX has it enabled.
 
   Raises:
-    TypeError: solver is not a solver.
+    TypeError: solver is neither a solver object nor None.
     ValueError: shapes do not fit, or a dtype is not a real one.
   """
   solver = checked(solver)
@@ -140,7 +140,7 @@ def distance(
   and in the masses. (At a kink there is no second derivative.)
 
   With `Sinkhorn`, the value is the entropic objective, and the gradient is that
-  of this objective. It has reverse mode and first derivatives only. With
+  of this objective. Only reverse mode and first derivatives are supported. With
   `RegularizedQP`, the value is <C, X> of the smoothed flow X, and the gradient
   passes through X, as in the paper.
 

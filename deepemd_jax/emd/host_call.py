@@ -1,6 +1,6 @@
 """A call of a Python function from compiled code, without deadlocks.
 
-`jax.pure_callback` puts the arguments on the device again and waits for it. If
+`jax.pure_callback` copies its arguments to the device again and waits. If
 XLA has only one thread (one core), the callback keeps that thread busy, and
 sometimes both wait forever. Here the function gets the NumPy arrays that XLA
 passes, and uses no device.

@@ -82,8 +82,8 @@ class InteriorPoint:
 
     Args:
       cost: [..., n, m].
-      a: [..., n].
-      b: [..., m].
+      a: [..., n], row masses.
+      b: [..., m], column masses.
     """
     batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
     double = cost.dtype == jnp.float64

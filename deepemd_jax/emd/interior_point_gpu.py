@@ -87,8 +87,7 @@ def solve(cost, a, b, options: Options, interpret=False) -> problem.Plan:
 
 
 def _pallas_call(kernel, count, rows, columns, *, varying, interpret):
-  """Returns a function of tiles [B, N, M], [B, N], [B, M] that makes a `Plan`.
-  """
+  """Returns a function from tiles [B, N, M], [B, N], [B, M] to a `Plan`."""
   # Imported here, because most machines do not need it, and it loads slowly.
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton

@@ -34,7 +34,7 @@ def wasserstein(
   the whole gradient is 0. Where W_p is just above 0, the gradient with respect
   to the weights is large.
 
-  The root amplifies errors where W_p is small compared to the clouds. In
+  The root amplifies errors where W_p is small compared to the clouds' size. In
   float32, weights and values are exact to about 1e-7 of the largest distance^p.
   So the W_2 of equal clouds may be 5e-4 of their diameter (1e-8 in float64)
   instead of 0. A large p needs float64: in float32 a W_p below 10^(-38 / p) of
@@ -172,8 +172,8 @@ def _costs(x, y, p, in_given_unit: bool):
   """
   scale = _power_of_two(x, y)
   x, y = x / scale, y / scale
-  # Differences are exact. |x|^2 + |y|^2 - 2 xy would lose all digits for points
-  # that are close.
+  # Differences are used, because |x|^2 + |y|^2 - 2 xy would lose all digits for
+  # points that are close.
   difference = x[..., :, None, :] - y[..., None, :, :]
   square = jnp.sum(difference * difference, -1)
   largest = jax.lax.stop_gradient(square).max((-2, -1))

@@ -23,7 +23,7 @@ class DeepEMD(nnx.Module):
   the cost and through the weights.
 
   Attributes:
-    encoder: the ResNet-12.
+    encoder: the module from images to maps; by default a ResNet-12.
 
   References:
     Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020.

@@ -1,6 +1,6 @@
 """EfficientNet-Lite with ImageNet weights: backbones for photographs.
 
-The network has a stem, 16 to 23 inverted residual blocks, and a 1x1 convolution
+The network has a stem, 16 or 21 inverted residual blocks, and a 1x1 convolution
 to 1280 channels, whose map DeepEMD matches. There is no squeeze-and-excitation,
 and the activation is ReLU6. The network is frozen, so batch norm is folded into
 the convolutions: a layer is a kernel and a bias.
@@ -109,7 +109,7 @@ def blocks(width: float, depth: float) -> list[Block]:
 
 
 def _multiple_of_8(channels: float) -> int:
-  """Rounds to the nearest multiple of 8 that is at least 8 and at least 90%."""
+  """Rounds to a multiple of 8: the nearest, but not below 8 or 90% of it."""
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * channels else rounded
 
@@ -249,7 +249,7 @@ def apply(
     images: float32 [..., N, H, W, 3], normalized with the backbone's `mean` and
       `std`.
     train: has no effect, because the network has no running statistics.
-    size: one of `SIZES`.
+    size: a key of `SIZES`.
     precision: the dtype of convolutions and activations, one of
       `backbone.PRECISIONS`.
 

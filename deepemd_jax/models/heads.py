@@ -1,4 +1,4 @@
-"""The heads, which score the queries of an episode, by name.
+"""The heads, functions that score the queries of an episode, by name.
 
 A head is a function `(query_nodes, support_nodes, key, settings) -> logits`.
 The nodes are [q, n, c] and [way, shot, n, c], and the logits are [q, way]. To
@@ -136,16 +136,14 @@ def deepemd_pooled(query_nodes, support_nodes, key, settings):
 
 
 def deepemd_mean(query_nodes, support_nodes, key, settings):
-  """Computes DeepEMD's logits with mean support nodes, for any number of shots.
-  """
+  """Computes DeepEMD's logits with mean support nodes, for any shots."""
   del key
   class_nodes = mean_prototypes(support_nodes)
   return matching.logits(query_nodes, class_nodes, **settings.matching)
 
 
 def deepemd_nearest(query_nodes, support_nodes, key, settings):
-  """Computes DeepEMD's logit of the most similar support image of each class.
-  """
+  """Computes DeepEMD's logit of each class's most similar support image."""
   del key
   way, shot = support_nodes.shape[:2]
   each = support_nodes.reshape(way * shot, *support_nodes.shape[2:])

@@ -17,7 +17,7 @@ import numpy as np
 
 
 def from_map(maps: jax.Array) -> jax.Array:
-  """Lists the cells of a map by row: [..., h, w, c] -> [..., h * w, c]."""
+  """Flattens a map row by row: [..., h, w, c] -> [..., h * w, c]."""
   *batch, height, width, channels = maps.shape
   return maps.reshape(*batch, height * width, channels)
 

@@ -2,7 +2,7 @@
 
 An image is cut into patches, each of which becomes a token. The final tokens of
 the patches are the map. The class token and the registers come before them and
-are no part of the map. `checkpoints.hugging_face` reads the weights.
+are not part of the map. `checkpoints.hugging_face` reads the weights.
 
 `Architecture` has all the differences between the families. Two of their parts
 are folded into others when weights are read: the scale of a layer's output into

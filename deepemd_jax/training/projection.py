@@ -208,7 +208,8 @@ def learn(
     progress: shows the progress.
 
   Returns:
-    The map of the original nodes. Its results must be scaled to length 1.
+    The map of the original nodes, kernel [c, channels] and bias [channels]. Its
+    results must be scaled to length 1.
   """
   center = Center.of_nodes([images.nodes])
   # With scaled nodes, a step is equally large for all channels.

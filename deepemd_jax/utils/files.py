@@ -113,8 +113,8 @@ def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:
   """Returns a new scratch path for `target`, in the same folder."""
-  # The target's name is no part of it, because the whole might be too long for
-  # a file system.
+  # It does not contain the target's name, because the whole might be too long
+  # for a file system.
   return target.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(8)}.tmp")
 
 

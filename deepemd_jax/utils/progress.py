@@ -121,15 +121,14 @@ class Progress:
       self._write(self.text())
 
   def text(self) -> str:
-    """Returns the last progress as a line without a bar; "" if there is none.
-    """
+    """Returns the last progress as a line without a bar; "" if none."""
     if self._bar is None:
       return ""
     values = self._bar.format_dict | {
       "bar_format": _LINE,
       "postfix": _joined(self._scalars),
     }
-    # tqdm pads the rate.
+    # tqdm pads the rate with spaces.
     return " ".join(self._bar.format_meter(**values).split())
 
   def line(self, text: str) -> None:

@@ -2,8 +2,8 @@
 
 A stream is a pure function of the run's seed, its name, and numbers such as a
 step or an episode. So it can be drawn again after a restart and by any process.
-No two streams coincide, because the key of a stream contains its name and how
-many numbers follow. (NumPy pads a list of seeds with zeros, so that
+No two streams coincide, because the key of a stream contains its name and the
+count of its numbers. (NumPy pads a list of seeds with zeros, so that
 [seed, 2, 0] would equal [seed, 2].)
 """
 
