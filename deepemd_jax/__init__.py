@@ -1,8 +1,8 @@
 """DeepEMD few-shot learning, and an exact differentiable EMD, in JAX.
 
-Importing this package imports nothing else: each of the names below loads on
-first use, so that `python -m deepemd_jax.main --help` is instant. `emd` needs
-nothing but JAX; the rest needs `pip install 'deepemd_jax[train]'`.
+Importing this package imports nothing else. Each of the names below is loaded
+on first use, so that `python -m deepemd_jax.main --help` is instant. `emd`
+needs nothing but JAX; the rest needs `pip install 'deepemd_jax[train]'`.
 """
 
 import importlib
@@ -20,7 +20,7 @@ __version__ = VERSION
 
 __all__ = ["DeepEMD", "FewShotClassifier", "convert", "data", "emd", "models"]
 
-# public name -> the module that it is, or "module:name" in it.
+# Public name -> its module, or "module:name".
 _LAZY = {
   "DeepEMD": "deepemd_jax.models.deepemd:DeepEMD",
   "FewShotClassifier": "deepemd_jax.inference.classifier:FewShotClassifier",

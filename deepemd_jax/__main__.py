@@ -1,22 +1,23 @@
-"""The one command: `deepemd`, or `python -m deepemd_jax`.
+"""The command line: `deepemd`, or `python -m deepemd_jax`.
 
     python -m deepemd_jax COMMAND --help
 
-Each command is a module, named in `COMMANDS`, and imported when it is asked
-for. None of them imports JAX or NumPy before its `run` is called, so that
+Each command is a module that is named in `COMMANDS` and imported when it is
+used. None of them imports JAX or NumPy before its `run` is called, so that
 `--help` and mistakes are answered at once. A command module has
 
     HELP                    one line, for the list of all commands
-    DESCRIPTION             more, for its own --help
-    add_arguments(parser)   of argparse
+    DESCRIPTION             a longer text, for its own --help
+    add_arguments(parser)   adds its arguments to an argparse parser
     run(options)            returns the text to print, or (files, text) with the
                             content of each file to write, by its path
 
-and, if nothing needs to be cleaned up when `run` is left in its middle,
-`CLEANS_UP = False`: then Ctrl-C need not wait for a long computation.
+If nothing needs to be cleaned up when `run` is interrupted, the module also has
+`CLEANS_UP = False`. Then Ctrl-C does not wait for a long computation.
 
-What all commands share is here: a mistake is one line and exit code 2, Ctrl-C
-is one line and 130, results are written all together or not at all.
+This module does what all commands share. A mistake gives one line and exit code
+2, and Ctrl-C gives one line and exit code 130. Results are written all together
+or not at all.
 """
 
 import argparse
@@ -36,7 +37,7 @@ PROGRAM = "python -m deepemd_jax"
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 
-_TRAIN = "deepemd_jax.main"  # reads its own flags: those of the config, too
+_TRAIN = "deepemd_jax.main"  # parses its own flags, with those of the config
 COMMANDS = {
   "train": _TRAIN,
   "classify": "deepemd_jax.inference.classify",
@@ -51,10 +52,10 @@ _TRAIN_HELP = "train, evaluate or retrieve, as a config says"
 
 
 class Parser(argparse.ArgumentParser):
-  """An argument parser whose mistakes are `InputError`s."""
+  """An argument parser that raises `InputError` for mistakes."""
 
   def __init__(self, **options: Any) -> None:
-    """Takes what `argparse.ArgumentParser` takes; names are not abbreviated."""
+    """Takes the options of `argparse.ArgumentParser`; forbids abbreviations."""
     ours: dict[str, Any] = {
       "allow_abbrev": False,
       "formatter_class": argparse.RawDescriptionHelpFormatter,
@@ -62,8 +63,8 @@ class Parser(argparse.ArgumentParser):
     super().__init__(**ours | options)
 
   def parse_known_args(self, args=None, namespace=None):
-    """As argparse's, but a flag that is unknown is told before one that is
-    missing: mostly it is the same one, misspelt."""
+    """Parses as argparse does, but reports an unknown flag before a missing
+    one. Usually it is the missing one, misspelled."""
     known = self._option_string_actions
     for argument in args or ():
       name = argument.partition("=")[0]
@@ -81,27 +82,27 @@ class Parser(argparse.ArgumentParser):
       raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
 
   def error(self, message: str) -> NoReturn:
-    """Raises instead of exiting."""
+    """Raises `InputError` instead of exiting."""
     raise InputError(message)
 
   def print_help(self, file=None) -> NoReturn:
-    """Raises instead of printing and exiting."""
+    """Raises an exception with the text instead of printing and exiting."""
     raise _HelpWanted(self.format_help())
 
 
 class _HelpWanted(Exception):
-  """Its message is the text of --help."""
+  """A request for help. Its message is the text of --help."""
 
 
 def main(arguments: list[str]) -> int:
   """Runs a command.
 
   Args:
-    arguments: of the command line, without the program's name.
+    arguments: the command line without the program's name.
 
   Returns:
-    The exit code. After 130 threads may still be at work, which only `os._exit`
-    ends at once.
+    The exit code. After 130, threads may still be at work, and only `os._exit`
+    ends them at once.
 
   Raises:
     SystemExit: at the end of `train`.
@@ -131,7 +132,7 @@ def _train(arguments: list[str]) -> NoReturn:
 
 
 def _answer(arguments: list[str]) -> str:
-  """Does what the arguments say; returns what to print."""
+  """Runs the command of the arguments and returns the text to print."""
   name, *rest = arguments or [""]
   if name in ("-h", "--help"):
     return _overview()
@@ -158,7 +159,7 @@ def _answer(arguments: list[str]) -> str:
 
 
 def _overview() -> str:
-  """The commands, each with a line of help."""
+  """Lists the commands, each with a line of help."""
   lines = [f"usage: {PROGRAM} COMMAND ...", ""]
   for name, path in COMMANDS.items():
     known = path == _TRAIN
@@ -168,8 +169,11 @@ def _overview() -> str:
 
 
 def _run_aside(command: ModuleType, options: argparse.Namespace):
-  """Runs a command in another thread: the main thread, which alone hears of
-  Ctrl-C, would hear of it only after a long computation."""
+  """Runs a command in another thread.
+
+  Only the main thread gets Ctrl-C, and if it ran the command, it would get it
+  only after a long computation.
+  """
   outcome: list = []
 
   def target():
@@ -198,14 +202,15 @@ def _write(contents: Mapping[str, bytes | str]) -> None:
 
 
 def _show(text: str) -> None:
-  """Prints text; what the terminal's alphabet lacks is escaped, and so are file
-  names that are no text."""
+  """Prints text. It escapes characters that the terminal's encoding lacks, and
+  bytes in file names that are not text."""
   alphabet = sys.stdout.encoding or "utf-8"
   print(text.encode(alphabet, "backslashreplace").decode(alphabet), flush=True)
 
 
 def _tell(error: Exception) -> int | None:
-  """As `mistakes.tell`; before that a line for each bad image of a data set."""
+  """Does what `mistakes.tell` does, after a line for each bad image of a data
+  set."""
   if not isinstance(error, MissingData):
     for line in getattr(error, "lines", ()):
       terminal.note(" ".join(line.split()))
@@ -215,8 +220,8 @@ def _tell(error: Exception) -> int | None:
 def entry() -> NoReturn:
   """Runs the command line and ends the process.
 
-  It does not wait for threads: one may be in the middle of what was
-  interrupted.
+  It does not wait for threads, because one may be in the middle of interrupted
+  work.
   """
   code = main(sys.argv[1:])
   sys.stdout.flush()

@@ -1,8 +1,9 @@
 """Trains and tests: `python -m deepemd_jax.main --config=configs/NAME.py`.
 
-Flags, then the workdir, then the stages of the config, one after the other. JAX
-is imported when flags and config are in order, so that `--help` and every
-mistake in them answer at once: one line, exit code 2.
+The program checks the flags and the workdir, and then runs the stages of the
+config one after another. JAX is imported after the flags and the config have
+been checked, so that `--help` and every mistake in them are answered at once. A
+mistake gives one line and exit code 2.
 """
 
 import dataclasses
@@ -32,10 +33,10 @@ def run(
   """Runs the stages of `config` in `workdir`.
 
   Args:
-    config: as `config/defaults.py`.
-    workdir: made when missing; must hold nothing, or an earlier run of the same
-      config, which is then continued.
-    connect: called when nothing is wrong with the rest; connects processes.
+    config: the config; see `config/defaults.py`.
+    workdir: the folder of the run, which is made if it is missing. It must be
+      empty, or contain an earlier run of the same config, which is continued.
+    connect: connects the processes; called after all other checks.
 
   Raises:
     InputError: the config, the data or the workdir do not fit.
@@ -47,10 +48,11 @@ def run(
   feasible.check_data(config)
   from deepemd_jax.config import resolve  # loads JAX
 
-  if config.model.weights:  # wherever the next command is given
+  if config.model.weights:  # the next command may run in another folder
     config.model.weights = os.path.abspath(config.model.weights)
   settings = resolve.resolve(config)
-  # Stated, so that test episodes may change in a workdir, and these may not.
+  # These are stored explicitly, so that the test episodes of a workdir may
+  # change, and its training episodes may not.
   config.metatrain.update(dataclasses.asdict(settings.training_episode))
   feasible.check_feasible(settings)
   trains = not set(config.stages) <= EVAL_STAGES
@@ -61,8 +63,8 @@ def run(
     )
   fields = json.loads(config.to_json_best_effort())
   fields["streams"] = random_streams.VERSION
-  # All processes look before the first one writes: they refuse, or go on, alike
-  # (connecting waits for all).
+  # All processes check before the first one writes, so that all of them stop or
+  # all continue. (Connecting waits for all.)
   workdirs.check(workdir, fields, trains=trains)
   _keep_compiled_programs(workdir)
   connect()
@@ -72,12 +74,12 @@ def run(
   runtime.start_watchdog(workdir)
   for stage in config.stages:
     registry.load(STAGES[stage].path)(settings, workdir)
-    # Process 0 may be drawing yet: the next stage must not find it behind.
+    # Process 0 may still be drawing, and must not be behind in the next stage.
     runtime.barrier(stage)
 
 
 def entry(argv: list[str] | None = None) -> NoReturn:
-  """The whole command; ends the process.
+  """Runs the whole command and ends the process.
 
   Args:
     argv: the program's name, then the flags; None is `sys.argv`.
@@ -97,16 +99,16 @@ def entry(argv: list[str] | None = None) -> NoReturn:
 
 
 def main(argv: list[str]) -> None:
-  """What absl's `app.run` calls when the flags are parsed."""
+  """Runs the program after absl's `app.run` has parsed the flags."""
   from absl import logging
 
   from deepemd_jax.config import command_line
 
   del argv
-  # Tracing makes so many objects that Python, left to itself, would look for
-  # garbage all the time.
+  # Tracing makes so many objects that Python, with its default thresholds,
+  # would collect garbage all the time.
   gc.set_threshold(50_000, 20, 20)
-  logging.set_verbosity(logging.ERROR)  # orbax and TFDS narrate at WARNING
+  logging.set_verbosity(logging.ERROR)  # orbax and TFDS log much at WARNING
   terminal.hush_libraries()
   _sum_in_order_on_gpus()
   code = 0
@@ -124,10 +126,10 @@ def main(argv: list[str]) -> None:
 
 
 def _explain(error: Exception) -> int | None:
-  """Says what a person has to know of an error.
+  """Prints what the user must know about an error.
 
   Returns:
-    The exit code; None if the error is of our making.
+    The exit code; None if the error is not a mistake of the user.
   """
   from deepemd_jax.config import command_line
 
@@ -168,7 +170,7 @@ def _connect() -> None:
 
 
 def _keep_compiled_programs(workdir: pathlib.Path) -> None:
-  """Keeps them beside the runs, so that a restart starts at once."""
+  """Keeps compiled programs beside the runs, so that a restart is fast."""
   import jax
 
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -178,9 +180,11 @@ def _keep_compiled_programs(workdir: pathlib.Path) -> None:
 
 
 def _sum_in_order_on_gpus() -> None:
-  """Makes equal runs on NVIDIA GPUs end with equal numbers. Call it before JAX
-  is loaded; what the user says of it in XLA_FLAGS stands."""
-  plugins = importlib.util.find_spec("jax_plugins")  # JAX's, for accelerators
+  """Makes equal runs on NVIDIA GPUs give equal numbers.
+
+  Call it before JAX is loaded. It respects a setting of the user in XLA_FLAGS.
+  """
+  plugins = importlib.util.find_spec("jax_plugins")  # those for accelerators
   places = plugins and plugins.submodule_search_locations
   names = [module.name for module in pkgutil.iter_modules(places or ())]
   given = os.environ.get("XLA_FLAGS", "")

@@ -1,4 +1,4 @@
-"""What a command says at its end about the mistake of a person."""
+"""Messages at the end of a command about a mistake of the user."""
 
 import sys
 
@@ -8,10 +8,11 @@ from deepemd_jax.utils.terminal import harmless
 
 
 def tell(error: Exception) -> int | None:
-  """Writes to stderr what was wrong: a line, or a few if data are missing.
+  """Writes an error message to stderr: a line, or a few if data are missing.
 
   Returns:
-    The exit code; None, and nothing is written, if the error is of our making.
+    The exit code. If the error is not a mistake of the user, it is None, and
+    nothing is written.
   """
   if isinstance(error, MissingData):
     _write("\n".join([str(error), *error.lines[1:]]))
@@ -27,7 +28,7 @@ def tell(error: Exception) -> int | None:
 
 
 def complain(message: str) -> None:
-  """Writes one line about a mistake to stderr, whatever the message holds."""
+  """Writes a message to stderr as one line, whatever it contains."""
   _write(" ".join(message.split()))
 
 

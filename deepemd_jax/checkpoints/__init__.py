@@ -1,1 +1,1 @@
-"""What a run keeps: orbax checkpoints, and encoders made of other files."""
+"""Checkpoints of a run, in orbax's format, and encoders from other files."""

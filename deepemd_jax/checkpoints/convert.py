@@ -1,15 +1,15 @@
-"""The official PyTorch checkpoints, in our names, and ours in theirs.
+"""Converts official PyTorch checkpoints to workdirs, and trained encoders back.
 
     python -m deepemd_jax convert max_acc.pth DIR
     python -m deepemd_jax convert max_acc.pth DIR --ignore=slf_attn
     python -m deepemd_jax convert DIR encoder.safetensors
 
-The first makes DIR, a workdir that `deepemd_jax.main` evaluates, or meta-trains
-on; it takes `.safetensors` files, too, which are the kind to prefer. PyTorch is
-not needed, and a file that calls anything is refused. Files of FEAT and of
-LibFewShot have the same network under other prefixes, and heads besides it: the
-second leaves one out. The third writes the best encoder of a run under the
-names of the authors' PyTorch code.
+The first command makes DIR, a workdir that `deepemd_jax.main` can evaluate, or
+train further. It also takes `.safetensors` files, which are the preferred kind.
+PyTorch is not needed, and a file that calls anything is refused. Files of FEAT
+and of LibFewShot contain the same network under other prefixes, and also heads;
+the second command leaves one out. The third command writes the best encoder of
+a run under the names of the authors' PyTorch code.
 """
 
 import argparse
@@ -29,7 +29,7 @@ DESCRIPTION = __doc__
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what the command takes."""
+  """Adds the arguments of the command."""
   parser.add_argument(
     "file",
     metavar="FILE",
@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-  """Converts; returns what was left out, and what to do next."""
+  """Converts a file or a run. Returns a text with the entries that were left
+  out and the next command."""
   if os.path.isdir(options.file):
     to_safetensors(options.file, options.target)
     return f"wrote {options.target}"
@@ -81,18 +82,19 @@ def convert(
   """Turns the authors' file into a workdir with a pre-trained encoder.
 
   Args:
-    source: a file of a state dict, as `state_dicts.read` takes it.
-    directory: the workdir to make; must not exist, or be empty.
-    reader: as `state_dicts.read`.
-    ignore: parts of the file that are no part of the encoder; see
+    source: a file of a state dict; see `state_dicts.read`.
+    directory: the workdir to make. It must be empty, or not exist.
+    reader: see `state_dicts.read`.
+    ignore: parts of the file that are not part of the encoder; see
       `resnet12_names.without`.
 
   Returns:
-    The names of all entries that were left out, but for counters.
+    The names of all entries that were left out, without batch norm's counters.
 
   Raises:
-    InputError: the file cannot be read, is refused (see `torch_file`), or holds
-      another network; the directory is in use. Nothing is left behind.
+    InputError: the file cannot be read, is refused (see `torch_file`), or
+      contains another network, or the directory is in use. Nothing is left
+      behind.
   """
   from deepemd_jax.checkpoints import pretrained, state_dicts
   from deepemd_jax.config import stored
@@ -118,15 +120,15 @@ def convert(
 
 
 def to_safetensors(checkpoint, path) -> None:
-  """Writes a run's best encoder for PyTorch: the names of the authors' code.
+  """Writes a run's best encoder with the names of the authors' PyTorch code.
 
   Args:
-    checkpoint: as `pretrained.load` takes it.
-    path: of the `.safetensors` file; replaced if it is there.
+    checkpoint: see `pretrained.load`.
+    path: path of the `.safetensors` file, which is replaced if it exists.
 
   Raises:
-    InputError: there is no trained encoder, it is no ResNet-12 of the authors'
-      kind, or the file cannot be written.
+    InputError: there is no trained encoder, it is not a ResNet-12 of the
+      authors' kind, or the file cannot be written.
   """
   from deepemd_jax.checkpoints import pretrained, state_dicts
   from deepemd_jax.models import resnet12
@@ -144,7 +146,7 @@ def to_safetensors(checkpoint, path) -> None:
       "only ResNet-12 has names in PyTorch"
     )
   stride, theirs = trained.settings.backbone.stride, 2**resnet12.BLOCKS
-  if stride != theirs:  # which the names and the weights do not say
+  if stride != theirs:  # the names and the weights do not tell the stride
     raise InputError(
       f"the encoder of {checkpoint} has model.pools below {resnet12.BLOCKS}: a "
       f"cell of its map is {stride} pixels, and in the authors' code {theirs}, "

@@ -5,9 +5,9 @@
     model.safetensors         the weights; or several files, and
                               model.safetensors.index.json, which lists them
 
-Nothing in the folder is run. A hub's name is written hf:OWNER/NAME, and
-hf:OWNER/NAME@REVISION, so that a folder that is not there is never looked for
-on the network.
+No code in the folder is run. The name of a model on a hub is hf:OWNER/NAME or
+hf:OWNER/NAME@REVISION, so that a missing folder is never looked for on the
+network.
 """
 
 import functools
@@ -29,7 +29,7 @@ _MOST_TOKENS = 2**12
 
 
 def is_model(path: pathlib.Path) -> bool:
-  """Whether a config.json is of a model of Hugging Face's, not of a run.
+  """Tells whether a config.json is that of a Hugging Face model, not of a run.
 
   Raises:
     InputError: it is not JSON.
@@ -39,18 +39,17 @@ def is_model(path: pathlib.Path) -> bool:
 
 @functools.cache
 def from_hub(name: str) -> pathlib.Path:
-  """Gets a model from a hub, or from the copy that was kept of it; a process
-  asks once.
+  """Gets a model from a hub, or from its local copy, once per process.
 
   Args:
     name: hf:OWNER/NAME or hf:OWNER/NAME@REVISION.
 
   Returns:
-    Its folder, in the cache of `huggingface_hub`.
+    The folder of the model, in the cache of `huggingface_hub`.
 
   Raises:
     InputError: the name has another form, the package is not installed, or the
-      model cannot be had.
+      hub does not provide the model.
   """
   repository, _, revision = name.removeprefix(HUB).partition("@")
   if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
@@ -69,7 +68,7 @@ def from_hub(name: str) -> pathlib.Path:
     folder = huggingface_hub.snapshot_download(
       repository, revision=revision or None, allow_patterns=list(_FROM_HUB)
     )
-  except Exception as error:  # of several packages
+  except Exception as error:  # several packages raise their own types
     reason = " ".join(str(error).split())
     raise InputError(
       f"cannot get {name} from the hub ({reason:.200}); if it asks for a "
@@ -79,14 +78,14 @@ def from_hub(name: str) -> pathlib.Path:
 
 
 def create(weights: str = "", precision: str = "float32") -> Backbone:
-  """The backbone of a folder; does not read its weights.
+  """Makes the backbone of a folder, without reading its weights.
 
   Args:
     weights: the folder.
-    precision: as in `vit.create`.
+    precision: see `vit.create`.
 
   Raises:
-    InputError: a file is missing or damaged, or is of a model of another kind.
+    InputError: a file is missing or damaged, or the model is of another kind.
   """
   if not weights:
     raise InputError(
@@ -122,10 +121,10 @@ def create(weights: str = "", precision: str = "float32") -> Backbone:
 
 @functools.lru_cache(maxsize=1)
 def read(weights: FolderWeights) -> Variables:
-  """The variables of a folder's network, NumPy arrays.
+  """Reads the variables of a folder's network as NumPy arrays.
 
   Raises:
-    InputError: they are not what config.json says.
+    InputError: they do not fit config.json.
   """
   folder = pathlib.Path(weights.folder)
   described = vit_config.described(folder / _CONFIG)
@@ -138,7 +137,7 @@ def read(weights: FolderWeights) -> Variables:
 
 
 def _weight_files(folder: pathlib.Path) -> list[str]:
-  """The names of the files that hold the tensors."""
+  """Returns the names of the files with the tensors."""
   if (folder / _WEIGHTS).is_file():
     return [_WEIGHTS]
   if not (folder / _INDEX).is_file():

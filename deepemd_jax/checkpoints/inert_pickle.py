@@ -1,16 +1,16 @@
-"""Reads what a pickle describes, and runs nothing.
+"""Reads the content of a pickle without running anything.
 
 A pickle is a program for a small stack machine, and Python's own machine can
-call anything. This one has the few instructions that a state dict needs, and no
-way to call: what a pickle names stays a name (`Global`), and "call that with
-these" becomes a value, too (`Call`). Whatever else stands in a pickle is
-refused, with the place where it stands.
+call anything. This machine has the few instructions that a state dict needs,
+and it cannot call anything. A name in a pickle stays a name (`Global`), and an
+instruction to call a function becomes a value (`Call`). Everything else in a
+pickle is refused, and the error gives its place.
 
 Memory and time are bounded by the pickle's length, which is bounded.
 
 References:
   CPython's `pickletools`, which documents each instruction; PyTorch's
-  `torch/_weights_only_unpickler.py`, which takes about the same ones.
+  `torch/_weights_only_unpickler.py`, which takes about the same instructions.
 """
 
 import dataclasses
@@ -18,16 +18,17 @@ import pickle
 import struct
 from typing import Any
 
-LONGEST = 8 * 2**20  # bytes; a state dict takes some 200 a tensor
-_STEPS = 400_000  # instructions; a state dict takes some 30 a tensor
+LONGEST = 8 * 2**20  # bytes; a state dict takes some 200 per tensor
+_STEPS = 400_000  # instructions; a state dict takes some 30 per tensor
 _STRING = 4096  # bytes
 _DEEPEST = 16
 _LARGEST_KEY = 2**31
-_INTEGER = 10  # bytes: the number that PyTorch's older files begin with
+_INTEGER = 10  # bytes of the number that PyTorch's older files begin with
 
 
 class RefusedError(ValueError):
-  """The pickle holds what is not taken; the message says what, and where."""
+  """An error: a pickle contains something that is refused. The message names it
+  and its place."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Global:
   """A name, which is not looked up.
 
   Attributes:
-    name: such as "torch.FloatStorage".
+    name: the name, such as "torch.FloatStorage".
   """
 
   name: str
@@ -43,11 +44,11 @@ class Global:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-  """What was to be called, which nobody does.
+  """A call, which is not made.
 
   Attributes:
-    name: of the function or class.
-    arguments: of the call.
+    name: the name of the function or class.
+    arguments: the arguments of the call.
   """
 
   name: str
@@ -75,19 +76,20 @@ def read(
   """Reads one pickle.
 
   Args:
-    content: the pickle begins at `start`; more may follow.
-    globals_: names that it may hold.
-    calls: names among them that it may ask to call.
+    content: bytes in which the pickle begins at `start`; more may follow.
+    globals_: the names that it may contain.
+    calls: the names among them that it may call.
     start: an index of `content`.
-    longest: bytes that it may have.
+    longest: the largest number of bytes that it may have.
 
   Returns:
+    The value, and the index of its end in `content`. The value consists of
     None, booleans, integers, floats, strings, lists, tuples, dictionaries with
-    strings or integers for keys, `Global`, `Call` and `Persistent`; and where
-    the pickle ends. An `OrderedDict` is a dictionary, without its attributes.
+    strings or integers as keys, `Global`, `Call` and `Persistent`. An
+    `OrderedDict` is a dictionary without its attributes.
 
   Raises:
-    RefusedError: it holds anything else, is damaged, or is too large.
+    RefusedError: it contains anything else, is damaged, or is too large.
   """
   content = memoryview(content)[: start + longest]
   return _Machine(content, globals_, calls, start).run()
@@ -110,7 +112,7 @@ _FIXED = {  # instruction -> how its number is written
 _STRINGS = {  # instruction -> how the length is written
   pickle.BINUNICODE[0]: "<I",
   pickle.SHORT_BINUNICODE[0]: "<B",
-  pickle.BINSTRING[0]: "<I",  # Python 2's
+  pickle.BINSTRING[0]: "<I",  # from Python 2
   pickle.SHORT_BINSTRING[0]: "<B",
 }
 _TUPLES = {pickle.TUPLE1[0]: 1, pickle.TUPLE2[0]: 2, pickle.TUPLE3[0]: 3}
@@ -122,7 +124,7 @@ class _Machine:
   def __init__(self, content, globals_, calls, start):
     self._content = content
     self._at = self._place = start
-    # One value a name, however often it is named.
+    # There is one value per name, however often the pickle names it.
     self._globals = {name: Global(name) for name in globals_}
     self._calls = calls
     self._stack: list = []
@@ -142,7 +144,7 @@ class _Machine:
     raise self._refused(f"more than {_STEPS} instructions")
 
   def _step(self, code: int) -> None:
-    """An instruction that brings a value, or keeps one; or another."""
+    """Runs an instruction. Here are those that add or store a value."""
     if code in _CONSTANTS:
       self._stack.append(_CONSTANTS[code])
     elif code in _FIXED:
@@ -174,7 +176,8 @@ class _Machine:
       self._combine(code)
 
   def _combine(self, code: int) -> None:
-    """An instruction that makes something of values, or is a name or a note."""
+    """Runs one of the other instructions: those that combine values, names, and
+    notes."""
     if code in _TUPLES:
       self._stack.append(self._pop_several(_TUPLES[code]))
     elif code == pickle.TUPLE[0]:
@@ -196,8 +199,8 @@ class _Machine:
     elif code == pickle.REDUCE[0]:
       self._call()
     elif code == pickle.BUILD[0]:
-      # What an OrderedDict has for attributes: versions of layers, in a state
-      # dict. They are left out.
+      # These are the attributes of an OrderedDict: the versions of layers in a
+      # state dict. They are left out.
       if type(self._pop()) is not dict:
         raise self._refused("a state that is not a dictionary")
       self._top(dict)
@@ -236,7 +239,7 @@ class _Machine:
       raise self._refused("a string that is not UTF-8") from None
 
   def _line(self) -> str:
-    """To the end of the line, which is part of an instruction."""
+    """Reads to the end of the line, which is part of an instruction."""
     line = bytes(self._content[self._at : self._at + 256])
     end = line.find(b"\n")
     if end < 0:
@@ -261,7 +264,7 @@ class _Machine:
     raise self._refused("there is no mark")
 
   def _top(self, kind: type):
-    """The last value, which has to be of this kind."""
+    """Returns the last value, which must be of this kind."""
     if not self._stack or type(self._stack[-1]) is not kind:
       raise self._refused(f"there is no {kind.__name__} to add to")
     return self._stack[-1]
@@ -278,7 +281,7 @@ class _Machine:
     for key, value in zip(items[::2], items[1::2], strict=True):
       if type(key) not in (str, int):
         raise self._refused(f"a key that is a {type(key).__name__}")
-      # Larger ones can be chosen so that all have the same place in a table.
+      # Larger numbers could be chosen so that their hashes collide.
       if type(key) is int and abs(key) > _LARGEST_KEY:
         raise self._refused("a key that is too large a number")
       target[key] = value
@@ -303,8 +306,9 @@ class _Machine:
       self._stack.append({})
 
   def _check(self, value) -> None:
-    """Refuses what holds itself, or is nested too deep: others may walk."""
-    deepest: dict[int, int] = {}  # by what was walked
+    """Raises an error if a value contains itself or is nested too deep, so that
+    other code may traverse it."""
+    deepest: dict[int, int] = {}  # by the ID of what was traversed
     waiting = [(value, 0)]
     steps = 0
     while waiting:
@@ -319,7 +323,7 @@ class _Machine:
 
 
 def parts(value):
-  """The values that a value holds."""
+  """Returns the values that a value contains."""
   if isinstance(value, dict):
     return value.values()
   if isinstance(value, list | tuple):

@@ -1,12 +1,13 @@
-"""What was saved comes back unchanged, or an error says what is wrong with it.
+"""The integrity of checkpoints: data are read as they were saved, or an error
+tells what is wrong.
 
-A step's folder holds arrays, a JSON document `meta`, and a score. Orbax writes
-them but does not notice a flipped byte, so a checksum of each lies beside them
-and is compared on the way back.
+A step's folder contains arrays, a JSON document `meta`, and a score. Orbax
+writes them but does not notice a flipped byte. So a checksum of each is stored
+beside them and compared when they are read.
 
-Arrays are read here with TensorStore, as orbax itself reads them. When orbax
-cannot read one array it abandons the readers of the others, and each prints a
-traceback later, at an unrelated moment.
+Arrays are read here with TensorStore, as in orbax itself. When orbax cannot
+read one array, it abandons the readers of the others, and each of these prints
+a traceback later, at an unrelated moment.
 """
 
 import json
@@ -29,25 +30,25 @@ from deepemd_jax.utils import files, terminal
 _SHOWN = 5  # names in a message
 _LONGEST_SCORE = 2**16  # bytes
 META = "metadata"  # orbax's name for the file of a JSON document
-SCORE = pathlib.Path("metrics", "metrics")  # and for that of the score
+SCORE = pathlib.Path("metrics", "metrics")  # orbax's name for that of the score
 
 
 class Damaged(InputError):
-  """A checkpoint is not what was saved."""
+  """An error: a checkpoint is not what was saved."""
 
   def __init__(self, step: pathlib.Path, how: str) -> None:
     """Makes the message.
 
     Args:
       step: the step's folder.
-      how: what is wrong with it.
+      how: the damage, as a clause of the message.
     """
     self.problem = f"checkpoint {step} is damaged: {how}"
     super().__init__(f"{self.problem}; delete it to use the one before")
 
 
 def leaves(tree) -> dict[str, Any]:
-  """A pytree's leaves by place, such as "a/b/0", as orbax names them too."""
+  """Returns a pytree's leaves by place, such as "a/b/0", as in orbax."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {_name(path): leaf for path, leaf in flat}
 
@@ -63,10 +64,10 @@ def _name(path) -> str:
 
 
 def checksums(tree) -> dict[str, int]:
-  """CRC-32 of every leaf's bytes, by place."""
-  # Viewed as bytes, because bfloat16 has no buffer.
+  """Computes the CRC-32 of every leaf's bytes, by place."""
+  # The arrays are viewed as bytes, because bfloat16 has no buffer.
   return {
-    # NumPy's stubs have its buffers from Python 3.12 on.
+    # NumPy's stubs declare buffers only from Python 3.12 on.
     # pyrefly: ignore[bad-argument-type]
     name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     for name, leaf in leaves(tree).items()
@@ -74,20 +75,20 @@ def checksums(tree) -> dict[str, int]:
 
 
 def json_checksum(document) -> int:
-  """CRC-32 of a JSON document, whatever the order of its keys."""
-  # To JSON and back first: it turns number keys into text, tuples into lists.
+  """Computes the CRC-32 of a JSON document, whatever the order of its keys."""
+  # JSON turns keys that are numbers into text, and tuples into lists.
   document = json.loads(json.dumps(document))
   return zlib.crc32(json.dumps(document, sort_keys=True).encode())
 
 
 def check_kinds(directory: pathlib.Path) -> None:
-  """Makes sure that only files and folders lie in a folder of checkpoints.
+  """Makes sure that a folder of checkpoints contains only files and folders.
 
-  Whoever opens a pipe waits for its other end for ever, and none of the
-  libraries that read checkpoints looks first.
+  A program that opens a pipe waits for its other end forever, and none of the
+  libraries that read checkpoints checks first.
 
   Raises:
-    InputError: something else is there; it is named.
+    InputError: the folder contains something else; the message names it.
   """
   for folder, subfolders, names in os.walk(directory):
     for name in (*subfolders, *names):
@@ -101,17 +102,17 @@ def check_kinds(directory: pathlib.Path) -> None:
 
 
 def read_step(step: pathlib.Path, targets: dict) -> tuple[dict, Any]:
-  """Reads parts of a step, and compares all of it with what was saved.
+  """Reads parts of a step, and compares them with what was saved.
 
   Args:
     step: the step's folder.
-    targets: part -> a pytree of the shapes and dtypes expected.
+    targets: part -> a pytree of the expected shapes and dtypes.
 
   Returns:
     ({part: {place of a leaf: NumPy array}}, the step's `meta`).
 
   Raises:
-    InputError: a part does not fit its target, or is not there.
+    InputError: a part does not fit its target, or is missing.
     Damaged: something cannot be read, or is not what was saved.
   """
   try:
@@ -127,7 +128,7 @@ def read_step(step: pathlib.Path, targets: dict) -> tuple[dict, Any]:
   except (InputError, MemoryError):
     raise
   except Exception as error:
-    # Torn bytes have TensorStore, JSON and NumPy raise many types.
+    # For damaged bytes, TensorStore, JSON and NumPy raise many types.
     reason = first_sentence(error)
     raise Damaged(step, f"it cannot be read ({reason:.120})") from error
   if changed:
@@ -153,15 +154,15 @@ def open_arrays(part: pathlib.Path, expected: Iterable[str] = ()) -> dict:
   """Opens all arrays of a part.
 
   Args:
-    part: its folder.
-    expected: places, such as "a/b", in case that their names hold dots.
+    part: the folder of the part.
+    expected: places, such as "a/b", whose names may contain dots.
 
   Returns:
     Place -> an open `tensorstore.TensorStore`; `read().result()` gives the
     NumPy array.
 
   Raises:
-    Exception: of many types, if a file is damaged.
+    Exception: a file is damaged. The error may have many types.
   """
   import tensorstore
 
@@ -169,9 +170,9 @@ def open_arrays(part: pathlib.Path, expected: Iterable[str] = ()) -> dict:
   store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
   keys = [key.decode() for key in store.list().result()]
   names = [k.removesuffix("/.zarray") for k in keys if k.endswith("/.zarray")]
-  if not names:  # what TensorStore finds without its table of contents
+  if not names:  # TensorStore finds no array if its table of contents is lost
     raise FileNotFoundError(f"no arrays in {part.name}")
-  # On the disk a/b is a.b, which may also be the name of one dictionary key.
+  # On the disk, a/b is a.b, which may also be a single key of a dictionary.
   places = {place.replace("/", "."): place for place in expected}
   opening = {
     places.get(name, name.replace(".", "/")): tensorstore.open(
@@ -183,12 +184,13 @@ def open_arrays(part: pathlib.Path, expected: Iterable[str] = ()) -> dict:
 
 
 def _check_chunks(step: pathlib.Path, stores: dict) -> None:
-  """Refuses arrays cut into pieces that are larger than they are.
+  """Raises an error if an array has pieces that are larger than the array.
 
-  TensorStore makes room for a whole piece, and a forged one needs few bytes.
+  TensorStore allocates memory for a whole piece, and a forged piece needs few
+  bytes.
   """
   for place, store in stores.items():
-    chunk = store.chunk_layout.read_chunk.shape or ()  # of a number
+    chunk = store.chunk_layout.read_chunk.shape or ()  # a number has no shape
     if math.prod(chunk) > max(1, math.prod(store.shape)):
       raise Damaged(
         step, f"{place} has pieces of {list(chunk)}, larger than itself"
@@ -196,7 +198,7 @@ def _check_chunks(step: pathlib.Path, stores: dict) -> None:
 
 
 def _shapes(arrays: dict) -> dict[str, str]:
-  """Place -> dtype and shape, as in float32[3, 84]."""
+  """Returns place -> dtype and shape, such as float32[3, 84]."""
   return {
     place: f"{_dtype(array).name}{list(array.shape)}"
     for place, array in arrays.items()
@@ -236,19 +238,19 @@ def _check_fit(step, part: str, stored: dict, wanted: dict) -> None:
 def check_scores(directory: pathlib.Path, *, repair: bool) -> None:
   """Checks the scores of all steps.
 
-  Orbax reads them when it opens the directory, and would not say which one is
+  Orbax reads them when it opens the directory, and would not tell which one is
   damaged. A step without a score is half deleted; orbax deletes the rest.
 
   Args:
-    directory: of the checkpoints.
-    repair: set the newest step aside if its score is damaged. It can be made
-      again from the one before.
+    directory: the folder of the checkpoints.
+    repair: whether to set the newest step aside if its score is damaged.
+      Training can make it again from the step before.
 
   Raises:
     Damaged: a score is not what was saved.
   """
   scored = [path.parents[1] for path in directory.glob(f"[0-9]*/{SCORE}")]
-  # The others are orbax's scratch directories.
+  # Folders with other names are orbax's scratch directories.
   steps = sorted((s for s in scored if _is_number(s.name)), key=_number)
   for step in steps:
     if _score_is_whole(step):
@@ -285,7 +287,7 @@ def _number(step: pathlib.Path) -> int:
 
 
 def set_aside(directory: pathlib.Path, steps: list[int]) -> None:
-  """Renames damaged steps; call it on all processes."""
+  """Renames damaged steps. Call it on all processes."""
   runtime.barrier("damage seen")
   if runtime.is_main():
     for step in steps:
@@ -298,5 +300,6 @@ def set_aside(directory: pathlib.Path, steps: list[int]) -> None:
 
 
 def first_sentence(error: BaseException) -> str:
-  """What an error of orbax or TensorStore says, without its long tail."""
+  """Returns the message of an error of orbax or TensorStore without its long
+  tail."""
   return re.split(r"\n|\. See ", str(error) or type(error).__name__)[0]

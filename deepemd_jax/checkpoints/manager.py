@@ -1,7 +1,7 @@
-"""Checkpoints: the newest ones and the best, on orbax. Knows only pytrees.
+"""Checkpoints of pytrees on orbax: the newest ones and the best one.
 
-Orbax writes into a scratch directory and renames it, so a step that is there is
-whole. `integrity` reads it back and finds what has changed since.
+Orbax writes into a scratch directory and renames it, so that a step is always
+whole. `integrity` reads a step and finds what has changed since.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _TICK = 0.05  # seconds between two looks at a save
 
 
 class Restored(NamedTuple):
-  """What a checkpoint held; None for what was not asked for."""
+  """The content of a checkpoint; a part that was not requested is None."""
 
   model: Any
   train: Any
@@ -35,11 +35,11 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one training stage; a context manager.
+  """A context manager for the checkpoints of one training stage.
 
-  A step has two parts, `model` (what evaluation needs) and `train` (what only
-  training needs), a JSON `meta`, and a score. The latest `keep_latest` steps
-  and the best one are kept.
+  A step has two parts, `model` (for evaluation) and `train` (for training
+  only), a JSON document `meta`, and a score. The latest `keep_latest` steps and
+  the best one are kept.
   """
 
   def __init__(
@@ -48,9 +48,9 @@ class Checkpoints:
     """Opens the directory; makes it unless `read_only`.
 
     Args:
-      directory: of the checkpoints, one subdirectory a step.
-      keep_latest: how many of the newest to keep.
-      read_only: for evaluation; never writes.
+      directory: the folder of the checkpoints, with a subfolder for each step.
+      keep_latest: the number of newest steps to keep.
+      read_only: whether to never write, as for evaluation.
 
     Raises:
       InputError: the directory cannot be opened, or a score is damaged.
@@ -69,7 +69,7 @@ class Checkpoints:
       self._manager = _open_manager(self._directory, keep_latest, read_only)
     except jax.errors.JaxRuntimeError:  # another process has ended
       raise
-    except Exception as error:  # orbax raises many types at foreign notes
+    except Exception as error:  # orbax raises many types for foreign metadata
       reason = getattr(error, "strerror", "") or integrity.first_sentence(error)
       raise InputError(
         f"cannot open the checkpoints in {self._directory}: {reason:.160}; "
@@ -84,7 +84,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for the last save, then ends orbax's threads."""
-    # After a failure one of several processes would wait for the others.
+    # After a failure, a process of several would wait for the others.
     if self._manager is not None and not (
       self._failed and runtime.is_distributed()
     ):
@@ -92,11 +92,11 @@ class Checkpoints:
       self._manager.close()
 
   def wait(self) -> None:
-    """Returns when the last save is on the disk."""
+    """Waits until the last save is on the disk."""
     if self._manager is not None:
       with self._explain_failure():
-        # A process whose save fails then waits inside orbax for the others,
-        # and they wait for its files. So do not enter orbax before it is done.
+        # In orbax, a process whose save fails waits for the others, and they
+        # wait for its files. So do not enter orbax before the save is done.
         while (
           runtime.is_distributed() and self._manager.is_saving_in_progress()
         ):
@@ -106,12 +106,12 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
   def latest(self) -> int | None:
-    """The newest step; None if there is none."""
+    """Returns the newest step; None if there is none."""
     return self._manager and self._manager.latest_step()
 
   def best(self) -> int | None:
-    """The step with the highest score, the earliest of equals; None if there
-    is none."""
+    """Returns the step with the highest score, and the earliest of equal ones;
+    None if there is no step."""
     if self._manager is None:
       return None
     steps = self._manager.all_steps()
@@ -120,41 +120,40 @@ class Checkpoints:
     return max(steps, key=lambda step: (self.score(step), -step))
 
   def score(self, step: int) -> float:
-    """The score that `step` was saved with; -inf if it had none."""
+    """Returns the score that `step` was saved with; -inf if it had none."""
     score = (self._manager.metrics(step) or {}).get("score", _NO_SCORE)
     return -math.inf if score == _NO_SCORE else score
 
   def has_score(self, step: int) -> bool:
-    """Whether `step` was saved with a score."""
+    """Tells whether `step` was saved with a score."""
     return self.score(step) > -math.inf
 
   def save(
     self, step: int, *, model, train=None, meta: dict, score: float | None
   ) -> None:
-    """Saves in the background; the arrays may be donated or changed after it.
+    """Saves in the background; the arrays may be donated or changed afterwards.
 
     Args:
-      step: newer than all before; or the newest once more, which is replaced.
+      step: a step newer than all before, or the newest one, to replace it.
       model: a pytree of arrays, at least one.
-      train: a pytree of arrays; None if training will never go on from here.
-      meta: anything that JSON can hold.
+      train: a pytree of arrays; None if training will never continue from here.
+      meta: anything that JSON can represent.
       score: higher is better; None or NaN never becomes the best.
 
     Raises:
       InputError: this save, or the one before, could not be written.
     """
-    # Copies, because the next training step may reuse (donate) the originals
-    # while they are still being written in the background; in NumPy, which
-    # compiles nothing.
+    # These are copies, because the next training step may reuse (donate) the
+    # originals during the write. NumPy makes them without compiling anything.
     parts = {"model": model} | ({} if train is None else {"train": train})
     parts = jax.tree.map(np.array, parts)
-    # Not `<=`: that would let NaN through.
+    # The comparison is not `<=`, which would let NaN through.
     score = _NO_SCORE if score is None or not score > _NO_SCORE else score
     checksums = {n: integrity.checksums(tree) for n, tree in parts.items()}
     checksums = {**checksums, "meta": integrity.json_checksum(meta)}
     metrics = {"score": float(score), "step": step}
     args = _orbax().args
-    self.wait()  # for the one before
+    self.wait()  # for the save before
     with self._explain_failure():
       if step == self.latest():
         self._manager.delete(step)
@@ -170,8 +169,8 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _explain_failure(self):
-    """Turns whatever orbax and TensorStore raise while they write, which is of
-    many types, into one line with their reason."""
+    """Turns errors of orbax and TensorStore during a write, which have many
+    types, into one line with the reason."""
     try:
       yield
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
@@ -185,17 +184,17 @@ class Checkpoints:
       ) from error
 
   def restore_latest(self, *, model, train) -> Restored | None:
-    """The newest step that is whole; None if there never was one.
+    """Reads the newest step that is whole; returns None if there is no step.
 
-    Damaged steps get another name, and a line on the terminal says so: training
-    makes the steps in between again.
+    Damaged steps get another name, and a line on the terminal says so. Training
+    makes them again.
 
     Args:
-      model: as `restore`.
-      train: as `restore`.
+      model: see `restore`.
+      train: see `restore`.
 
     Raises:
-      InputError: it does not fit, or all are damaged.
+      InputError: the step does not fit, or all steps are damaged.
     """
     damaged = []
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -217,14 +216,14 @@ class Checkpoints:
     return None
 
   def restore(self, step: int, *, model=None, train=None) -> Restored:
-    """Reads a step back, once the last save is on the disk.
+    """Reads a step after the last save is on the disk.
 
     Args:
-      step: one of those kept.
-      model: the shapes and dtypes expected, a pytree of arrays or
-        `jax.ShapeDtypeStruct`; None to leave this part. A leaf is put where its
+      step: one of the steps that are kept.
+      model: the expected shapes and dtypes, a pytree of arrays or
+        `jax.ShapeDtypeStruct`; None skips this part. A leaf is put where its
         `sharding` says, or on the first device.
-      train: as `model`, for the training state.
+      train: like `model`, for the training state.
 
     Raises:
       InputError: there is no such step, it does not fit, or it is damaged.
@@ -243,7 +242,7 @@ class Checkpoints:
 
 
 def _place(arrays: dict[str, np.ndarray], target):
-  """A pytree like `target` of these arrays, on any number of devices."""
+  """Makes a pytree like `target` from arrays, on any number of devices."""
 
   def put(place, leaf):
     sharding = getattr(leaf, "sharding", None)
@@ -261,8 +260,8 @@ def _place(arrays: dict[str, np.ndarray], target):
 def _orbax():
   import orbax.checkpoint as ocp
 
-  # It reports each save. A failure comes back as an exception anyway.
-  # After the import, because absl makes that logger its own way.
+  # Orbax logs each save. A failure comes back as an exception anyway. The
+  # filter is set after the import, because absl makes the logger itself.
   logging.getLogger("absl").addFilter(_is_not_from_orbax)
   return ocp
 
@@ -299,23 +298,23 @@ def _open_manager(directory: pathlib.Path, keep_latest: int, read_only: bool):
     for part in ("model", "train")
   }
   handlers["meta"] = ocp.JsonCheckpointHandler()
-  # Stated, because a manager that has not saved yet cannot guess them.
+  # A manager that has not saved yet cannot guess its handlers.
   return manager(directory, options=options, item_handlers=handlers)
 
 
 def _rank(metrics: dict) -> tuple[float, int]:
-  """Higher is better; of equal scores the earlier step."""
+  """Ranks a step: a higher score is better, then an earlier step."""
   return metrics["score"], -metrics["step"]
 
 
 @functools.cache
 def _orbax_classes() -> tuple[type, type]:
-  """Orbax's manager, and its writer of arrays, each with one habit changed."""
+  """Returns orbax's manager and its writer of arrays, each with a change."""
   ocp = _orbax()
 
   class Manager(ocp.CheckpointManager):
-    """Leaves signals to `runtime.should_stop`, and keeps a `failure` in the
-    background, of which the other processes may never hear."""
+    """A manager that leaves signals to `runtime.should_stop` and keeps a
+    `failure` in the background, which other processes may never notice."""
 
     failure: BaseException | None = None
 
@@ -327,14 +326,14 @@ def _orbax_classes() -> tuple[type, type]:
         raise
 
     def reached_preemption(self, step: int) -> bool:
-      """No. JAX counts these questions, and all processes stop at the same
-      count; orbax's would get in between ours."""
+      """Returns False. JAX counts these calls, and all processes stop at the
+      same count; orbax's calls would disturb this count."""
       del step
       return False
 
   class Arrays(ocp.type_handlers.NumpyHandler):
-    """Waits for all writes when one of them fails. Orbax abandons the others,
-    and each prints a traceback after it has told of the first."""
+    """A writer that waits for all writes when one of them fails. Orbax abandons
+    the others, and each of them prints a traceback later."""
 
     async def _background_serialize(self, values, infos, args=None):
       write = super()._background_serialize

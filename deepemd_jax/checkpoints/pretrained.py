@@ -1,5 +1,5 @@
-"""The one way to a trained encoder: the best one of each stage of a run, and a
-new workdir that holds nothing else."""
+"""Access to trained encoders: the best one of each stage of a run, and a new
+workdir with nothing else."""
 
 import contextlib
 import dataclasses
@@ -34,14 +34,14 @@ _PUBLISHED = "published"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BestEncoder:
-  """The encoder that a stage keeps.
+  """The best encoder of a stage.
 
   Attributes:
     stage: "pretrain" or "metatrain"; "published" if the backbone came with its
       weights.
-    step: of its training.
+    step: the training step.
     score: its validation accuracy, percent.
-    variables: of the backbone, NumPy arrays.
+    variables: the variables of the backbone, NumPy arrays.
   """
 
   stage: str
@@ -51,7 +51,7 @@ class BestEncoder:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256, hexadecimal, of the variables."""
+    """The SHA-256 of the variables, hexadecimal."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
       digest.update(f"{path}{leaf.dtype}{leaf.shape}".encode())
@@ -60,7 +60,7 @@ class BestEncoder:
 
   @property
   def place(self) -> str:
-    """Such as "metatrain, step 90", or "published weights"."""
+    """The origin, such as "metatrain, step 90", or "published weights"."""
     if self.stage == _PUBLISHED:
       return "published weights"
     return f"{self.stage}, step {self.step}"
@@ -68,11 +68,11 @@ class BestEncoder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-  """What a run left behind that new images need.
+  """The results of a run that new images need.
 
   Attributes:
-    settings: of the run.
-    encoder: the best one of its last trained stage.
+    settings: the settings of the run.
+    encoder: the best encoder of its last trained stage.
   """
 
   settings: Settings
@@ -80,21 +80,21 @@ class Pretrained:
 
   @property
   def fingerprint(self) -> str:
-    """Of the encoder."""
+    """The fingerprint of the encoder."""
     return self.encoder.fingerprint
 
 
 def load(checkpoint: str | os.PathLike[str] | None = None) -> Pretrained:
-  """The best encoder of a run's last trained stage, or a published one.
+  """Loads the best encoder of a run's last trained stage, or a published one.
 
   Args:
-    checkpoint: the workdir of a run, or what `convert` or `export` wrote; a
-      folder in Hugging Face's layout; hf:OWNER/NAME, a hub's; or the name of a
-      backbone that comes with its weights, if no folder is called so. None is
-      efficientnet_lite0.
+    checkpoint: the workdir of a run, or a folder that `convert` or `export`
+      wrote; a folder in Hugging Face's layout; hf:OWNER/NAME, a model on a hub;
+      or the name of a backbone that comes with its weights, if no folder has
+      this name. None is efficientnet_lite0.
 
   Raises:
-    InputError: there is none, or it is damaged.
+    InputError: there is no encoder, or it is damaged.
   """
   settings = resolve(config_of(checkpoint))
   if settings.backbone.weights is not None:
@@ -111,7 +111,7 @@ def load(checkpoint: str | os.PathLike[str] | None = None) -> Pretrained:
 
 
 def config_of(checkpoint=None) -> ConfigDict:
-  """The config of what `load` reads; raises as that if there is none."""
+  """Returns the config of what `load` reads, and raises the same errors."""
   checkpoint = DEFAULT if checkpoint is None else checkpoint
   if str(checkpoint).startswith(hugging_face.HUB):
     checkpoint = hugging_face.from_hub(str(checkpoint))
@@ -122,7 +122,7 @@ def config_of(checkpoint=None) -> ConfigDict:
   if path.is_file():
     config.model.backbone = "vit"
     config.model.weights = str(path.parent.absolute())
-    config.nodes.kind = "fcn"  # an image at once: a crop costs as much as that
+    config.nodes.kind = "fcn"  # each crop would cost as much as a whole image
     return config
   names = [
     name for name, entry in backbones.BACKBONES.items() if entry.published
@@ -138,8 +138,8 @@ def config_of(checkpoint=None) -> ConfigDict:
 
 
 def fields_of(checkpoint=None) -> dict:
-  """The same as plain JSON, to be written into another workdir's
-  config.json."""
+  """Returns the config of what `load` reads as plain JSON, for the config.json
+  of another workdir."""
   path = pathlib.Path(checkpoint or DEFAULT) / "config.json"
   if path.is_file() and not hugging_face.is_model(path):
     return stored.read_fields(path)
@@ -147,7 +147,7 @@ def fields_of(checkpoint=None) -> dict:
 
 
 def _published(backbone: Backbone) -> BestEncoder:
-  """The weights that a backbone comes with."""
+  """Reads the weights that a backbone comes with."""
   weights = backbone.weights
   assert weights is not None
   in_folder = isinstance(weights, FolderWeights)
@@ -158,7 +158,7 @@ def _published(backbone: Backbone) -> BestEncoder:
 def best_encoder(
   workdir: pathlib.Path, stage: str, backbone: Backbone
 ) -> BestEncoder | None:
-  """The best validated encoder of a finished or running stage, if it has one.
+  """Reads the best validated encoder of a finished or running stage, if any.
 
   Raises:
     InputError: the checkpoint does not fit the backbone, or is damaged.
@@ -176,11 +176,11 @@ def best_encoder(
 def best_encoders(
   workdir: pathlib.Path, backbone: Backbone
 ) -> dict[str, BestEncoder]:
-  """The best encoder of each trained stage, by stage, in their order; or the
-  weights that the backbone comes with.
+  """Reads the best encoder of each trained stage, by stage, in their order; or
+  the weights that the backbone comes with.
 
   Raises:
-    InputError: there is none, or one does not fit or is damaged.
+    InputError: there is no encoder, or one does not fit or is damaged.
   """
   if backbone.weights is not None:
     return {_PUBLISHED: _published(backbone)}
@@ -197,7 +197,7 @@ def best_encoders(
 
 
 def nothing_trained(directory: pathlib.Path) -> InputError:
-  """The error of looking for a checkpoint where there is none."""
+  """Makes the error for a folder without a checkpoint."""
   return InputError(
     f"no checkpoint in {directory}; give the --workdir of a training run, or "
     "run the stages pretrain and metatrain first"
@@ -206,11 +206,11 @@ def nothing_trained(directory: pathlib.Path) -> InputError:
 
 @contextlib.contextmanager
 def new_workdir(directory) -> Iterator[pathlib.Path]:
-  """A folder to write into, which gets its name at the end: it is there as a
-  whole or not at all.
+  """Yields a folder to write into, which gets its name at the end, so that it
+  exists as a whole or not at all.
 
   Args:
-    directory: the workdir to make; must not exist, or be empty.
+    directory: the workdir to make. It must be empty, or not exist.
 
   Raises:
     InputError: the directory is in use, or cannot be written.
@@ -232,18 +232,18 @@ def new_workdir(directory) -> Iterator[pathlib.Path]:
     ) from error
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
-    with contextlib.suppress(OSError):  # one that is not empty stays
+    with contextlib.suppress(OSError):  # a folder that is not empty stays
       for path in new_parents:
         path.rmdir()
 
 
 def save_encoder(workdir: pathlib.Path, best: BestEncoder, meta: dict) -> None:
-  """Writes an encoder into a workdir, alone: nothing that training needs.
+  """Writes an encoder into a workdir, without the state of training.
 
   Args:
-    workdir: of `new_workdir`.
+    workdir: the folder from `new_workdir`.
     best: the encoder.
-    meta: where it is from.
+    meta: the origin of the encoder, as JSON.
   """
   directory = workdir / best.stage / "checkpoints"
   with _uninterrupted(), Checkpoints(directory) as saved:
@@ -252,8 +252,8 @@ def save_encoder(workdir: pathlib.Path, best: BestEncoder, meta: dict) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-  """Ctrl-C has to wait: orbax, interrupted while saving, waits for itself for
-  five minutes."""
+  """Delays Ctrl-C, because orbax waits for itself for five minutes if a save is
+  interrupted."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return

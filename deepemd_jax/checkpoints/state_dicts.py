@@ -1,9 +1,9 @@
 """State dicts of PyTorch networks, {name: array}, from files of any kind.
 
-`.safetensors` is the kind to prefer: it holds names, shapes and numbers and
-nothing else. A `.pth` file is a pickle; `torch_file` reads it without running
-it. Whoever has PyTorch may let its own reader do that, which refuses the same
-(`torch.load` with `weights_only`).
+`.safetensors` is the preferred kind: it contains names, shapes and numbers and
+nothing else. A `.pth` file is a pickle, which `torch_file` reads without
+running it. If PyTorch is installed, its own reader can be used instead, which
+refuses to run anything, too (`torch.load` with `weights_only`).
 """
 
 import importlib.util
@@ -37,20 +37,20 @@ _DTYPES = {
 
 
 def read(path: str | os.PathLike, reader: str = "own") -> dict[str, Any]:
-  """The state dict of a file.
+  """Reads the state dict of a file.
 
   Args:
-    path: a `.safetensors` file; or what `torch.save` wrote: a state dict, or
-      {"params": state dict}, as the authors of DeepEMD and FEAT do, or
-      {"model": state dict, ...}, as LibFewShot's `model_last.pth`.
-    reader: of what `torch.save` wrote: "own", or "torch", PyTorch's.
+    path: a `.safetensors` file, or a file of `torch.save`. The latter contains
+      a state dict, or {"params": state dict}, as from the authors of DeepEMD
+      and FEAT, or {"model": state dict, ...}, as LibFewShot's `model_last.pth`.
+    reader: the reader for files of `torch.save`: "own", or "torch", PyTorch's.
 
   Returns:
     {name: array}; entries of a `.pth` file may be something else, too.
 
   Raises:
-    InputError: it cannot be read, is damaged or refused, or holds no state
-      dict; or PyTorch is not installed.
+    InputError: the file cannot be read, is damaged or refused, or contains no
+      state dict; or reader is "torch" and PyTorch is not installed.
   """
   if pathlib.Path(path).suffix == SUFFIX:
     return _read_safetensors(path)
@@ -67,11 +67,11 @@ def write(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
   """Writes a `.safetensors` file, whole or not at all.
 
   Args:
-    path: of the file.
+    path: path of the file.
     state: {name: array [...] of any shape}.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: the file cannot be written.
   """
   from safetensors import numpy
 
@@ -83,7 +83,7 @@ def write(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_safetensors(path) -> dict[str, np.ndarray]:
-  """Its arrays, which are read from the file when they are used."""
+  """Returns the arrays of a file, which are read from it when they are used."""
   import safetensors
 
   try:
@@ -92,14 +92,14 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
       header = file.read(min(length, _HEADER))
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from error
-  if length > _HEADER:  # ResNet-12's has 10 kB
+  if length > _HEADER:  # that of ResNet-12 has 10 kB
     raise InputError(
       f"{path} is not a safetensors file that is read here: its header is "
       f"larger than {_HEADER} bytes"
     )
   try:
     with safetensors.safe_open(path, "numpy"):
-      pass  # the header is sound, and fits the rest of the file
+      pass  # this checks that the header is valid and fits the rest of the file
     content = np.memmap(path, np.uint8, "r")
     return {
       name: np.ndarray(
@@ -130,7 +130,7 @@ def _read_by_torch(path) -> Any:
     found = torch.load(path, map_location="cpu", weights_only=True)
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from error
-  except Exception as error:  # unpicklers raise nearly everything
+  except Exception as error:  # unpicklers raise errors of nearly every type
     reason = str(error).split("\n", 1)[0]
     raise InputError(f"PyTorch refuses {path} ({reason:.120})") from error
   return _to_numpy(found)
@@ -141,7 +141,7 @@ def _to_numpy(found):
     return {key: _to_numpy(value) for key, value in found.items()}
   if not hasattr(found, "detach"):
     return found
-  # NumPy has no bfloat16; float32 holds all of its numbers.
+  # NumPy has no bfloat16; float32 can represent all of its numbers.
   found = found.detach()
   if str(found.dtype) == "torch.bfloat16":
     found = found.float()

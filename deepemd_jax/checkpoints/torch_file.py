@@ -1,13 +1,13 @@
-"""Reads the tensors of a PyTorch checkpoint without PyTorch, and without trust.
+"""Reads the tensors of an untrusted PyTorch checkpoint without PyTorch.
 
-A `.pth` file holds a pickle, which is a program. Here it is read by
-`inert_pickle`, which runs nothing: what comes out are dictionaries, lists,
-numbers, strings, and descriptions of tensors, which are checked before an array
-is made of them. Both formats are read: the zip archive of PyTorch 1.6 and
-later, and the older row of pickles.
+A `.pth` file contains a pickle, which is a program. `inert_pickle` reads it
+without running anything. It returns dictionaries, lists, numbers, strings, and
+descriptions of tensors, which are checked before arrays are made from them.
+Both formats are read: the zip archive of PyTorch 1.6 and later, and the older
+row of pickles.
 
-Arrays are views of what was read, and those that share a storage share memory,
-so that a file of n bytes takes about n bytes of memory.
+Arrays are views of the file's content, and those that share a storage share
+memory, so that a file of n bytes takes about n bytes of memory.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from deepemd_jax.checkpoints.inert_pickle import Call, Global, Persistent
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first number of the older format
 _DTYPES = {
   "torch.DoubleStorage": np.float64,
   "torch.FloatStorage": np.float32,
@@ -47,13 +47,13 @@ _NAMES = _CALLS | frozenset(_DTYPES)
 _AXES = 16
 _TENSORS = 20_000
 _MEMBERS = 40_000
-_SHORT = 1024  # bytes, of the pickles before the tensors in an older file
-# Elements of all tensors may take so many times the file's bytes: several may
-# share a storage, but a stride of zero would make terabytes of nothing.
+_SHORT = 1024  # bytes of a pickle before the tensors in an older file
+# The elements of all tensors may take at most this multiple of the file's
+# bytes. Several may share a storage, but a stride of zero could make terabytes.
 _SHARED = 2
-_LARGEST = 2**48  # of a size, or a place, in elements
+_LARGEST = 2**48  # the largest size or offset, in elements
 _ZIP = b"PK\x03\x04"
-# What zipfile, struct and NumPy make of damaged files, and what is raised here.
+# The errors of zipfile, struct, NumPy and this module for damaged files.
 _DAMAGE = (
   *(ValueError, KeyError, OSError, OverflowError, RuntimeError, struct.error),
   *(zipfile.BadZipFile, zipfile.LargeZipFile),
@@ -61,12 +61,12 @@ _DAMAGE = (
 
 
 class _Storage(NamedTuple):
-  """What a pickle says of a storage.
+  """The description of a storage in a pickle.
 
   Attributes:
     key: its name.
-    dtype: of its elements.
-    count: how many there are.
+    dtype: the dtype of its elements.
+    count: the number of its elements.
   """
 
   key: str
@@ -75,7 +75,7 @@ class _Storage(NamedTuple):
 
   @classmethod
   def of(cls, reference) -> "_Storage":
-    """From a reference to what is outside of the pickle."""
+    """Makes a description from a reference to data outside of the pickle."""
     if not isinstance(reference, Persistent):
       raise ValueError("a tensor without storage")
     kind, named, key, _, count, *view = reference.key
@@ -90,7 +90,7 @@ class _Storage(NamedTuple):
 
   @property
   def size(self) -> int:
-    """In bytes."""
+    """The size in bytes."""
     return self.count * self.dtype.itemsize
 
 
@@ -98,20 +98,20 @@ _Storages = Callable[[_Storage], memoryview]
 
 
 def load(path, sha256: str | None = None) -> Any:
-  """What `torch.save` saved, with NumPy arrays for tensors.
+  """Reads what `torch.save` saved, with NumPy arrays in place of tensors.
 
   Args:
     path: the file.
     sha256: the file's checksum in hexadecimal, if it is known; it is compared
-      before anything is read.
+      before the content is parsed.
 
   Returns:
-    Dictionaries, lists, tuples, numbers and strings, as saved. Arrays cannot be
-    written to; those of one storage share its memory.
+    Dictionaries, lists, tuples, numbers and strings, as saved. Arrays are
+    read-only, and those of one storage share its memory.
 
   Raises:
     InputError: there is no such file, it is not a checkpoint or is damaged, has
-      another checksum, or holds anything but tensors, which is refused.
+      another checksum, or contains anything that a state dict does not need.
   """
   name = str(path)
   try:
@@ -147,7 +147,7 @@ def _pickle(
 
 
 def _archive(content: bytes) -> tuple[Any, _Storages]:
-  """The zip format: one pickle, and a member for each storage."""
+  """Reads the zip format: one pickle, and a member for each storage."""
   members = _members(content)
   mains = [n for n in members if n.split("/", 1)[-1] == "data.pkl"]
   if len(mains) != 1:
@@ -156,7 +156,7 @@ def _archive(content: bytes) -> tuple[Any, _Storages]:
   if members.get(f"{folder}byteorder", b"little") != b"little":
     raise ValueError("it was saved on a big-endian machine")
   tree, _ = _pickle(members[mains[0]])
-  # PyTorch 1.4 and 1.5, when they were asked for this format, said tensors.
+  # In this format, PyTorch 1.4 and 1.5 call the folder "tensors", not "data".
   places = {name.rsplit("/", 1)[0] for name in members} & {
     f"{folder}data",
     f"{folder}tensors",
@@ -166,13 +166,13 @@ def _archive(content: bytes) -> tuple[Any, _Storages]:
 
 
 def _members(content: bytes) -> dict[str, memoryview]:
-  """The members of an archive by name: parts of it, stored as they are."""
+  """Returns the members of an archive by name, as uncompressed parts of it."""
   members: dict[str, memoryview] = {}
-  if content.count(b"PK\x01\x02") > _MEMBERS:  # one for each, in the directory
+  if content.count(b"PK\x01\x02") > _MEMBERS:  # one for each directory entry
     raise ValueError(f"more than {_MEMBERS} members")
   with zipfile.ZipFile(io.BytesIO(content)) as archive:
     listed = archive.infolist()
-  # Before anything is read of them: all could be in the same place.
+  # Check this before they are read, because all could be in the same place.
   if sum(member.file_size for member in listed) > len(content):
     raise ValueError("members lie in each other")
   for member in listed:
@@ -185,7 +185,7 @@ def _members(content: bytes) -> dict[str, memoryview]:
 
 
 def _stored(content: memoryview, member: zipfile.ZipInfo) -> memoryview:
-  """The bytes of a member, behind the header of its own."""
+  """Returns the bytes of a member, which follow its own header."""
   header = content[member.header_offset :][:30]
   if len(header) < 30 or header[:4] != _ZIP:
     raise ValueError("a member is not where the archive says")
@@ -200,7 +200,7 @@ def _stored(content: memoryview, member: zipfile.ZipInfo) -> memoryview:
 
 
 def _row(content: bytes) -> tuple[Any, _Storages]:
-  """The older format: five pickles, then the storages' sizes and bytes."""
+  """Reads the older format: five pickles, then sizes and bytes of storages."""
   magic, at = _pickle(content, longest=_SHORT)
   if magic != _MAGIC:
     raise ValueError("it does not begin as one")
@@ -210,7 +210,7 @@ def _row(content: bytes) -> tuple[Any, _Storages]:
     raise ValueError("it was saved on a big-endian machine")
   tree, at = _pickle(content, at)
   keys, at = _pickle(content, at)
-  # A key of another kind could take for ever to be hashed.
+  # Hashing a key of another kind could take forever.
   if type(keys) is not list or not {type(key) for key in keys} <= {str}:
     raise ValueError("the storages are not listed")
   storages = _all_storages(tree)
@@ -226,7 +226,7 @@ def _row(content: bytes) -> tuple[Any, _Storages]:
 
 
 def _all_storages(tree) -> dict[str, _Storage]:
-  """The storages that a value of `inert_pickle` names, by their keys."""
+  """Returns the storages that a value of `inert_pickle` names, by key."""
   found: dict[str, _Storage] = {}
   seen: set[int] = set()
   waiting = [tree]
@@ -244,17 +244,17 @@ def _all_storages(tree) -> dict[str, _Storage]:
 
 
 class _Arrays:
-  """Makes arrays of the tensors in a value of `inert_pickle`."""
+  """A maker of arrays from the tensors in a value of `inert_pickle`."""
 
   def __init__(self, storages: _Storages, limit: int) -> None:
-    """`limit`: bytes that all arrays may seem to have, however they share."""
+    """`limit` bounds the bytes of all arrays, as if they shared no memory."""
     self._storages = storages
     self._left = limit
     self._tensors = 0
-    self._made: dict[int, Any] = {}  # a value that stands in two places is one
+    self._made: dict[int, Any] = {}  # an object in two places stays one object
 
   def of(self, value):
-    """`value`, with arrays in it; its lists and dictionaries are changed."""
+    """Returns `value` with arrays; changes its lists and dictionaries."""
     if isinstance(value, Global | Persistent):
       raise ValueError("something that is neither a value nor a tensor")
     if not isinstance(value, Call) and not inert_pickle.parts(value):
@@ -307,11 +307,11 @@ class _Arrays:
       empty.flags.writeable = False
       return empty
     item = storage.dtype.itemsize
-    steps = [  # that of a single element is never taken
+    steps = [  # the stride of an axis of length 1 is never used
       (step if n > 1 else 1) * item
       for n, step in zip(shape, strides, strict=True)
     ]
-    # NumPy compares all this with the buffer once more.
+    # NumPy checks all this against the buffer once more.
     return np.ndarray(shape, storage.dtype, data, offset * item, steps)
 
 

@@ -1,4 +1,4 @@
-"""What the JSON files beside a vision transformer's weights say of it."""
+"""The JSON files that describe the weights of a vision transformer."""
 
 import pathlib
 import reprlib
@@ -10,8 +10,8 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.models import vit
 
 _LARGEST = 2**20  # bytes of a JSON file; one may list a thousand classes
-# What a config.json may leave out, as in `transformers`; and the most that is
-# accepted from a stranger.
+# The fields that a config.json may leave out, with the defaults of
+# `transformers`.
 _COMMON = {
   "hidden_size": 768,
   "num_hidden_layers": 12,
@@ -27,6 +27,7 @@ _DINOV2 = {
   "use_swiglu_ffn": False,
   "qkv_bias": True,
 }
+# The largest values that are accepted from an untrusted file.
 _MOST = 2**14
 _MOST_SIDE = 256  # patches
 _MOST_PIXELS = 4096
@@ -36,10 +37,10 @@ class _Family(NamedTuple):
   """A kind of model.
 
   Attributes:
-    fields: of its config.json, with defaults.
-    names: of its tensors.
-    settings: of `vit.Architecture`, which all of the kind have.
-    biasless: layers without a bias.
+    fields: the fields of its config.json, with defaults.
+    names: the names of its tensors.
+    settings: fields of `vit.Architecture` that all models of the kind share.
+    biasless: the last parts of the names of layers without a bias.
   """
 
   fields: dict[str, Any]
@@ -92,7 +93,7 @@ _FAMILIES = {
   "siglip": _SIGLIP,
   "siglip_vision_model": _SIGLIP,
 }
-# Switches of a config.json, and the layers whose biases they are about.
+# Switches of a config.json, and the layers whose biases they turn on.
 _BIASES = {
   "qkv_bias": ("query", "key", "value"),
   "query_bias": ("q_proj",),
@@ -104,11 +105,11 @@ _BIASES = {
 
 
 class Described(NamedTuple):
-  """What a config.json says.
+  """The content of a config.json.
 
   Attributes:
-    architecture: of the network.
-    names: of its layers in the file of weights.
+    architecture: the architecture of the network.
+    names: the names of its layers in the file of weights.
     biasless: the last parts of the names of layers without a bias.
   """
 
@@ -118,10 +119,10 @@ class Described(NamedTuple):
 
 
 def read(path: pathlib.Path) -> dict:
-  """A JSON object of a folder.
+  """Reads the JSON object in a file of a folder.
 
   Raises:
-    InputError: it cannot be read, or is none.
+    InputError: the file cannot be read, or is not a JSON object.
   """
   return stored.read_object(path, "the config of a run or a model", _LARGEST)
 
@@ -130,7 +131,7 @@ def described(path: pathlib.Path) -> Described:
   """Reads a config.json.
 
   Raises:
-    InputError: it is damaged, or of a model of another kind.
+    InputError: it is damaged, or its model is of another kind.
   """
   given = read(path)
   kind = given.get("model_type")
@@ -159,7 +160,7 @@ def described(path: pathlib.Path) -> Described:
 
 
 def _checked(value, default, name: str, path: pathlib.Path):
-  """A value of the default's kind, and of a size that makes sense."""
+  """Returns the value if it has the default's kind and a reasonable size."""
   if isinstance(default, bool):
     fits, kind = isinstance(value, bool), "true or false"
   elif isinstance(default, str):
@@ -201,7 +202,7 @@ def _architecture(fields: dict, family: _Family, path) -> vit.Architecture:
   hidden = fields.get("intermediate_size")
   if hidden is None:
     hidden = int(width * fields["mlp_ratio"])
-    if gated:  # two thirds, a multiple of 8; always by SiLU
+    if gated:  # two thirds of it, a multiple of 8, and always with SiLU
       hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
       activation = "silu"
   return vit.Architecture(
@@ -224,8 +225,8 @@ def images(path: pathlib.Path) -> tuple[int, tuple, tuple]:
   """Reads a preprocessor_config.json.
 
   Returns:
-    The side of images in pixels, and the gray levels (0 to 255) that are
-    subtracted and divided by, of three colors each.
+    The side of images in pixels, the gray levels (0 to 255) to subtract, and
+    the gray levels to divide by. Each has three colors.
 
   Raises:
     InputError: it is damaged, or images are not square.

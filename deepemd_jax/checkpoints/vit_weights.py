@@ -1,4 +1,4 @@
-"""The tensors of Hugging Face's vision transformers, as parameters of ours."""
+"""Converts the tensors of Hugging Face's vision transformers to parameters."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,24 +13,25 @@ from deepemd_jax.models.backbone import Variables
 
 
 class Names(NamedTuple):
-  """What a family calls its layers; "" is one that it does not have.
+  """The names of a family's layers; "" stands for a layer that it lacks.
 
   Attributes:
     patches: the first convolution.
-    class_token: a tensor, as are registers and positions.
-    registers: behind the class token.
-    positions: of the class token, if there is one, and of the patches.
-    norm_before: the first block.
-    norm_after: the last block.
-    block: prefix of a block, with its number to fill in. The rest is within.
-    norms: before the attention and before the perceptron.
-    inward: query, key and value.
-    project: behind the attention.
-    gate: of the perceptron, if it is gated; "" if `up` has it in front.
-    up: to the perceptron's hidden channels.
-    down: from there.
-    scales: tensors that the attention's and the perceptron's output is
-      multiplied by.
+    class_token: a tensor, the class token.
+    registers: a tensor, the tokens after the class token.
+    positions: a tensor, the positions of the class token, if there is one, and
+      of the patches.
+    norm_before: the normalization before the first block.
+    norm_after: the normalization after the last block.
+    block: the prefix of a block, with a field for its number. The names below
+      follow this prefix.
+    norms: the normalizations before the attention and before the perceptron.
+    inward: the maps to query, key and value.
+    project: the map after the attention.
+    gate: the gate of a gated perceptron; "" if it is the first half of `up`.
+    up: the map to the perceptron's hidden channels.
+    down: the map from the perceptron's hidden channels.
+    scales: tensors that multiply the outputs of attention and perceptron.
   """
 
   patches: str
@@ -86,8 +87,8 @@ CLIP = Names(
   class_token="embeddings.class_embedding",
   registers="",
   positions="embeddings.position_embedding.weight",
-  norm_before="pre_layrnorm",  # so misspelt in the files
-  norm_after="post_layernorm",  # of the class token alone, in CLIP
+  norm_before="pre_layrnorm",  # misspelled in the files
+  norm_after="post_layernorm",  # in CLIP, only for the class token
   block="encoder.layers.{}.",
   norms=("layer_norm1", "layer_norm2"),
   inward=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -99,12 +100,12 @@ CLIP = Names(
 
 
 class _State:
-  """A state dict that is held to what it should have."""
+  """A state dict whose tensors are checked when they are used."""
 
   def __init__(self, state, names: Names, biasless, where: str) -> None:
     self._state, self._biasless, self._where = state, biasless, where
     anchor = f"{names.patches}.weight"
-    # A tower within a larger model has its name in front of all others.
+    # In a larger model, the name of the tower precedes all its names.
     found = [name[: -len(anchor)] for name in state if name.endswith(anchor)]
     found = [name for name in found if not name or name.endswith(".")]
     if len(found) != 1:
@@ -115,7 +116,8 @@ class _State:
     self._prefix = found[0]
 
   def tensor(self, name: str, *shape: int) -> np.ndarray:
-    """A tensor of this shape; it may have more axes of length 1 in front."""
+    """Returns a tensor of this shape. In the state dict it may have more axes
+    of length 1 in front."""
     name = self._prefix + name
     found = self._state.get(name)
     if found is None:
@@ -160,17 +162,18 @@ def from_torch(
   biasless: frozenset[str],
   where: str,
 ) -> Variables:
-  """The variables of a state dict, NumPy float32.
+  """Converts a state dict to variables of NumPy float32 arrays.
 
   Args:
     state: {name: array}. Tensors that are not needed are not read.
-    architecture: of the network.
-    names: what its layers are called.
+    architecture: the architecture of the network.
+    names: the names of its layers.
     biasless: the last parts of the names of layers without a bias.
-    where: the tensors are from, for messages.
+    where: the origin of the tensors, for messages.
 
   Raises:
-    InputError: a tensor is missing, or has another shape, or whole numbers.
+    InputError: a tensor is missing, has another shape, or does not contain
+      floating-point numbers.
   """
   a, own = architecture, _State(state, names, biasless, where)
   kernel = own.tensor(f"{names.patches}.weight", a.width, 3, a.patch, a.patch)

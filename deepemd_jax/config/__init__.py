@@ -1,1 +1,1 @@
-"""What a run is: its fields, their defaults, legal values, and variants."""
+"""The config of a run: its fields, their defaults, legal values, variants."""

@@ -1,4 +1,4 @@
-"""Changes of the test that a config can name: "5-shot", say, or "grid"."""
+"""Changes of the test that a config can name, such as "5-shot" or "grid"."""
 
 import dataclasses
 import re
@@ -9,7 +9,7 @@ SHOTS = re.compile(r"([1-9]\d*)-shot")
 
 
 def changed(settings: Settings, change: str) -> Settings:
-  """The settings with one change: another number of shots, or other nodes."""
+  """Returns settings with another number of shots, or with other nodes."""
   if shots := SHOTS.fullmatch(change):
     shape = dataclasses.replace(settings.episode, shot=int(shots[1]))
     return dataclasses.replace(settings, episode=shape)

@@ -1,4 +1,4 @@
-"""The flags of `python -m deepemd_jax.main`, and their mistakes in one line."""
+"""The flags of `python -m deepemd_jax.main`. A mistake gives one line."""
 
 import pathlib
 import re
@@ -47,14 +47,14 @@ _FLAGS = (CONFIG, WORKDIR, DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 
 
 def parse(argv: list[str]) -> list[str]:
-  """absl's parsing; each mistake is one line and exit code 2.
+  """Parses flags with absl. A mistake ends in one line and exit code 2.
 
   Args:
     argv: the program's name, then the flags.
 
   Returns:
-    What absl's `app.run` wants: the arguments that are no flags. There are none
-    but the program's name.
+    The arguments that are not flags, for absl's `app.run`. The only one is the
+    program's name.
   """
   if {"--help", "-h", "-help", "--helpfull"} & set(argv[1:]):
     print(_help())
@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def workdir() -> pathlib.Path:
-  """The run's folder: what --workdir says, or runs/<name of the recipe>."""
+  """Returns the folder of the run: --workdir, or runs/<name of the recipe>."""
   if WORKDIR.value:
     return pathlib.Path(WORKDIR.value)
   path = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -88,8 +88,8 @@ def workdir() -> pathlib.Path:
 
 
 def processes() -> tuple[str | None, int | None, int | None]:
-  """Coordinator, number of processes, and number of this one; all of them are
-  None, or none is."""
+  """Returns the coordinator, the number of processes, and the number of this
+  process. Either all of them are None, or none is."""
   return COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
 
 
@@ -99,7 +99,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _with_recipe(argv: list[str]) -> list[str]:
-  """The arguments, with the path of a file in place of a recipe's name."""
+  """Returns the arguments, with a recipe's name replaced by its path."""
   argv = list(argv)
   for i, argument in enumerate(argv):
     for start in ("--config=", "-config="):
@@ -111,7 +111,7 @@ def _with_recipe(argv: list[str]) -> list[str]:
 
 
 def _check(rest: list[str]) -> None:
-  """Refuses flags that do not go together."""
+  """Exits with a message if flags do not fit together."""
   if len(rest) > 1:
     _refuse(f"unexpected argument {rest[1]!r}; flags look like --name=value")
   if CONFIG.value is None:
@@ -128,9 +128,9 @@ def _check(rest: list[str]) -> None:
 
 
 def _plain(error: Exception) -> str:
-  """The sentence inside absl's and ml_collections' messages."""
+  """Extracts the plain sentence from messages of absl and ml_collections."""
   text = str(error.args[0]) if error.args else str(error)
-  if "Traceback" in text:  # of an exception inside the config file
+  if "Traceback" in text:  # the exception is from inside the config file
     text = text.strip().splitlines()[-1].partition(": ")[2]
   if isinstance(error, KeyError | AttributeError):  # a locked field
     name = re.search(r"\w+", text)

@@ -1,4 +1,4 @@
-"""Whether the data that a run needs are there, and can fill its episodes."""
+"""Checks that the data of a run exist and can fill its episodes."""
 
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ from deepemd_jax.errors import InputError
 
 
 def check_data(config) -> None:
-  """Refuses data sets that have to be fetched first; loads no JAX, so that the
-  answer comes at once.
+  """Raises an error if data sets must be fetched first. It loads no JAX, so
+  that it answers at once.
 
   Args:
-    config: as `defaults.get_config`; its values have been validated.
+    config: a ConfigDict whose values have been validated.
 
   Raises:
-    MissingData: it says what to fetch, and how.
+    MissingData: data are missing; the message says what to fetch, and how.
   """
   data = config.data
   spec = DataSpec(data.name, data.test_name, data.directory, data.folder)
@@ -27,12 +27,13 @@ def check_data(config) -> None:
 
 
 def check_feasible(settings: Settings) -> None:
-  """Refuses data that are not there, and episodes that the classes cannot fill;
-  reads no images.
+  """Raises an error if data are missing, or if the classes cannot fill the
+  episodes. It reads no images.
 
   Raises:
-    MissingData: a data set has to be fetched first.
-    InputError: there are too few classes or images.
+    MissingData: a data set must be fetched first.
+    InputError: there are too few classes or images, or a stage would train a
+      frozen backbone.
   """
   stages = [STAGES[name] for name in settings.stages]
   if any(stage.trains for stage in stages):
@@ -49,11 +50,11 @@ def check_feasible(settings: Settings) -> None:
     for own, variant, split in needed
   ]
   for source, _, split in opened:
-    source.counts(split)  # is there such a split?
+    source.counts(split)  # raises an error if there is no such split
   for source, _, _ in opened:
     source.check()
   for source, own, split in opened:
-    # Of what is there now, which may be more than what is published.
+    # These are counts of the present data, which may be more than published.
     counts = source.counts(split)
     if split in of_galleries:
       _check_retrievable(counts, split)
@@ -66,7 +67,7 @@ def check_feasible(settings: Settings) -> None:
 
 
 def _otherwise(settings: Settings, split: str) -> str:
-  """What to do with few classes or images of one's own."""
+  """Returns advice for few classes or images in a user's own folder."""
   data = settings.data
   name = data.test_name if split == "test" and data.test_name else data.name
   if name.partition(":")[0] != "folder":
@@ -78,7 +79,7 @@ def _otherwise(settings: Settings, split: str) -> str:
 
 
 def _refuse_frozen(settings: Settings) -> None:
-  """Raises if the backbone is none that the stages may train."""
+  """Raises an error if the stages may not train the backbone."""
   remedy = "leave pretrain and metatrain out of config.stages"
   if settings.backbone.weights:
     raise InputError(
@@ -93,13 +94,13 @@ def _refuse_frozen(settings: Settings) -> None:
 
 
 def _splits(stages: Iterable[str]) -> list[str]:
-  """The splits that some stages need, in order."""
+  """Returns the splits that some stages need, in order."""
   needed = set().union(*(STAGES[stage].splits for stage in stages))
   return [split for split in ("train", "val", "test") if split in needed]
 
 
 def _check_retrievable(counts: dict[str, int], split: str) -> None:
-  """Refuses a gallery where there is nothing to find, or to mistake it for."""
+  """Raises an error if a gallery has no image to find, or only one class."""
   several = sum(count > 1 for count in counts.values())
   if len(counts) < 2 or not several:
     raise InputError(

@@ -1,8 +1,8 @@
-"""The recipes that ship with the program, and where they are.
+"""The recipes of the program, and their folder.
 
-In a checkout they are the files of the top-level folder `configs/`; a wheel
-holds the same files in `deepemd_jax/recipes/`. `cub`, `cub.py` and
-`configs/cub.py` name the same recipe in both, from any folder.
+In a checkout they are the files of the top-level folder `configs/`. A wheel has
+the same files in `deepemd_jax/recipes/`. In both cases `cub`, `cub.py` and
+`configs/cub.py` name the same recipe, from any folder.
 """
 
 import difflib
@@ -14,25 +14,25 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 
 def folder() -> pathlib.Path:
-  """The folder that holds the recipes."""
+  """Returns the folder of the recipes."""
   installed = _PACKAGE / "recipes"
   return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def names() -> list[str]:
-  """The recipes, sorted: "cars196", "cifar_fs", ..."""
+  """Returns the names of the recipes, sorted: "cars196", "cifar_fs", ..."""
   return sorted(p.stem for p in folder().glob("*.py") if p.stem != "__init__")
 
 
 def find(argument: str) -> str:
-  """The value of --config, with the path of a file that exists.
+  """Replaces a recipe's name in a value of --config by the path of its file.
 
   Args:
-    argument: a recipe's name or the path of a user's own file; after a colon
-      may follow variants: `cub:grid,5shot`.
+    argument: a recipe's name or the path of a user's own file. Variants may
+      follow after a colon, as in `cub:grid,5shot`.
 
   Returns:
-    The path, and what followed.
+    The path of a file that exists, with the variants.
 
   Raises:
     InputError: there is no such file.

@@ -1,4 +1,4 @@
-"""From a config to frozen settings, once; no stage sees the ConfigDict."""
+"""Conversion of a config to frozen settings; no stage sees the ConfigDict."""
 
 import dataclasses
 
@@ -22,10 +22,10 @@ from deepemd_jax.models.heads import HeadSettings, SfcSettings
 
 
 def resolve(config: ConfigDict) -> Settings:
-  """The settings of a run.
+  """Makes the settings of a run.
 
   Args:
-    config: as `defaults.get_config`; its values have been validated.
+    config: a ConfigDict whose values have been validated.
 
   Raises:
     InputError: the backbone cannot be made, or does not fit the images.
@@ -81,7 +81,8 @@ def _data(config) -> DataSpec:
 
 
 def _view(config) -> View:
-  """What a field leaves open (0, or empty) is as the backbone wants it."""
+  """Makes the view. For a field that is 0 or empty, it takes the backbone's
+  value."""
   image, nodes, model = config.image, config.nodes, _backbone(config)
   if model.map_side(image.size or model.image_size) < 1:
     raise InputError(
@@ -106,7 +107,7 @@ def _view(config) -> View:
 
 
 def _model(config) -> dict:
-  """What the model is made from, without the fields that it does not take."""
+  """Returns the model's fields that are set and that the backbone takes."""
   fields = config.model.to_dict()
   entry = backbone.BACKBONES[fields["backbone"]]
   taken = ("backbone", "projection", *entry.settings)
@@ -121,7 +122,7 @@ def _backbone(config) -> backbone.Backbone:
 
 
 def _solver_settings(config) -> dict:
-  """The fields of `config.emd` that some solver takes."""
+  """Returns the fields of `config.emd` that some solver takes."""
   names = {name for entry in SOLVERS.values() for name in entry.settings}
   return {name: config.emd[name] for name in sorted(names)}
 
@@ -140,7 +141,8 @@ def _heads(config) -> HeadSettings:
 
 
 def _training_episode(config, episode: EpisodeShape) -> EpisodeShape:
-  """Of training and validation; 0 stands for the test episodes' number."""
+  """Makes the shape of training and validation episodes; 0 stands for the
+  number of the test episodes."""
   own = _fields(config.metatrain, "way shot query")
   return dataclasses.replace(episode, **{k: v for k, v in own.items() if v})
 
@@ -179,11 +181,11 @@ def _retrieve(config) -> RetrieveSettings:
 
 
 def stored_data(data: DataSpec, fields: dict) -> DataSpec:
-  """The data that an earlier run was trained on.
+  """Returns the data that an earlier run was trained on.
 
   Args:
-    data: of this run; has what the file leaves out.
-    fields: of the earlier run's config.json.
+    data: the data of this run, for fields that the file leaves out.
+    fields: the fields of the earlier run's config.json.
   """
   known = {x.name for x in dataclasses.fields(DataSpec)}
   own = {k: v for k, v in fields["data"].items() if k in known}

@@ -1,6 +1,6 @@
-"""What a run does, as frozen values: all that the stages ever see of a config.
+"""The settings of a run as frozen values. Stages see these and no config.
 
-`resolve` makes these, once. A stage is a function of `Settings` and a workdir.
+`resolve` makes them once. A stage is a function of `Settings` and a workdir.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ class OptimizerSpec:
 
   Attributes:
     name: "sgd" or "adamw".
-    learning_rate: at its highest.
+    learning_rate: the highest learning rate.
     schedule: "step" or "cosine".
-    decay_every: epochs between two steps down.
-    decay_rate: factor of each of these.
-    warmup_epochs: of linear rise from 0.
-    weight_decay: of all parameters.
-    epochs: of the whole training.
+    decay_every: epochs between two decays of schedule "step".
+    decay_rate: factor of each of these decays.
+    warmup_epochs: epochs of a linear rise from 0.
+    weight_decay: weight decay of all parameters.
+    epochs: epochs of the whole training.
   """
 
   name: str
@@ -42,15 +42,15 @@ class OptimizerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
-  """Stage pretrain.
+  """The settings of stage pretrain.
 
   Attributes:
     optimizer: see `OptimizerSpec`.
     image_size: side in pixels of the crops that the network sees.
-    batch_size: images a step.
-    label_smoothing: share of a label that goes to all classes alike.
+    batch_size: images per step.
+    label_smoothing: share of a label that is spread evenly over all classes.
     validate_every: epochs between two validations.
-    validation_episodes: episodes of each.
+    validation_episodes: episodes of each validation.
   """
 
   optimizer: OptimizerSpec
@@ -63,17 +63,17 @@ class PretrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MetatrainSettings:
-  """Stage metatrain.
+  """The settings of stage metatrain.
 
   Attributes:
     optimizer: see `OptimizerSpec`.
-    steps_per_epoch: steps an epoch.
-    batch_size: episodes a step.
-    batch_norm: "batch", the statistics of each episode, or "fixed", the
-      pre-trained ones.
-    gradient: through the EMD, "exact" or "flow".
+    steps_per_epoch: steps per epoch.
+    batch_size: episodes per step.
+    batch_norm: "batch" for the statistics of each episode, or "fixed" for the
+      pre-trained statistics.
+    gradient: gradient through the EMD, "exact" or "flow".
     validate_every: epochs between two validations.
-    validation_episodes: episodes of each.
+    validation_episodes: episodes of each validation.
   """
 
   optimizer: OptimizerSpec
@@ -87,19 +87,19 @@ class MetatrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-  """Stage evaluate, and how all stages encode images.
+  """The settings of stage evaluate, and of all stages that encode images.
 
   Attributes:
-    episodes: test episodes.
+    episodes: number of test episodes.
     batch_size: episodes in one device call.
     encode_batch_size: images in one device call.
-    heads: names; () is the usual three.
-    more: the same test set again, with one change each.
-    more_episodes: test episodes of each.
-    memory: bytes; nodes of an image set that are larger are kept in a file.
-    variants: of the data set that are tested too.
-    variant_episodes: test episodes of each.
-    pictures: query images that are drawn.
+    heads: names of heads; () stands for the usual three.
+    more: changes, such as "5-shot". The test set is tested again with each one.
+    more_episodes: test episodes for each change.
+    memory: bytes; nodes of an image set that need more are kept in a file.
+    variants: variants of the data set to test, too.
+    variant_episodes: test episodes of each variant.
+    pictures: number of query images to draw.
   """
 
   episodes: int
@@ -116,17 +116,17 @@ class EvaluateSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RetrieveSettings:
-  """Stage retrieve.
+  """The settings of stage retrieve.
 
   Attributes:
     split: "test" or "val".
-    queries: how many images ask; 0 is all of them.
-    depths: how many images the EMD puts in order.
+    queries: number of query images; 0 is all images.
+    depths: numbers of images that the EMD ranks again.
     recalls: the K of Recall@K.
     batch_size: queries in one call of the EMD.
     search_batch_size: queries in one call of the global search.
     block: images of the gallery in one call of the global search.
-    pictures: queries that are drawn.
+    pictures: number of queries to draw.
   """
 
   split: str
@@ -141,25 +141,25 @@ class RetrieveSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """A run.
+  """The settings of a run.
 
   Attributes:
-    seed: every random draw follows from it.
-    stages: their names, in order.
-    data: which images.
-    view: how they are looked at.
+    seed: seed of all random draws.
+    stages: names of the stages, in order.
+    data: the data set.
+    view: the crops of images that the network sees.
     pyramid: cells along a side of the averages over a map; see `nodes.pyramid`.
-    backbone: from images to maps.
-    model: what it was made from, for the record.
-    heads: what the heads share.
-    solver_name: of the EMD's solver.
-    solver_settings: what solvers are made from; see `emd.solvers.make_solver`.
+    backbone: the backbone from images to maps.
+    model: the fields that the backbone was made from, for the record.
+    heads: the settings that the heads share.
+    solver_name: name of the EMD's solver.
+    solver_settings: settings of solvers; see `emd.solvers.make_solver`.
     episode: shape of test episodes.
     training_episode: shape of training and validation episodes.
-    pretrain: stage pretrain.
-    metatrain: stage metatrain.
-    evaluate: stage evaluate.
-    retrieve: stage retrieve.
+    pretrain: settings of stage pretrain.
+    metatrain: settings of stage metatrain.
+    evaluate: settings of stage evaluate.
+    retrieve: settings of stage retrieve.
   """
 
   seed: int

@@ -1,9 +1,9 @@
-"""The stages of a run: what a config's `stages` may name.
+"""The stages of a run, which a config's `stages` may name.
 
-A new stage is one file, in `training/` or `evaluation/`, with a `run(settings,
-workdir)`, and one line here. All processes of a run call it; only the main one
-(`runtime.is_main`) writes. Fields of its own also need `defaults.py`,
-`validate.py`, `settings.py` and `resolve.py`.
+A new stage is one file, in `training/` or `evaluation/`, with a function
+`run(settings, workdir)`, and one line here. All processes of a run call it;
+only the main one (`runtime.is_main`) writes. New fields of a config also need
+lines in `defaults.py`, `validate.py`, `settings.py` and `resolve.py`.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """What the command line knows of a stage before it loads it.
+  """The properties of a stage that are known before it is loaded.
 
   Attributes:
-    title: what it does, for people.
+    title: a line that says what it does, for help texts.
     path: "package.module:function", called with the settings and the workdir.
-    trains: whether it makes an encoder; if not, it only looks at one, and a
+    trains: whether it trains an encoder. If not, it only tests one, and a
       workdir's data, nodes and episodes may differ from those of training.
     episodes: the splits that it draws episodes from; a run is refused if they
       hold too few classes or images for that.
@@ -32,7 +32,7 @@ class Stage:
 
   @property
   def splits(self) -> set[str]:
-    """Those that have to be there."""
+    """The splits that the data must have."""
     return {*self.episodes, *self.galleries}
 
 
@@ -60,6 +60,7 @@ STAGES = {
     galleries=("val", "test"),
   ),
 }
-# In the order in which they train; each keeps its encoder in WORKDIR/NAME.
+# These are in the order in which they train. Each keeps its encoder in
+# WORKDIR/NAME.
 TRAINING_STAGES = tuple(n for n, stage in STAGES.items() if stage.trains)
 EVAL_STAGES = frozenset(n for n, stage in STAGES.items() if not stage.trains)

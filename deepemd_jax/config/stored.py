@@ -1,7 +1,7 @@
-"""A run's config.json, read back: what new images need of it.
+"""Reads the parts of a run's config.json that new images need.
 
-It may be a stranger's, or damaged. So a file is read strictly, and says itself,
-by a checksum, what it should hold.
+The file may be untrusted or damaged. So it is read strictly, and contains a
+checksum of its fields.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from deepemd_jax.config import defaults, validate
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
-# Sections that say how a trained encoder looks at images and matches them. The
-# others are about training and tests; of these only the kinds are checked.
+# The sections that define how a trained encoder encodes images and matches
+# them. The others are about training and tests; only their types are checked.
 SECTIONS = ("seed", "image", "model", "nodes", "emd", "sfc")
-# Fields whose empty value stands for what the backbone was made for.
+# Fields whose empty value stands for the backbone's value.
 MAY_BE_EMPTY = ("image.mean", "image.std")
-# Fields that list names, and whose empty default does not show it.
+# Fields that list names, which their empty defaults do not show.
 LISTS_OF_NAMES = ("evaluate.heads", "evaluate.more", "evaluate.variants")
-# What memory and time depend on, in a stranger's file; nobody needs as much.
+# Bounds for fields of an untrusted file on which memory and time depend.
 MOST = {
   **dict.fromkeys(("image.size", "image.pretrain_size"), 4096),
   "model.width": 100,
@@ -34,28 +34,28 @@ MOST = {
   **dict.fromkeys(("nodes.patches", "nodes.test_patches"), 1024),
   **dict.fromkeys(("sfc.epochs", "sfc.batch_size"), 1_000_000),
 }
-LARGEST_SEED = 2**63 - 1  # which JAX takes
-# Bytes; ours have a few thousand.
+LARGEST_SEED = 2**63 - 1  # the largest seed that JAX takes
+# The largest size in bytes; a file of this program has a few thousand.
 LARGEST = 2**16
 CHECKSUM = "checksum"
 
 
 def read(path: pathlib.Path) -> ConfigDict:
-  """The config of an earlier run; what its file leaves out is as by default.
+  """Reads the config of an earlier run. Missing fields have default values.
 
   Raises:
-    InputError: as `read_fields`.
+    InputError: see `read_fields`.
   """
   return _read(path)[1]
 
 
 def read_fields(path: pathlib.Path) -> dict:
-  """The same as the plain JSON object that the file holds, less its checksum.
+  """Reads the config of an earlier run as the plain JSON object of its file,
+  without its checksum.
 
   Raises:
-    InputError: there is no such file, it is damaged, a field is none of ours,
-      or a value is of another kind than the field's default, or against its
-      rules.
+    InputError: there is no such file, it is damaged, a field is unknown, or a
+      value has another type than the field's default, or breaks its rules.
   """
   return _read(path)[0]
 
@@ -73,7 +73,7 @@ def _read(path: pathlib.Path) -> tuple[dict, ConfigDict]:
     config = _config(fields)
   except InputError as error:
     raise InputError(f"in {str(path)!r} {error}") from error
-  if config.model.weights:  # an exported folder has them within
+  if config.model.weights:  # an exported folder contains them
     config.model.weights = os.path.join(
       os.path.abspath(path.parent), config.model.weights
     )
@@ -82,15 +82,15 @@ def _read(path: pathlib.Path) -> tuple[dict, ConfigDict]:
 
 
 def read_object(path: pathlib.Path, what: str, largest: int = LARGEST) -> dict:
-  """The JSON object in a file that may be a stranger's.
+  """Reads the JSON object in a file that may be untrusted.
 
   Args:
-    path: of the file.
-    what: it should be, for the message.
-    largest: bytes; a larger file is not read.
+    path: path of the file.
+    what: what the file should be, for the message.
+    largest: the largest size in bytes; a larger file is not read.
 
   Raises:
-    InputError: it cannot be read, is too large, or is not JSON to the letter:
+    InputError: the file cannot be read, is too large, or is not strict JSON:
       one object, no field twice, every number finite.
   """
   try:
@@ -117,27 +117,27 @@ def read_object(path: pathlib.Path, what: str, largest: int = LARGEST) -> dict:
 
 
 def sealed(fields: dict) -> dict:
-  """The fields with a checksum: the SHA-256 of their JSON, sorted by name."""
+  """Adds a checksum to fields: the SHA-256 of their JSON, sorted by name."""
   rest = {name: x for name, x in fields.items() if name != CHECKSUM}
   text = json.dumps(rest, sort_keys=True)
   return rest | {CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def verify(fields: dict, path: pathlib.Path, remedy: str) -> None:
-  """Refuses fields that are not what their checksum was made of.
+  """Raises an error if fields do not fit their checksum.
 
   Args:
-    fields: of `read_object`.
-    path: of their file.
+    fields: the fields from `read_object`.
+    path: path of their file.
     remedy: what to do, for the message.
 
   Raises:
-    InputError: they have changed, or there is no checksum.
+    InputError: the fields have changed, or there is no checksum.
   """
   try:
     intact = fields.get(CHECKSUM) == sealed(fields)[CHECKSUM]
   except RecursionError:
-    intact = False  # ours are flat
+    intact = False  # a file of this program is not nested deep
   if not intact:
     raise InputError(
       f"{str(path)!r} is damaged, or was edited: it does not fit its checksum; "
@@ -146,7 +146,7 @@ def verify(fields: dict, path: pathlib.Path, remedy: str) -> None:
 
 
 def excesses(fields: Mapping | ConfigDict) -> list[str]:
-  """Values of a config above MOST, a clause each."""
+  """Returns a clause for each value of a config that is above MOST."""
   problems = []
   # pyrefly: ignore[unsupported-operation]: there is a default
   if fields.get("seed", 0) > LARGEST_SEED:
@@ -156,7 +156,7 @@ def excesses(fields: Mapping | ConfigDict) -> list[str]:
     # pyrefly: ignore[missing-attribute]: there is a default
     value = fields.get(section, {}).get(name, 0)
     numbers = value if isinstance(value, list | tuple) else (value,)
-    # As many numbers squared are as many crops, or nodes, of an image.
+    # The sum of the squares is a number of crops, or nodes, of an image.
     many = len(numbers) > 1 and sum(x * x for x in numbers) > most * most
     if max(numbers, default=0) > most or many:
       problems.append(
@@ -173,12 +173,13 @@ def _number(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-  _number(text)  # else a whole number could be too large for a real one
+  _number(text)  # refuses integers that are too large for a float
   return int(text)
 
 
 def _once(pairs: list[tuple]) -> dict:
-  """Named fields; two of one name would let each reader choose another."""
+  """Makes a dictionary, and refuses two fields with one name, of which readers
+  could choose different ones."""
   fields = dict(pairs)
   if len(fields) < len(pairs):
     names = [name for name, _ in pairs]
@@ -188,10 +189,10 @@ def _once(pairs: list[tuple]) -> dict:
 
 
 def _config(fields: dict) -> ConfigDict:
-  """The default config with what `fields` says of SECTIONS.
+  """Returns the default config with the values of `fields` in SECTIONS.
 
   Raises:
-    InputError: a field is unknown, or a value of another kind or against its
+    InputError: a field is unknown, or a value has another type or breaks its
       rules.
   """
   config = defaults.get_config()
@@ -214,7 +215,7 @@ def _config(fields: dict) -> ConfigDict:
 
 
 def _unknown(fields: dict, known: dict) -> list[str]:
-  """Dotted names of the fields that are not known."""
+  """Returns the dotted names of the fields that are not known."""
   names = [name for name in fields if name not in known]
   for section, own in known.items():
     found = fields.get(section)
@@ -224,10 +225,10 @@ def _unknown(fields: dict, known: dict) -> list[str]:
 
 
 def _typed(value, default, name: str):
-  """`value` where it is of the kind of `default`; what it lacks is filled in.
+  """Returns `value` if it has the type of `default`, with missing fields added.
 
   Raises:
-    InputError: it is of another kind.
+    InputError: it has another type.
   """
   if name in MAY_BE_EMPTY and value == []:
     return ()
@@ -278,5 +279,5 @@ def _kind(default) -> str:
 
 
 def _is_open(default: tuple) -> bool:
-  """Whether there may be any number of them: a pyramid's levels, or names."""
+  """Tells whether a list may have any length: a pyramid's levels, or names."""
   return not default or isinstance(default[0], int | str)

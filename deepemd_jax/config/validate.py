@@ -1,6 +1,6 @@
-"""The rules that the values of a config obey, as a table, and who checks them.
+"""The table of rules for the values of a config, and their check.
 
-Nothing heavy is loaded: a mistake in a field answers at once.
+Nothing heavy is loaded, so that a mistake in a field is answered at once.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from deepemd_jax.models.backbone import BACKBONES, PRECISIONS
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What a value must be.
+  """A rule for a value.
 
   Attributes:
-    holds: value -> whether it is so.
-    remedy: what to do if not.
-    each: the rule is about each element of a sequence.
+    holds: a function that tells whether a value obeys the rule.
+    remedy: what to do if it does not.
+    each: whether the rule is for each element of a sequence.
   """
 
   holds: Callable[[Any], bool]
@@ -32,12 +32,12 @@ class Rule:
 
 
 def at_least(least: float) -> Rule:
-  """A number >= `least`."""
+  """Makes the rule: a number >= `least`."""
   return Rule(lambda value: value >= least, f"must be at least {least}")
 
 
 def zero_or_at_least(least: int, meaning: str) -> Rule:
-  """0, which stands for something else, or a number >= `least`."""
+  """Makes the rule: a number >= `least`, or 0, which has another meaning."""
   return Rule(
     lambda value: value == 0 or value >= least,
     f"must be at least {least}, or 0 for {meaning}",
@@ -45,15 +45,17 @@ def zero_or_at_least(least: int, meaning: str) -> Rule:
 
 
 def one_of(names, each: bool = False) -> Rule:
-  """One of some names; with `each`, a sequence of them. A registry may grow
-  after this."""
+  """Makes the rule: one of some names, or with `each` a sequence of them.
+
+  Names that are added to a registry later are legal, too.
+  """
   return Rule(
     lambda value: value in names, f"use one of {', '.join(names)}", each
   )
 
 
 def counts(least: int) -> Rule:
-  """At least `least` whole numbers >= 1."""
+  """Makes the rule: at least `least` whole numbers >= 1."""
   return Rule(
     lambda values: len(values) >= least and all(x >= 1 for x in values),
     "use whole numbers of at least 1",
@@ -61,7 +63,7 @@ def counts(least: int) -> Rule:
 
 
 def increasing(most: float = math.inf) -> Rule:
-  """Two numbers, (low, high), both above 0, and none above `most`."""
+  """Makes the rule: (low, high), both above 0 and at most `most`."""
   bound = "" if most == math.inf else f" and at most {most:g}"
   return Rule(
     lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= most,
@@ -70,19 +72,19 @@ def increasing(most: float = math.inf) -> Rule:
 
 
 def levels(values) -> bool:
-  """Three gray levels, or none."""
+  """Tells whether there are three gray levels, or none."""
   return len(values) in (0, 3)
 
 
-# What is nearer to 0 is 0 in float32, and squares of what is larger overflow.
+# In float32, smaller numbers become 0, and squares of larger ones overflow.
 ABOVE_0 = Rule(
   lambda value: 1e-12 <= value <= 1e12, "must be above 0 (1e-12 to 1e12)"
 )
 BACKBONES_OWN = "what the backbone was made for"
 
-# field -> its rules. Those that look at several fields, and those of the data
-# set's name, are functions below; that a folder holds what is asked of it is
-# seen when it is opened. A field without a rule may have any value of its type.
+# Field -> its rules. Functions below have the rules for several fields and for
+# the name of the data set. The content of a folder is checked when it is
+# opened. A field without a rule may have any value of its type.
 RULES: dict[str, tuple[Rule, ...]] = {
   "seed": (Rule(lambda value: value >= 0, "use an integer >= 0"),),
   "stages": (
@@ -183,14 +185,15 @@ RULES |= {
 
 
 def validate(config) -> None:
-  """Refuses a config that cannot run; reads no data, imports no JAX unless
-  heads are named.
+  """Raises an error if a config cannot run. It reads no data, and imports JAX
+  only if heads are named.
 
   Args:
-    config: a ConfigDict, as `defaults.get_config`.
+    config: a ConfigDict like that of `defaults.get_config`.
 
   Raises:
-    InputError: all that is wrong with the values of single fields, in one line.
+    InputError: fields are illegal, or do not fit together. The message names
+      all problems in one line.
   """
   problems = broken_rules(config)
   problems += _data_problems(config)
@@ -201,11 +204,11 @@ def validate(config) -> None:
 
 
 def broken_rules(config, sections: Collection[str] | None = None) -> list[str]:
-  """What is wrong with the values of single fields, a clause each.
+  """Returns the problems with the values of single fields, one clause each.
 
   Args:
     config: a ConfigDict.
-    sections: the first parts of the fields' names to look at; None is all.
+    sections: the first parts of the names of the fields to check; None is all.
   """
   return [
     problem
@@ -251,7 +254,7 @@ def _data_problems(config) -> list[str]:
 
 
 def _combinations(config) -> list[str]:
-  """Fields that must fit each other."""
+  """Returns the problems with fields that do not fit each other."""
   problems = []
   for name in ("pretrain", "metatrain"):
     stage = config[name]
@@ -271,7 +274,7 @@ def _combinations(config) -> list[str]:
 
 
 def _test_problems(config) -> list[str]:
-  """What is compared, and the changes of the test."""
+  """Returns the problems with the heads and with the changes of the test."""
   from deepemd_jax.config.changes import SHOTS
 
   more = one_of((*NODE_KINDS, "5-shot (or another number)"), each=True)

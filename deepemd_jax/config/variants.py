@@ -1,9 +1,9 @@
 """Named changes to a config, after a colon: `configs/cub.py:grid,5shot`.
 
-Each is a few lines anybody could write on the command line. Those that change
-what is trained become part of the run's name, and so of its default workdir
-(`runs/cub-grid`); those that only change the test share the trained encoder of
-the run without them (`runs/cub`).
+Each variant is short for a few flags of the command line. Variants that change
+the training become part of the run's name, and so of its default workdir
+(`runs/cub-grid`). Variants that only change the test share the trained encoder
+of the run without them (`runs/cub`).
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +29,7 @@ def _sampling(config):
 
 
 def _photographs(config):
-  # A frozen encoder that has seen photographs: nothing is left to train.
+  # The encoder was trained on photographs and is frozen, so no stage trains it.
   config.model.backbone = "efficientnet_lite0"
   config.image.size = 0
   config.image.mean = config.image.std = ()
@@ -49,7 +49,7 @@ def _shots(count):
 
 
 def _ten_way(config):
-  # Trained as ever, tested with ten classes.
+  # Training keeps its number of classes; the test has ten.
   config.metatrain.way = config.episode.way
   config.episode.way = 10
 
@@ -68,7 +68,8 @@ def _cross_cub(config):
 
 
 # Epochs of pre-training. Most data sets have about 38,400 training images, and
-# get 6. Others see about as many images in all; tieredImageNet has more in one.
+# get 6 epochs. For others, the total number of images is about the same, except
+# for tieredImageNet, which has more in one epoch.
 _LAPTOP_EPOCHS = {
   "cub": 40,
   "cub_retrieval": 40,
@@ -79,8 +80,8 @@ _LAPTOP_EPOCHS = {
 
 
 def _laptop(config):
-  # For two CPU cores. Pre-training sees crops of 32 pixels. Tests see images of
-  # 40, whose map has 5 x 5 cells.
+  # This variant is for two CPU cores. Pre-training sees crops of 32 pixels.
+  # Tests see images of 40 pixels, whose map has 5 x 5 cells.
   config.model.width = 0.5
   config.model.pools = 3
   config.image.size = 40
@@ -91,7 +92,8 @@ def _laptop(config):
   config.pretrain.epochs = _LAPTOP_EPOCHS.get(data, 6)
   config.pretrain.validate_every = max(1, config.pretrain.epochs // 3)
   config.pretrain.label_smoothing = 0.1
-  # Few steps, so a higher rate: chosen on validation classes of CIFAR-FS.
+  # There are few steps, so the rate is higher. It was chosen on validation
+  # classes of CIFAR-FS.
   config.metatrain.epochs = 4
   config.metatrain.lr = 5e-3
   config.metatrain.validation_episodes = 200
@@ -103,8 +105,8 @@ def _laptop(config):
   config.evaluate.more_episodes = 600
 
 
-# name -> (what it does to the config, the group of which only one may be taken,
-# whether it changes what is trained).
+# Name -> (the function that changes the config, the group of which only one may
+# be taken, whether it changes the training).
 _KNOWN = {
   "fcn": (_fcn, "nodes", False),
   "pyramid": (_pyramid, "nodes", True),
@@ -119,22 +121,24 @@ _KNOWN = {
   "laptop": (_laptop, "size", True),
 }
 COMMON = tuple(name for name in _KNOWN if name != "cross_cub")
-# Those that train nothing.
+# The variants for configs that train nothing.
 FROZEN = ("5shot", "10shot", "10way", "ablation")
-# Those that have nothing to do with few-shot tests.
+# The variants that do not concern few-shot tests.
 TRAINING = ("fcn", "pyramid", "grid", "sampling", "photographs", "laptop")
 
 
 def apply(config: ConfigDict, arg: str, names=COMMON) -> ConfigDict:
-  """The config with the variants that `arg` names, separated by commas.
+  """Applies the variants that `arg` names to a config.
 
   Args:
-    config: changed in place.
-    arg: what stands behind the colon of --config; "" changes nothing.
+    config: the config, which is changed in place.
+    arg: the names after the colon of --config, separated by commas; "" changes
+      nothing.
     names: the variants that this config knows.
 
   Returns:
-    The same config; `variant` names those that change what is trained.
+    The config, whose field `variant` names the variants that change the
+    training.
 
   Raises:
     ValueError: a variant is unknown, or two of them contradict each other.

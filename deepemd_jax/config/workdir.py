@@ -1,8 +1,9 @@
-"""Whose workdir it is: `config.json` says which config was trained there.
+"""Checks that a workdir belongs to the config of a run, by its `config.json`.
 
-The first run writes the file. Later runs go on where it ended if they have the
-same config, and are refused otherwise, before anything in the folder changes.
-A checksum in the file tells damage from another config; it is not compared.
+The first run writes the file. Later runs continue that run if they have the
+same config. Otherwise they are refused, before anything in the folder changes.
+A checksum in the file distinguishes damage from another config. The checksums
+of two runs are not compared.
 """
 
 import json
@@ -21,24 +22,24 @@ MUTABLE_FIELDS = frozenset(
     *("episode", "variant", "retrieve"),
   }
 )
-# What a config.json that does not have the field yet was trained with.
+# The values for a config.json from before these fields existed.
 LEGACY_DEFAULTS = {"model": {"precision": "float32", "backbone": "resnet12"}}
 
 
 def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
-  """Makes sure that a run may use a workdir; makes it when it is missing.
+  """Makes sure that a run may use a workdir; makes it if it is missing.
 
   Args:
-    workdir: of the run.
-    fields: the run's config, as JSON has it, and "streams", the version of
+    workdir: the folder of the run.
+    fields: the run's config as a JSON object, with "streams", the version of
       its random draws.
     trains: whether a stage of the run trains. If none does, only the model's
       fields must be those of `config.json`: a trained encoder may be tested on
       other data, nodes or episodes.
 
   Raises:
-    InputError: the workdir cannot be written to, holds files that are not ours,
-      or belongs to another config; or this one could not be read back.
+    InputError: the workdir cannot be written to, contains foreign files, or
+      belongs to another config; or a later run could not read this config.
   """
   _check_readable(fields)
   try:
@@ -70,8 +71,8 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
 
 
 def claim(workdir: pathlib.Path, fields: dict) -> None:
-  """Writes the config into a workdir that is new; of several processes, one
-  calls this.
+  """Writes the config into a new workdir. Only one of several processes calls
+  this.
 
   Raises:
     InputError: the file cannot be written.
@@ -92,7 +93,7 @@ def claim(workdir: pathlib.Path, fields: dict) -> None:
 
 
 def _read(path: pathlib.Path) -> dict | None:
-  """A config.json that an earlier run wrote; None if there is none."""
+  """Reads the config.json of an earlier run; returns None if there is none."""
   from deepemd_jax.config import stored
 
   if not path.exists():
@@ -108,7 +109,8 @@ def _read(path: pathlib.Path) -> dict | None:
 
 
 def _check_readable(fields: dict) -> None:
-  """Refuses what a later run would not read, before training depends on it."""
+  """Raises an error if a later run would refuse to read the fields, before
+  training depends on them."""
   from deepemd_jax.config import stored
 
   problems = stored.excesses(fields)
@@ -123,9 +125,9 @@ def _check_readable(fields: dict) -> None:
 def _check_streams(
   workdir: pathlib.Path, saved: dict, fields: dict, *, trains: bool
 ) -> None:
-  """Refuses a workdir that was made with other random draws, where they count:
-  in training, and where the seed shares a folder's classes out."""
-  if "data" not in saved:  # new, or a converted encoder's
+  """Raises an error if a workdir was made with other random draws and these
+  matter: in training, and if the seed splits the classes of a folder."""
+  if "data" not in saved:  # it is new, or has a converted encoder
     return
   data = fields["data"]
   by_seed = data["name"].partition(":")[0] == "folder" and not data["csv"]
@@ -139,11 +141,11 @@ def _check_streams(
 
 
 def _changes(saved: dict, fields: dict, *, trains: bool) -> list[str]:
-  """The fields that must be equal and are not, each as a clause for people."""
+  """Returns a clause for each field that must be equal and is not."""
   before, now = dict(_leaves(saved)), dict(_leaves(fields))
   return [
     f"{name} was {before[name]!r} and is {now[name]!r}"
-    # Only one of two versions of this program knows the others.
+    # Fields that only one of two versions of this program knows do not count.
     for name in sorted(before.keys() & now.keys())
     if (trains or name.split(".")[0] == "model")
     and not {name, name.split(".")[0]} & MUTABLE_FIELDS
@@ -153,7 +155,7 @@ def _changes(saved: dict, fields: dict, *, trains: bool) -> list[str]:
 
 
 def _leaves(fields, prefix: str = ""):
-  """Pairs of a field's dotted name and its value."""
+  """Yields pairs of a field's dotted name and its value."""
   for name, value in fields.items():
     if isinstance(value, dict):
       yield from _leaves(value, f"{prefix}{name}.")

@@ -1,9 +1,9 @@
 """Processes, on one machine or many, that work on one run.
 
-They start together and end together. JAX does not take care of the second: when
-a process stops, hangs or fails, its peers wait for it, for minutes or for ever.
-So each process has a watchdog (see `watchdog`). A run of one process has none
-and pays for nothing here.
+They start together and end together. JAX does not ensure that they end: when a
+process stops, hangs or fails, its peers wait for it, for minutes or forever. So
+each process has a watchdog (see `watchdog`). A run of one process has no
+watchdog and no overhead.
 
 JAX is imported inside the functions, because `is_main` also serves commands
 that never need it.
@@ -30,29 +30,30 @@ from deepemd_jax.distributed.watchdog import (
 )
 from deepemd_jax.errors import LOST, STOPPED, InputError, StopRequested
 
-_PATIENCE_SECONDS = 20.0  # then the terminal says that processes are missing
-_MEETING_SECONDS = 290.0  # then this one ends; after 300 JAX would abort it
-_VERDICT_SECONDS = 45.0  # to find out which process is to blame for an error
+_PATIENCE_SECONDS = 20.0  # then a message says that processes are missing
+_MEETING_SECONDS = 290.0  # then this process ends; JAX would abort it after 300
+_VERDICT_SECONDS = 45.0  # to find out which process caused an error
 
 _index, _count = 0, 1
 _watchdog: Watchdog | None = None
 _stop_checks = 0  # how often this process has called `should_stop`
-_signaled = False  # by TERM or INT, inside `stop_on_signal`
+_signaled = False  # whether TERM or INT came inside `stop_on_signal`
 
 
 def is_main() -> bool:
-  """Whether this is process 0, which alone writes logs, results and figures."""
+  """Tells whether this is process 0, which alone writes logs, results and
+  figures."""
   return _index == 0
 
 
 def is_distributed() -> bool:
-  """Whether the run has more than one process."""
+  """Tells whether the run has more than one process."""
   return _count > 1
 
 
 def is_launched(environment=os.environ) -> bool:
-  """Whether a launcher says that it has started several processes: srun,
-  mpirun, or GKE for a TPU slice."""
+  """Tells whether a launcher has started several processes: srun, mpirun, or
+  GKE for a TPU slice."""
   counts = [environment.get("SLURM_STEP_NUM_TASKS", "")]
   counts += [environment.get("OMPI_COMM_WORLD_SIZE", "")]
   hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
@@ -64,7 +65,7 @@ def initialize(
   count: int | None = None,
   index: int | None = None,
 ) -> None:
-  """Connects this process to the others. Call it before anything computes.
+  """Connects this process to the others. Call it before any computation.
 
   It waits for minutes, because the machines of a large run start at different
   times. If some processes never come, this one ends with code `LOST`.
@@ -72,11 +73,11 @@ def initialize(
   Args:
     coordinator: host:port of process 0; None lets JAX ask SLURM, Open MPI,
       Kubernetes or the Cloud TPU. None does the same for `count` and `index`.
-    count: of processes.
-    index: of this one.
+    count: the number of processes.
+    index: the number of this process.
 
   Raises:
-    InputError: JAX cannot tell who takes part, or cannot connect.
+    InputError: JAX cannot tell which processes there are, or cannot connect.
   """
   global _index, _count
   import jax
@@ -101,7 +102,7 @@ def initialize(
 
 
 def _end_unless_connected(connected: threading.Event) -> None:
-  """Says that processes are missing; later ends this one."""
+  """Reports that processes are missing; later ends this process."""
   began = time.monotonic()
   if connected.wait(_PATIENCE_SECONDS):
     return
@@ -121,20 +122,22 @@ def _end_unless_connected(connected: threading.Event) -> None:
 
 def _interrupt_as_terminate(number, frame) -> None:
   """Makes Ctrl-C act as TERM, which XLA's own handler passes on to all
-  processes. A second Ctrl-C raises KeyboardInterrupt."""
+  processes. A second Ctrl-C raises KeyboardInterrupt.
+  """
   del number, frame
   signal.signal(signal.SIGINT, signal.default_int_handler)
   os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_same(text: str) -> None:
-  """Refuses a run whose processes were started differently.
+  """Raises an error if processes were started with different settings.
 
   Args:
-    text: what they must agree on.
+    text: the settings as text, which must be equal on all processes.
 
   Raises:
-    InputError: on every process; it names those that differ from process 0.
+    InputError: some differ from process 0. Every process raises it, and the
+      message names them.
   """
   if not is_distributed():
     return
@@ -155,7 +158,7 @@ def start_watchdog(workdir: pathlib.Path) -> None:
   """Starts this process's watchdog. Call it on all processes together.
 
   Args:
-    workdir: a folder that all processes see; the signs of life are kept there.
+    workdir: a folder that all processes see, for the signs of life.
   """
   global _watchdog
   if not is_distributed():
@@ -165,20 +168,20 @@ def start_watchdog(workdir: pathlib.Path) -> None:
 
   folder = workdir / ".processes"
   if is_main():
-    # An earlier run's, and before the others can have written anything.
+    # Remove the signs of an earlier run before the others can write theirs.
     shutil.rmtree(folder, ignore_errors=True)
   token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time() % 1e9)))
   place = folder / str(token)
   place.mkdir(parents=True, exist_ok=True)
   _watchdog = Watchdog(place, _index, _count, end)
   barrier("watch")
-  # Everyone has given a first sign of life. Once it is read, a process of this
-  # machine that ends is noticed at once, and not only after a silence.
+  # Every process has given a first sign of life. Once it is read, the end of a
+  # process on this machine is noticed at once, and not only after a silence.
   _watchdog.check_peers()
 
 
 def barrier(name: str) -> None:
-  """Returns when all processes have called it."""
+  """Waits until all processes have called it."""
   if is_distributed():
     from jax.experimental import multihost_utils
 
@@ -186,20 +189,22 @@ def barrier(name: str) -> None:
 
 
 def mark_progress() -> None:
-  """Call on every process right before a collective. A process that falls
-  behind is reported as stuck."""
+  """Counts a collective. Call it on every process right before each one.
+
+  A process that falls behind is reported as stuck.
+  """
   if _watchdog:
     _watchdog.progress += 1
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[None]:
-  """Inside it, the first TERM or INT does not end the process: `should_stop`
-  becomes true instead. A second signal of the same kind
-  goes to the handler that was there before.
+  """Makes the first TERM or INT set `should_stop`, not end the process.
 
-  Several processes need nothing like it. There a signal to any of them makes
-  `should_stop` true on all, inside and outside.
+  A second signal of the same kind goes to the previous handler.
+
+  With several processes, this context does nothing, because there a signal to
+  any process makes `should_stop` true on all, inside and outside of it.
   """
   global _signaled
   before = {}
@@ -222,10 +227,10 @@ def stop_on_signal() -> Iterator[None]:
 
 
 def should_stop() -> bool:
-  """Whether a signal has asked this run to stop.
+  """Tells whether a signal has asked this run to stop.
 
-  Call it once a step, on all processes at the same points of their work: they
-  all get the same answer at the same point.
+  Call it once per step, on all processes at the same points of their work. All
+  processes get the same answer at the same point.
   """
   global _stop_checks
   if not is_distributed():
@@ -238,10 +243,10 @@ def should_stop() -> bool:
 
 
 def raise_if_stopping(name: str) -> None:
-  """`should_stop`, for work that has nothing to save.
+  """Raises an error if `should_stop`, for work that has nothing to save.
 
   Args:
-    name: of the work, for the message.
+    name: the name of the work, for the message.
 
   Raises:
     StopRequested: a signal has asked this run to stop.
@@ -251,16 +256,17 @@ def raise_if_stopping(name: str) -> None:
 
 
 def abort(error: BaseException) -> NoReturn:
-  """Ends this process, one of several, after an error that nobody handles.
+  """Ends this process, one of several, after an unhandled error.
 
-  If the error is only the echo of a peer's end, the last line names that peer.
-  JAX's own way out would wait for peers that wait for this process.
+  If the error only follows from the end of another process, the last line names
+  that process. JAX's own shutdown would wait for processes that wait for this
+  one.
   """
   import jax
 
   line = f"{type(error).__name__}: {error}".splitlines()[0]
   from_peer = isinstance(error, jax.errors.JaxRuntimeError)
-  # If a computation could not begin, XLA's error comes as another type.
+  # If a computation could not begin, XLA's error has another type.
   from_peer = from_peer or bool(re.match("[A-Z_]+: ", str(error)))
   if from_peer and not _watchdog:
     sys.stderr.write(
@@ -273,20 +279,20 @@ def abort(error: BaseException) -> NoReturn:
     if _watchdog.say(f"{line}\nlooking for a process that has ended ...\n"):
       _watchdog.ended.wait(_VERDICT_SECONDS)
   if _watchdog and _watchdog.ended.is_set():
-    time.sleep(2 * FAREWELL_SECONDS)  # its thread is ending this process
+    time.sleep(2 * FAREWELL_SECONDS)  # the watchdog is ending this process
   traceback.print_exception(error)
   end(1, line)
 
 
 def shutdown(code: int) -> NoReturn:
   """Ends this process, one of several, when all of them end alike: after the
-  same work, or for a mistake that each has found itself."""
+  same work, or because each of them has found the same mistake."""
   import jax
 
   if code in (0, STOPPED):
     jax.distributed.shutdown()  # waits for all
   elif is_main() and not _watchdog:
-    # Nothing says yet when the others have ended; see `end`.
+    # There is no watchdog yet to tell when the others have ended; see `end`.
     time.sleep(WRITE_SECONDS)
   end(code)
 
@@ -294,8 +300,8 @@ def shutdown(code: int) -> NoReturn:
 def end(code: int, why: str = "") -> NoReturn:
   """Ends this process, one of several, at once, and tells the others.
 
-  Process 0 lets them end first. Without it, JAX ends them by a signal, and they
-  cannot say why.
+  Process 0 lets the others end first. When it is gone, JAX ends them by a
+  signal, and they cannot say why.
 
   Args:
     code: the exit code.

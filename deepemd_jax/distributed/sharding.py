@@ -1,9 +1,9 @@
-"""One mesh of all devices of all processes, and how arrays are laid out on it.
+"""A mesh of all devices of all processes, and the layout of arrays on it.
 
-Batches of episodes or images are split along their leading axis; everything
-else is on every device. A batch that the devices cannot share evenly is padded
-with repeats, and their results are dropped. So results do not depend on the
-number of devices or processes, and no stage has to know it.
+Batches of episodes or images are split along their leading axis; all other
+arrays are on every device. A batch that the devices cannot share evenly is
+padded with repeats, whose results are dropped. So results do not depend on the
+number of devices or processes, and no stage needs to know it.
 """
 
 import functools
@@ -26,7 +26,8 @@ def mesh() -> jax.sharding.Mesh:
   It has one axis, "data". The devices of a process are next to each other, so
   that each process holds one contiguous part of a batch.
   """
-  # So ordered, each process has one piece of a batch. Ids need not be so.
+  # In this order, each process has one piece of a batch. The order of the IDs
+  # alone may be another.
   row = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   # Explicit axes, the default, fail on a vmapped loop.
   auto = (jax.sharding.AxisType.Auto,)
@@ -34,22 +35,22 @@ def mesh() -> jax.sharding.Mesh:
 
 
 def replicated() -> NamedSharding:
-  """The sharding of an array that every device has a copy of."""
+  """Returns the sharding of an array of which every device has a copy."""
   return NamedSharding(mesh(), P())
 
 
 def batch_sharding() -> NamedSharding:
-  """The sharding of an array that is split along its leading axis."""
+  """Returns the sharding of an array that is split along its leading axis."""
   return NamedSharding(mesh(), P(AXIS))
 
 
 def pad_to_devices(count: int) -> int:
-  """The smallest multiple of the number of devices that is at least `count`."""
+  """Returns the smallest multiple of the number of devices that is >= count."""
   return -(-count // jax.device_count()) * jax.device_count()
 
 
 def describe_devices() -> str:
-  """For people, such as "8 x TPU v5e, 2 processes"."""
+  """Describes the devices, such as "8 x TPU v5e, 2 processes"."""
   text = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
   if jax.process_count() > 1:
     text += f", {jax.process_count()} processes"
@@ -57,14 +58,14 @@ def describe_devices() -> str:
 
 
 def local_indices(count: int) -> np.ndarray:
-  """Which elements of a batch this process makes.
+  """Returns the indices of the elements of a batch that this process makes.
 
   Args:
-    count: elements of the batch.
+    count: number of elements of the batch.
 
   Returns:
-    int [n], of 0..count-1, with the same n in each process. All processes'
-    together are 0..count-1, and then repeats of the last one.
+    int [n], within 0..count-1, with the same n in each process. Together, all
+    processes have 0..count-1, and then repeats of the last element.
   """
   size = pad_to_devices(count) // jax.process_count()
   start = jax.process_index() * size
@@ -72,12 +73,12 @@ def local_indices(count: int) -> np.ndarray:
 
 
 def check_even(count: int, field: str) -> None:
-  """Refuses a number of images a step that would need padding, because batch
-  norm would see the repeats.
+  """Raises an error if a batch of images would need padding, because batch norm
+  would see the repeats.
 
   Args:
-    count: images a step.
-    field: of the config that says so.
+    count: images per step.
+    field: the field of the config with this number.
 
   Raises:
     InputError: the devices cannot share `count` evenly.
@@ -92,10 +93,10 @@ def check_even(count: int, field: str) -> None:
 
 
 def shard_batch(tree):
-  """Joins what each process has made of a batch.
+  """Joins the parts of a batch that the processes have made.
 
   Args:
-    tree: arrays [n, ...], this process's elements, as `local_indices` says.
+    tree: arrays [n, ...], this process's elements; see `local_indices`.
 
   Returns:
     Arrays [`pad_to_devices`(count), ...], split over all devices.
@@ -109,14 +110,14 @@ def shard_batch(tree):
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """Undoes `shard_batch`: [b, ...] -> [b / processes, ...], this process's rows
-  of a sharded array."""
+  """Returns this process's rows of a sharded array, as the inverse of
+  `shard_batch`: [b, ...] -> [b / processes, ...]."""
   shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
   return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def replicate(tree):
-  """Puts arrays, which are the same in every process, on every device."""
+  """Puts arrays that are the same in every process on every device."""
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(
       replicated(), np.asarray(x), np.shape(x)
@@ -126,18 +127,18 @@ def replicate(tree):
 
 
 def shard_map_batch(function: Callable, whole: int = 0) -> Callable:
-  """Lets every device run `function` on its part of a batch.
+  """Makes every device run `function` on its part of a batch.
 
-  No device waits for another inside `function`: each ends its loops, and makes
-  its host callbacks, by itself.
+  No device waits for another inside `function`: each ends its loops and makes
+  its host callbacks independently.
 
   Args:
-    function: takes arrays [n, ...] and trees of them, for any n, and returns
-      such arrays.
-    whole: how many of the first arguments every device gets whole.
+    function: a function of arrays [n, ...] and trees of them, for any n, that
+      returns such arrays.
+    whole: the number of leading arguments that every device gets whole.
 
   Returns:
-    The same function of a whole batch. Call it under `jax.jit`.
+    The function of a whole batch. Call it under `jax.jit`.
   """
 
   def on_all(*arguments):
@@ -147,7 +148,7 @@ def shard_map_batch(function: Callable, whole: int = 0) -> Callable:
       mesh=mesh(),
       in_specs=tuple(specs),
       out_specs=P(AXIS),
-      check_vma=False,  # loops of other people's solvers do not pass it
+      check_vma=False,  # loops of third-party solvers do not pass it
     )(*arguments)
 
   return on_all

@@ -5,10 +5,10 @@ folder every few seconds, and reads those of others. Process 0 watches all
 processes, and the others watch process 0.
 
 A sign of life is a JSON file, named by the process's number:
-  machine, pid: where the process runs.
-  beats: counts the signs.
-  progress: counts the collectives that the process has reached.
-  code, why: only in the last one, of a process that has ended.
+  machine, pid: the machine and the ID of the process.
+  beats: the number of signs so far.
+  progress: the number of collectives that the process has reached.
+  code, why: the exit code and the reason, only in the last sign of a process.
 """
 
 import functools
@@ -25,18 +25,18 @@ from typing import NoReturn
 from deepemd_jax.errors import LOST, MISTAKE, STOPPED
 
 WRITE_SECONDS = 2.0  # between two signs of life
-SILENCE_SECONDS = 30.0  # without a sign of life, and a process counts as dead
-STUCK_SECONDS = 40.0  # behind the others, and it counts as stuck
+SILENCE_SECONDS = 30.0  # a process that is silent for longer counts as dead
+STUCK_SECONDS = 40.0  # a process that is behind for longer counts as stuck
 FAREWELL_SECONDS = 8.0  # how long process 0 waits for the others to end
 _TICK_SECONDS = 0.1  # between two checks for processes gone from this machine
 
 
 class Watchdog:
-  """Writes this process's signs of life and reads those of others.
+  """A thread that writes this process's signs of life and reads others' signs.
 
   Attributes:
-    progress: how many collectives this process has reached.
-    ended: set when the watchdog has stopped watching.
+    progress: the number of collectives that this process has reached.
+    ended: an event that is set when the watchdog has stopped watching.
   """
 
   def __init__(
@@ -46,13 +46,14 @@ class Watchdog:
     count: int,
     end: Callable[[int, str], NoReturn],
   ) -> None:
-    """Starts its thread.
+    """Starts the thread.
 
     Args:
       place: a folder that all processes see, new for each run.
-      index: of this process.
-      count: of processes.
-      end: ends this process, given an exit code and a line for the others.
+      index: the number of this process.
+      count: the number of processes.
+      end: a function that ends this process, given an exit code and a line for
+        the others.
     """
     self.progress = 0
     self.ended = threading.Event()
@@ -65,20 +66,20 @@ class Watchdog:
     threading.Thread(target=self._run, daemon=True).start()
 
   def stop(self, code: int, why: str) -> None:
-    """Stops watching, and tells the others that this process ends, and why."""
+    """Stops watching, and tells the others that this process ends and why."""
     with self._lock:
       self.ended.set()
       self._write(code=code, why=why)
 
   def say(self, text: str, last: bool = False) -> bool:
-    """Prints to the terminal, unless the last word has been printed already.
+    """Prints text, unless the last message has been printed already.
 
     Args:
-      text: lines.
-      last: whether this is the last word.
+      text: the lines to print.
+      last: whether this is the last message.
 
     Returns:
-      Whether it was printed.
+      Whether the text was printed.
     """
     with self._lock:
       if self.ended.is_set():
@@ -90,7 +91,7 @@ class Watchdog:
       return True
 
   def wait_for_peers(self) -> None:
-    """Returns when the watched processes have ended, or after a while."""
+    """Waits until the watched processes have ended, for a limited time."""
     limit = time.monotonic() + FAREWELL_SECONDS
     for index, peer in self._peers.items():
       while not peer.has_ended(self._read(index)) and time.monotonic() < limit:
@@ -114,12 +115,12 @@ class Watchdog:
       self.check_peers(read=due)
 
   def check_peers(self, *, read: bool = True) -> None:
-    """Ends this process if a watched one has ended badly or hangs.
+    """Ends this process if a watched one has failed or hangs.
 
     Args:
-      read: read the signs of life. Otherwise only look for processes that are
-        gone from this machine. That is cheap, and has to be quick: JAX aborts
-        a process soon after it has lost process 0.
+      read: whether to read the signs of life. Otherwise, it only looks for
+        processes that are gone from this machine. That is cheap, and must be
+        quick: JAX aborts a process soon after it has lost process 0.
     """
     for index, peer in self._peers.items():
       if read or peer.is_gone():
@@ -155,16 +156,16 @@ class Watchdog:
 
 
 class Peer:
-  """What this process knows of another one."""
+  """The state of another process, as known to this process."""
 
   def __init__(self, index: int, count: int) -> None:
     self._index, self._count = index, count
-    self._sign: dict = {}  # the latest
+    self._sign: dict = {}  # the latest sign of life
     self.forgive()
 
   @property
   def name(self) -> str:
-    """Its number; with host and process id, once it has given a sign."""
+    """The number of the process, and its host and ID once it gave a sign."""
     where = ""
     if self._sign:
       host = self._sign["machine"].partition("/")[0]
@@ -172,19 +173,19 @@ class Peer:
     return f"process {self._index} of {self._count}{where}"
 
   def forgive(self) -> None:
-    """Forgets how long it has been silent or behind."""
+    """Forgets how long the process has been silent or behind."""
     self._heard = self._caught_up = time.monotonic()
 
   def check(self, sign: dict | None, progress: int) -> tuple[str, int] | None:
-    """Judges the other process.
+    """Checks whether the other process works.
 
     Args:
       sign: its latest sign of life; None if it could not be read.
-      progress: how many collectives this process has reached.
+      progress: the number of collectives that this process has reached.
 
     Returns:
-      (what is wrong with it, the exit code for this process); None if nothing
-      is wrong.
+      (the problem, the exit code for this process); None if there is no
+      problem.
     """
     now = time.monotonic()
     if sign and sign != self._sign:
@@ -196,7 +197,7 @@ class Peer:
     if "code" in self._sign:
       code = self._sign["code"]
       if code in (0, STOPPED):
-        return None  # it has done its part, like all others
+        return None  # it has ended as planned, like all others
       how = f"has ended ({self._sign['why'] or f'exit code {code}'})"
       return how, MISTAKE if code == MISTAKE else LOST
     if self.is_gone():
@@ -212,14 +213,14 @@ class Peer:
     return None
 
   def has_ended(self, sign: dict | None) -> bool:
-    """Whether it has said so in its latest sign of life, or is gone, or has
-    been silent for too long."""
+    """Tells whether the process has ended. Its latest sign of life says so, or
+    it is gone, or it has been silent for too long."""
     self._sign = sign or self._sign
     silent = time.monotonic() - self._heard > SILENCE_SECONDS
     return "code" in self._sign or self.is_gone() or silent
 
   def is_gone(self) -> bool:
-    """Whether it ran on this machine and has ended."""
+    """Tells whether the process ran on this machine and has ended."""
     if self._sign.get("machine") != machine():
       return False
     pid = self._sign["pid"]
@@ -229,15 +230,17 @@ class Peer:
       state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2]
     except ProcessLookupError:
       return True
-    except OSError:  # no /proc, or not ours
+    except OSError:  # there is no /proc, or another user owns the process
       return False
     return state.startswith("Z")
 
 
 @functools.cache
 def machine() -> str:
-  """The host's name and its space of process numbers. Containers on one host
-  may share the name, but each has its own numbers."""
+  """Returns the name of the host and its namespace of process IDs.
+
+  Containers on one host may share the name, but each has its own namespace.
+  """
   try:
     space = os.stat("/proc/self/ns/pid").st_ino
   except OSError:

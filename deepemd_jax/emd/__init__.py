@@ -1,7 +1,8 @@
 """The exact, batched, differentiable Earth Mover's Distance.
 
-Importing this package loads nothing else: JAX comes with the first name that is
-used. So help texts can name the solvers (`deepemd_jax.emd.solvers`) at once.
+Importing this package loads nothing else. JAX is loaded when the first name is
+used, so that help texts can list the solvers (`deepemd_jax.emd.solvers`)
+without delay.
 """
 
 import importlib
@@ -47,7 +48,7 @@ def __getattr__(name: str):
   if name not in _MODULES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
-  globals()[name] = value = getattr(module, name)  # for the next time
+  globals()[name] = value = getattr(module, name)  # so this runs only once
   return value
 
 

@@ -1,4 +1,4 @@
-"""Distances of all pairs of two collections of measures."""
+"""Distances between all pairs of two collections of measures."""
 
 import collections
 import functools
@@ -15,13 +15,14 @@ from jaxtyping import Array, Float
 from deepemd_jax.emd import api, point_clouds, progress_line, ragged
 from deepemd_jax.emd.ragged import Group, Measure
 
-# Entries of the cost matrices that a device has at a time. On a CPU a tile
-# takes some tenths of a second, which is how long Ctrl-C may have to wait; an
+# The number of entries of cost matrices that a device solves at a time. On a
+# CPU a tile takes some tenths of a second, so that Ctrl-C acts soon. An
 # accelerator needs more work at a time.
 _CPU_ENTRIES, _ENTRIES = 2**20, 2**23
-# Entries that are solved in the time of a compilation, roughly.
+# The approximate number of entries that are solved in the time of a
+# compilation.
 _CPU_PROGRAM, _PROGRAM = 10**7, 10**9
-_AHEAD = 1  # tiles that are given out while another one is computed
+_AHEAD = 1  # tiles that are dispatched while another one is computed
 _AXIS = "columns"
 
 _Arrays = Sequence | Array | np.ndarray
@@ -38,40 +39,42 @@ def pairwise(
   solver: api.Solver | None = None,
   progress: bool | Callable[[int, int], object] = False,
 ) -> Float[np.ndarray, "_ _"]:
-  """The distances of all pairs of two collections of different sizes.
+  """Computes the distances between all pairs of two collections of measures.
 
-  The collections are clouds of weighted points, and the distance of a pair is
-  `wasserstein`'s. Or, with `cost`, they are histograms over shared bins, and
-  the distance is `distance`'s: where totals differ, the smaller one is moved.
-  Documents, for example, are clouds of word vectors, or counts over a
-  vocabulary whose words have a cost matrix.
+  Without `cost`, the measures are clouds of weighted points, and `wasserstein`
+  defines their distance. With `cost`, they are histograms over shared bins, and
+  `distance` defines it: if the totals of a pair differ, the smaller one is
+  moved. A document, for example, is a cloud of word vectors, or a histogram of
+  words with a cost matrix for the vocabulary.
 
-  Clouds of similar sizes are padded to one size and solved together, in blocks
-  of bounded memory, which all local devices share. A call cannot be traced and
-  has no gradient. Ctrl-C ends it after the present block.
+  Measures of similar sizes are padded to one size and solved together on all
+  local devices, in blocks of bounded memory. A call cannot be traced and has no
+  gradient. Ctrl-C stops it after the current block.
 
   Args:
-    xs: clouds [n_i, d], a list or an array [k, n, d]; with `cost`, histograms
-      [n], a list or an array [k, n]. Points and bins of weight 0 cost nothing.
-    ys: the other collection; None is xs against itself. Then each pair is
+    xs: clouds [n_i, d] in a list or an array [k, n, d]. With `cost`, histograms
+      [n] in a list or an array [k, n]. Points and bins of weight 0 are skipped.
+    ys: the other collection. None compares xs with itself; then each pair is
       solved once, and the diagonal is 0.
-    a: weights [n_i] of each cloud in xs, >= 0; None is the same weight for all
-      points. They count relative to their sum.
-    b: weights of the clouds in ys.
-    p: of clouds, at least 1, see `wasserstein`; None is 2. The word mover's
-      distance has 1.
-    cost: [n, m], of moving a unit of mass from a bin of xs to one of ys. If ys
-      is None, it must be symmetric, with a diagonal of 0 and no entry below.
+    a: weights [n_i] of each cloud in xs, >= 0; None gives all points the same
+      weight. Weights count relative to their sum.
+    b: weights of the clouds in ys; see a.
+    p: the power for clouds, at least 1; see `wasserstein`. None is 2. The word
+      mover's distance uses 1.
+    cost: [n, m], the cost of moving a unit of mass from a bin of xs to a bin of
+      ys. If ys is None, it must be symmetric and nonnegative, with a diagonal
+      of 0.
     solver: see `solve`.
-    progress: True shows a line on stderr. A function is called with the number
-      of pairs done and of all, after each block.
+    progress: True shows a line on stderr. A function is called after each block
+      with the number of solved pairs and the number of all pairs.
 
   Returns:
-    [len(xs), len(ys)], float32, or float64 if an input is and JAX has it
-    enabled. NaN where a pair cannot be matched without a forbidden cost.
+    [len(xs), len(ys)], the distances, in float32, or in float64 if an input is
+    and JAX has it enabled. A distance is NaN if every plan needs a forbidden
+    cost.
 
   Raises:
-    ValueError: an argument has no meaning; the message has its place and value.
+    ValueError: an argument is invalid; the message gives its place and value.
 
   References:
     Kusner et al., "From Word Embeddings To Document Distances", ICML 2015.
@@ -84,7 +87,7 @@ def pairwise(
 
 
 class _Task(NamedTuple):
-  """What to compute: p is of clouds, cost [n, m] of histograms."""
+  """The input of a computation. Clouds have p; histograms have cost [n, m]."""
 
   rows: list[Measure]
   columns: list[Measure]
@@ -135,8 +138,8 @@ def _check_histograms(xs, ys, a, b, p, cost) -> _Task:
 
 
 def _check_symmetric(cost) -> None:
-  """Refuses costs with which a pair differs from the turned pair, or with which
-  something is not at distance 0 of itself; rounding errors apart."""
+  """Raises an error unless costs [n, n] are symmetric and nonnegative, with a
+  diagonal of 0, up to rounding errors."""
   size = np.abs(cost[np.isfinite(cost)]).max(initial=0)
   rounding = 8 * np.finfo(cost.dtype).eps * size
   is_near = functools.partial(np.isclose, rtol=0, atol=rounding)
@@ -154,7 +157,7 @@ def _check_symmetric(cost) -> None:
 
 
 def _solve(task: _Task, solver, report) -> np.ndarray:
-  """Distances [len(rows), len(columns)]; calls report(done, total)."""
+  """Computes the distances [rows, columns]; calls report(done, total)."""
   rows, columns, symmetric, dtype, p, cost = task
   on_cpu = jax.default_backend() == "cpu"
   mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (_AXIS,))
@@ -179,10 +182,11 @@ class _Tile(NamedTuple):
   """Rows and columns that are solved together.
 
   Attributes:
-    rows: [i], numbers in xs; columns [j], in ys.
-    wanted: [I, J] bool, I >= i and J >= j: the pairs to solve.
-    arguments: supports [I, n, ...] and weights [I, n] of the rows, then [J, m,
-      ...] and [J, m] of the columns.
+    rows: [i], indices in xs.
+    columns: [j], indices in ys.
+    wanted: [I, J] bool, the pairs to solve; I >= i and J >= j.
+    arguments: supports [I, n, ...] and weights [I, n] of the rows, then
+      supports [J, m, ...] and weights [J, m] of the columns.
   """
 
   rows: np.ndarray
@@ -198,7 +202,7 @@ def _tiles(
   entries: int,
   devices: int,
 ) -> Iterator[_Tile]:
-  """Covers all pairs; in the symmetric case those above the diagonal."""
+  """Yields tiles of all pairs, or of those above the diagonal if symmetric."""
   for p, first in enumerate(left):
     for q, second in enumerate(right):
       if symmetric and q < p:
@@ -213,7 +217,8 @@ def _tiles(
 
 
 def _shape(first: Group, second: Group, entries: int, devices: int):
-  """Rows and columns of a tile: about as many of both, in even parts."""
+  """Returns the numbers of rows and columns of a tile, which are about equal
+  and split the groups evenly."""
   problem = first.weights.shape[1] * second.weights.shape[1]
   pairs = max(1, entries // problem)
   height = _even_part(len(first.index), max(1, round(pairs**0.5)))
@@ -223,7 +228,7 @@ def _shape(first: Group, second: Group, entries: int, devices: int):
 
 
 def _even_part(count: int, most: int) -> int:
-  """The size of equal parts of `count`, each at most `most`."""
+  """Returns the size of equal parts of `count`, each at most `most`."""
   parts = -(-count // most)
   return -(-count // parts)
 
@@ -243,18 +248,21 @@ def _cut(first, second, i, j, height, width, same: bool) -> _Tile:
 
 
 def _slice(x: np.ndarray, start: int, count: int) -> np.ndarray:
-  """`count` rows, the missing ones 0: the same shape for every tile."""
+  """Returns `count` rows. Missing rows are 0, so all tiles have one shape."""
   x = x[start : start + count]
   return np.pad(x, [(0, count - len(x)), *[(0, 0)] * (x.ndim - 1)])
 
 
 @functools.lru_cache(maxsize=64)
 def _program(mesh, of_clouds: bool, p, solver):
-  """Values [I, J] of a tile; each device has some columns. Compiled once for
-  each shape, however often `pairwise` is called."""
+  """Returns a function that computes the values [I, J] of a tile.
+
+  Each device solves some columns. The function is compiled once for each shape,
+  however often `pairwise` is called.
+  """
 
   def values(cost, x, a, y, b, wanted):
-    # A pair without weight is solved in no time.
+    # Pairs that are not wanted get no mass, so that they take no time.
     a = jnp.where(wanted[..., None], a[:, None], 0)
     x, y, b = x[:, None], y[None], b[None]
     if of_clouds:
@@ -268,14 +276,14 @@ def _program(mesh, of_clouds: bool, p, solver):
       mesh=mesh,
       in_specs=(P(), P(), P(), spread, spread, P(None, _AXIS)),
       out_specs=P(None, _AXIS),
-      check_vma=False,  # loops of other people's solvers do not pass it
+      check_vma=False,  # loops of third-party solvers do not pass it
     )
   )
 
 
 def _computed(tiles, program):
-  """Tiles with their values; the next one is given out before the values of
-  this one are waited for."""
+  """Yields tiles with their values. The next tile is dispatched before this
+  function waits for the values of the current one."""
   waiting: collections.deque = collections.deque()
   for tile in tiles:
     waiting.append((tile, program(*tile.arguments, tile.wanted)))
@@ -287,7 +295,7 @@ def _computed(tiles, program):
 
 
 def _store(out: np.ndarray, tile: _Tile, values, symmetric: bool) -> int:
-  """Writes the values of a tile; returns how many pairs it had."""
+  """Writes the values of a tile and returns the number of its pairs."""
   i, j = np.nonzero(tile.wanted)
   rows, columns = tile.rows[i], tile.columns[j]
   out[rows, columns] = values[i, j]

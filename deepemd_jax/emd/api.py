@@ -16,14 +16,14 @@ from deepemd_jax.emd.solvers import GRADIENTS
 
 @runtime_checkable
 class Solver(Protocol):
-  """A solver that `solve` and `distance` can use; hashable.
+  """The interface of a solver for `solve` and `distance`; it must be hashable.
 
   A solver may have four more attributes. If `differentiable` is true, its flow
   has a gradient. If `on_host` is true, it needs code of this process, so that
   it cannot be exported. If `takes_start` is true, it has a fourth argument:
-  the flow of a similar problem, from which it starts. A method
-  `value(cost, a, b, plan)` returns the objective whose derivatives its
-  potentials are, if that is not <cost, flow>.
+  the flow of a similar problem, from which it starts. If its potentials are not
+  the derivatives of <cost, flow>, a method `value(cost, a, b, plan)` returns
+  the objective of which they are the derivatives.
   """
 
   def __call__(
@@ -32,9 +32,9 @@ class Solver(Protocol):
 
 
 def default_solver() -> Solver:
-  """The fastest exact solver on this platform.
+  """Returns the fastest exact solver on this platform.
 
-  That is `NetworkSimplex` on a CPU, and `InteriorPoint` elsewhere.
+  It is `NetworkSimplex` on a CPU and `InteriorPoint` elsewhere.
   """
   if jax.default_backend() == "cpu":
     return NetworkSimplex()
@@ -48,31 +48,31 @@ def solve(
   solver: Solver | None = None,
   start: Float[Array | np.ndarray, "*#batch n m"] | None = None,
 ) -> problem.Plan:
-  """Solves transport problems, and certifies how exact the solutions are.
+  """Solves transport problems and certifies how exact the solutions are.
 
-  Nodes of mass 0 are allowed, for padding say, and move nothing. If the totals
-  differ by more than 1e-5 of the larger one, transport is partial: the smaller
-  total is moved. A problem without meaning (NaN, -inf, negative mass, zero
-  total) returns NaN and does not affect its neighbors in the batch.
+  Nodes of mass 0 are allowed, for example as padding, and move nothing. If the
+  totals differ by more than 1e-5 of the larger one, transport is partial: the
+  smaller total is moved. An invalid problem (NaN, -inf, negative mass, zero
+  total) yields NaN and does not affect the other problems of the batch.
 
-  A plan is a constant: no gradient flows through it. `distance` has the
+  A plan is a constant: no gradient flows through it. `distance` provides the
   gradient of the value. Where the optimum is unique, the gradient of the flow
   with respect to the cost is zero anyway. (`RegularizedQP` is the exception:
   its flow has a gradient with respect to cost, a and b.)
 
   Args:
     cost: [..., n, m], cost of moving a unit of mass from i to j; any sign. For
-      the exact solvers, +inf forbids a pair; if no plan does without forbidden
-      pairs, the problem returns NaN. To other solvers it has no meaning.
+      the exact solvers, +inf forbids a pair. If every plan needs a forbidden
+      pair, the result is NaN. For other solvers, +inf makes a problem invalid.
     a: [..., n], masses of the rows, >= 0.
     b: [..., m], masses of the columns, >= 0.
     solver: `InteriorPoint()` or `NetworkSimplex()`, which are exact, or
-      `RegularizedQP()` or `Sinkhorn()`. None is the fastest exact one on this
-      platform.
+      `RegularizedQP()` or `Sinkhorn()`. None selects the fastest exact solver
+      on this platform.
     start: [..., n, m], the flow of a similar problem that this solver has
-      solved. `NetworkSimplex` starts from it, which saves time; the optimum is
-      the same (where several plans tie, perhaps another one of them). Other
-      solvers make no use of it.
+      solved. The native code of `NetworkSimplex` starts from it, which saves
+      time. The optimal value is the same; if several plans are optimal, the
+      solver may return another one. Other solvers ignore it.
 
   Batch dimensions are broadcast.
 
@@ -80,7 +80,7 @@ def solve(
     A `Plan`, in float32, or in float64 if an input is and JAX has it enabled.
 
   Raises:
-    TypeError: solver is no solver.
+    TypeError: solver is neither a solver object nor None.
     ValueError: shapes do not fit, or a dtype is not a real one.
   """
   solver = checked(solver)
@@ -92,13 +92,13 @@ def solve(
 
 
 def checked(solver) -> Solver:
-  """Returns the solver, or the default one for None.
+  """Returns the solver, or the default solver if it is None.
 
   Args:
     solver: an object such as `InteriorPoint()`, or None.
 
   Raises:
-    TypeError: it is something else, such as a name or a class.
+    TypeError: solver is anything else, such as a name or a class.
   """
   if solver is None:
     return default_solver()
@@ -111,7 +111,7 @@ def checked(solver) -> Solver:
 
 
 def _usable_start(solver, start, cost) -> tuple[jax.Array, ...]:
-  """The start as a further argument of a solver; () if it takes none."""
+  """Returns the start as an extra argument; () if the solver takes none."""
   if start is None or not getattr(solver, "takes_start", False):
     return ()
   return (problem.prepare_start(start, cost),)
@@ -124,41 +124,42 @@ def distance(
   solver: Solver | None = None,
   gradient: str = "exact",
 ) -> Float[Array, "..."]:
-  """The optimal value min_X <C, X>, differentiable in cost, a and b.
+  """Computes the optimal value min_X <C, X>, differentiable in cost, a and b.
 
-  With X the optimal flow and f, g the optimal potentials, LP duality gives
+  For the optimal flow X and the optimal potentials f and g, LP duality gives
 
     d value / dC = X,   d value / da = f,   d value / db = g
 
-  at no further cost. For equal totals f and g are known up to a constant. It
-  drops out as soon as the masses are scaled to a fixed total, as they must be
-  for the totals to stay equal. Where the optimum is not unique (ties) the value
-  has a kink, and the gradient is one of its subgradients: a vertex's with
-  `NetworkSimplex`, near the middle of the optimal face with `InteriorPoint`.
-  With an exact solver, forward and reverse mode are there, and the second
-  derivatives, which are zero: around a point the value is linear in the costs,
-  and in the masses. (At its kinks it has none.)
+  at no further cost. If the totals are equal, f and g are determined only up to
+  a constant. This constant cancels when the masses are scaled to a fixed total,
+  which keeps the totals equal. Where the optimum is not unique (ties), the
+  value has a kink, and the gradient is one of its subgradients: that of a
+  vertex with `NetworkSimplex`, and one near the middle of the optimal face with
+  `InteriorPoint`. An exact solver supports forward and reverse mode, and second
+  derivatives. These are zero, because the value is locally linear in the costs
+  and in the masses. (At a kink there is no second derivative.)
 
-  `Sinkhorn` returns the entropic objective that it solved, and the gradient is
-  that objective's, in reverse mode, once. `RegularizedQP` returns <C, X> of its
-  smoothed flow X and differentiates through X, as the paper does.
+  With `Sinkhorn`, the value is the entropic objective, and the gradient is that
+  of this objective. Only reverse mode and first derivatives are supported. With
+  `RegularizedQP`, the value is <C, X> of the smoothed flow X, and the gradient
+  passes through X, as in the paper.
 
   Args:
     cost: [..., n, m]; see `solve`.
-    a: [..., n].
-    b: [..., m].
+    a: [..., n], masses of the rows.
+    b: [..., m], masses of the columns.
     solver: see `solve`.
-    gradient: "exact", or "flow", which takes the flow as constant, so that the
-      masses get no gradient. The official DeepEMD does the latter with its
-      OpenCV solver; choose it to compare with that.
+    gradient: "exact" or "flow". "flow" treats the flow as constant, so that the
+      masses get no gradient. The official DeepEMD does so with its OpenCV
+      solver; choose it to compare with that code.
 
   Returns:
-    [...], the value; NaN for a problem without meaning, whose gradient is 0, so
-    that `jnp.where` can leave it out.
+    [...], the value. It is NaN for an invalid problem, whose gradient is 0, so
+    that `jnp.where` can mask it.
 
   Raises:
     ValueError: shapes do not fit, a dtype is not a real one, or gradient is
-      neither of the two.
+      neither "exact" nor "flow".
 
   References:
     Bertsimas, Tsitsiklis, "Introduction to Linear Optimization", 1997,
@@ -176,25 +177,25 @@ def distance_and_flow(
   gradient: str = "exact",
   start: Float[Array | np.ndarray, "*#batch n m"] | None = None,
 ) -> tuple[Float[Array, "..."], Float[Array, "... n m"]]:
-  """`distance`, and the optimal flow, by solving once.
+  """Computes `distance` and the optimal flow in one solve.
 
-  The flow is a constant to derivatives, except that of `RegularizedQP`. Given
-  back as `start`, it saves time when the costs have changed a little, as they
-  do from one step of gradient descent to the next.
+  The flow has no derivative, except with `RegularizedQP`. Passed back as
+  `start`, it saves time if the costs have changed only a little, as they do
+  from one step of gradient descent to the next.
 
   Args:
     cost: [..., n, m]; see `solve`.
-    a: [..., n].
-    b: [..., m].
+    a: [..., n], masses of the rows.
+    b: [..., m], masses of the columns.
     solver: see `solve`.
     gradient: see `distance`.
-    start: see `solve`.
+    start: [..., n, m]; see `solve`.
 
   Returns:
     [...], the value, and [..., n, m], the flow.
 
   Raises:
-    ValueError: as `distance`; or start has not the shape of cost.
+    ValueError: as for `distance`, or start does not fit the shape of cost.
   """
   if gradient not in GRADIENTS:
     raise ValueError(f"gradient is {gradient!r}; use one of {GRADIENTS}")
@@ -203,7 +204,7 @@ def distance_and_flow(
   if gradient == "exact" and getattr(solver, "differentiable", False):
     flow = solver(cost, a, b).flow
     return jnp.sum(cost * flow, (-2, -1)), flow
-  if gradient == "flow":  # nothing behind the masses is differentiated
+  if gradient == "flow":  # no gradient reaches the masses
     a, b = jax.lax.stop_gradient((a, b))
   if hasattr(solver, "value"):
     return _smoothed(solver, cost, a, b)
@@ -211,23 +212,25 @@ def distance_and_flow(
   return _solved(solver, cost, a, b, *starts)[:2]
 
 
-# Compiled, because JAX's tracers of a custom derivative refuse what `vmap`
-# hands on of a NumPy array.
+# Without `jit`, `vmap` over a NumPy array passes a type that JAX's tracers of
+# custom derivatives reject.
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _solved(solver, cost, a, b, *start):
-  """The value, the flow, and the potentials of an exact solver."""
+  """Returns the value, the flow, and the potentials of an exact solver."""
   plan = solver(cost, a, b, *start)
-  # A forbidden pair costs infinity, and is not used.
+  # A forbidden pair has infinite cost and no flow, and inf * 0 is NaN.
   paid = jnp.where(plan.flow == 0, 0, cost * plan.flow)
   return jnp.sum(paid, (-2, -1)), plan.flow, plan.f, plan.g
 
 
-# pyrefly: ignore[missing-attribute]: what is jitted is kept there
+# pyrefly: ignore[missing-attribute]: jit keeps the function there
 @_solved.__wrapped__.defjvp
 def _tangents(solver, primals, tangents):
-  """The value's tangent is <flow, d_cost> + <f, d_a> + <g, d_b>. Flow and
-  potentials do not change where they are unique."""
+  """Computes the tangent of the value: <flow, d_cost> + <f, d_a> + <g, d_b>.
+
+  Flow and potentials are locally constant where they are unique.
+  """
   solution = _solved(solver, *primals)
   d_cost, d_a, d_b = tangents[:3]
   flow, f, g = map(_or_zero, solution[1:])
@@ -237,15 +240,20 @@ def _tangents(solver, primals, tangents):
 
 
 def _or_zero(derivative):
-  """A problem without meaning has no derivative. As NaN it would reach those
-  who leave the problem out by `jnp.where`, because 0 * NaN is NaN."""
+  """Replaces NaN, the derivative of an invalid problem, by 0.
+
+  `jnp.where` could not mask a NaN, because 0 * NaN is NaN.
+  """
   return jnp.where(jnp.isnan(derivative), 0, derivative)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _smoothed(solver, cost, a, b):
-  """The objective and the flow of a solver whose flow and potentials change
-  with it, so that only the objective's first derivative is known."""
+  """Returns the objective and the flow of a smoothed solver.
+
+  Its flow and potentials vary smoothly with the problem. Only the first
+  derivative of the objective is known.
+  """
   return _forward(solver, cost, a, b)[0]
 
 

@@ -1,17 +1,17 @@
-"""What every exact solver ends with: a feasible plan, and a bound on its error.
+"""Certificates of plans: feasibility, and a bound on the error of the value.
 
-A solver hands over a flow and potentials that are nearly right.
-`round_to_marginals` makes the flow's sums right, and `certify` completes the
-potentials to feasible ones. By weak duality the difference between the plan's
+A solver returns a flow and potentials that are nearly right.
+`round_to_marginals` corrects the sums of the flow, and `certify` completes the
+potentials to feasible ones. By weak duality, the difference between the plan's
 cost and the dual value then bounds the error of the value, whatever the solver
 did.
 
-Costs and potentials are those of `ScaledProblem.above` here, in which small
-costs keep their digits beside large ones.
+This module computes with `ScaledProblem.above` and its potentials, because
+there small costs keep their digits beside large ones.
 
 The batch is LAST, as in `problem`. `round_to_marginals`, `examine`, `is_close`
-and `make_plan` also take one problem without a batch, and use only what a GPU
-kernel has.
+and `make_plan` also take one problem without a batch, and use only operations
+that a GPU kernel supports.
 """
 
 from typing import NamedTuple
@@ -30,25 +30,26 @@ from deepemd_jax.emd.problem import (
 )
 
 # A plan has converged if its gap, without the allowance for rounding, is at
-# most this, relative to what it pays.
+# most this share of its cost.
 CLOSE = {"float32": 2e-5, "float64": 1e-9}
-# Or this share of an ordinary cost: two images that are the same have a value
-# that is nothing but rounding.
+# It has also converged if its gap is at most this share of an ordinary cost.
+# The value of two equal images, for example, is only rounding error.
 NOTHING = {"float32": 1e-6, "float64": 1e-11}
-# Sums of a flow are as exact as so many roundings of a node's mass.
+# The error that a sum of a flow may have, in rounding errors of a node's mass.
 _ROUNDINGS = 4
 
 
 class Evidence(NamedTuple):
-  """How good a flow and potentials are.
+  """The accuracy of a flow and of potentials.
 
   Attributes:
     f: [N, ...], row potentials, completed to feasible ones.
-    g: [M, ...], column potentials.
-    gap: [...], what separates the value from the optimum, in units of scaled
-      mass times original cost.
-    scale: [...], what `gap` is compared with, in the same units.
-    rounding: [...], how exactly the type of the result can tell its value.
+    g: [M, ...], column potentials, completed to feasible ones.
+    gap: [...], a bound on the error of the value, without `rounding`, in units
+      of scaled mass times original cost.
+    scale: [...], the value to compare `gap` with, in the same units.
+    rounding: [...], the rounding error of the value in the dtype of the result,
+      in the same units.
     residual: [...], the largest error of a sum, in units of scaled mass.
   """
 
@@ -61,17 +62,17 @@ class Evidence(NamedTuple):
 
 
 def round_to_marginals(flow, a, b, open_cells=None):
-  """A plan near `flow` whose marginals are exact, up to rounding.
+  """Returns a plan near `flow` whose marginals are exact, up to rounding.
 
   Args:
     flow: [n, m, ...], >= 0; its marginals are nearly right.
     a: [n, ...], the row sums to reach.
     b: [m, ...], the column sums to reach.
-    open_cells: [n, m, ...] bool, where flow may be added; None is everywhere.
-      What finds no place is left out.
+    open_cells: [n, m, ...] bool, the cells where flow may be added; None allows
+      all. Flow for other cells is left out.
 
   Returns:
-    [n, m, ...], >= 0.
+    [n, m, ...], the plan, >= 0.
 
   References:
     Altschuler, Weed, Rigollet, "Near-linear time approximation algorithms for
@@ -89,16 +90,17 @@ def round_to_marginals(flow, a, b, open_cells=None):
 
 
 def certify(scaled: ScaledProblem, flow, f, g, steps, *, dtype) -> Plan:
-  """Certifies what a solver returned, and cuts the dummies off.
+  """Certifies the result of a solver and removes the dummies.
 
   Args:
     scaled: the problem.
     flow: [n + 1, m + 1, B]; its marginals are right up to rounding.
-    f: [n + 1, B], row potentials of `scaled.cost`; ignored where there is no
+    f: [n + 1, B], row potentials of `scaled.cost`; ignored at nodes without
       mass.
-    g: [m + 1, B], column potentials of it; ignored where there is no mass.
-    steps: [B] int.
-    dtype: of the plan that the user gets: its rounding counts.
+    g: [m + 1, B], column potentials of `scaled.cost`; ignored at nodes without
+      mass.
+    steps: [B] int, the iterations.
+    dtype: the dtype of the plan that the user gets, whose rounding counts.
 
   Returns:
     The plan in original units, batch last.
@@ -108,7 +110,7 @@ def certify(scaled: ScaledProblem, flow, f, g, steps, *, dtype) -> Plan:
 
 
 def certify_above(scaled: ScaledProblem, flow, f, g, steps, dtype) -> Plan:
-  """`certify` of potentials of `scaled.above`."""
+  """Does what `certify` does, for potentials of `scaled.above`."""
   n, m = len(f) - 1, len(g) - 1
   evidence = examine(scaled, flow, f, g, n, m, dtype)
   plan = make_plan(scaled, flow, evidence, steps, n, m, dtype)
@@ -116,10 +118,10 @@ def certify_above(scaled: ScaledProblem, flow, f, g, steps, dtype) -> Plan:
 
 
 def examine(scaled: ScaledProblem, flow, f, g, n: int, m: int, dtype):
-  """`Evidence` of a flow [N, M, ...] and of potentials of `scaled.above`.
+  """Computes `Evidence` of a flow [N, M, ...] and potentials of `scaled.above`.
 
-  Whatever the given potentials are, the completed pair is feasible, so that the
-  gap bounds the error of the value.
+  The completed potentials are feasible, whatever the given ones are, so that
+  the gap bounds the error of the value.
   """
   a, b, above, epsilon = scaled.a, scaled.b, scaled.above, _epsilon(dtype)
   row, column = index_along(a), index_along(b)
@@ -130,19 +132,20 @@ def examine(scaled: ScaledProblem, flow, f, g, n: int, m: int, dtype):
   inside = (index_along(flow, 0) < n) & (index_along(flow, 1) < m)
   paid = _paid(flow, jnp.where(inside, abs(above + scaled.lowest), 0))
   scale = jnp.maximum(paid, scaled.smallest_cost * scaled.moved_mass)
-  # A dummy's own sum is nobody's concern: its potential is 0, so that it has no
-  # part in the dual value.
+  # The sum of a dummy does not matter: its potential is 0, so that it is no
+  # part of the dual value.
   wrong_a = jnp.where(row < n, abs(flow.sum(1) - a), 0)
   wrong_b = jnp.where(column < m, abs(flow.sum(0) - b), 0)
   residual = jnp.maximum(wrong_a.max(0), wrong_b.max(0))
-  # A wrong sum counts with its price in the potentials, and with what it costs
-  # to put it right, which is about what others pay. A rounding of the flow is
-  # nobody's fault.
+  # The error of a sum is weighted by the node's potential, plus the cost of a
+  # correction, which is about the mean cost of the plan. The gap leaves out
+  # errors that are rounding of the flow.
   price = scale / scaled.moved_mass
   price_a = jnp.where(row < n, abs(f) + price, 0)
   price_b = jnp.where(column < m, abs(g) + price, 0)
   spare = _ROUNDINGS * epsilon
-  # Where a flow is, f and g cancel in the slack. So exact is a slack of 0.
+  # Where there is flow, f and g cancel in the slack, so that a slack of 0 has
+  # this rounding error.
   unseen = _epsilon(flow.dtype) * (b * abs(g)).sum(0)
   gap = _paid(flow, slack) + unseen
   gap = gap + (jnp.maximum(wrong_a - spare * a, 0) * price_a).sum(0)
@@ -152,14 +155,14 @@ def examine(scaled: ScaledProblem, flow, f, g, n: int, m: int, dtype):
 
 
 def is_close(gap, scale, dtype, margin: float = 1.0):
-  """[...] bool: the gap is small, relative to what the plan pays."""
+  """Tells whether the gap is small relative to the plan's cost, [...] bool."""
   return margin * gap <= CLOSE[jnp.dtype(dtype).name] * scale
 
 
 def make_plan(
   scaled: ScaledProblem, flow, evidence: Evidence, steps, n: int, m: int, dtype
 ) -> Plan:
-  """The plan in original units; cuts nothing off."""
+  """Returns the plan in original units, with the dummies."""
   valid, unit = scaled.valid, scaled.mass_unit
   f, g = add_lowest(scaled, evidence.f, evidence.g, n, m)
   or_nan = lambda x: jnp.where(valid, x, jnp.nan)  # noqa: E731
@@ -178,9 +181,10 @@ def make_plan(
 
 
 def _ordinary_cost(scaled: ScaledProblem, n: int, m: int):
-  """[...], what a quarter of the absolute costs are below, up to a factor of 4.
+  """Returns the lower quartile of the absolute costs, up to a factor of 4.
 
-  It is found by halving the range of exponents: a kernel cannot sort.
+  The result is [...]. The function halves the range of exponents, because a
+  kernel cannot sort.
   """
   size, rows = abs(scaled.above + scaled.lowest), index_along(scaled.above, 0)
   counts = (rows < n) & (index_along(scaled.above, 1) < m)
@@ -202,22 +206,23 @@ def _epsilon(dtype) -> float:
 
 
 def _paid(flow, cost):
-  """[...], <cost, flow>; what is forbidden and not used costs nothing."""
+  """Computes <cost, flow>, [...]. Forbidden pairs without flow cost nothing."""
   return jnp.where(flow > 0, flow * cost, 0).sum((0, 1))
 
 
 def _complete(scaled: ScaledProblem, f, g, n: int):
-  """The feasible potentials [N, ...] and [M, ...] next to f and g."""
+  """Returns feasible potentials [N, ...] and [M, ...] close to f and g."""
   cost, a, b = scaled.above, scaled.a, scaled.b
   row = index_along(a)
-  # A node all of whose pairs are forbidden has no potential of its own.
+  # A node whose pairs are all forbidden would have an infinite potential.
   finite = lambda x: jnp.where(abs(x) < jnp.inf, x, 0)  # noqa: E731
-  # Of two nodes whose potentials are too high together the lighter gives way:
-  # the less mass, the less a potential matters, and the less a solver knows it.
+  # If the potentials of two nodes are too high together, that of the lighter
+  # node is lowered: the less mass a node has, the less its potential matters,
+  # and the less exactly a solver knows it.
   above = jnp.where(a[:, None] > b, cost - f[:, None], jnp.inf)
   g = jnp.minimum(g, above.min(0))
-  # Columns without mass bind no row. Nor does an idle dummy: its column must
-  # not, and its row must not bind the columns that have no mass either.
+  # Columns without mass, among them an unused dummy, do not constrain the rows.
+  # An unused dummy row does not constrain the columns.
   f = finite((cost - jnp.where(b > 0, g, -jnp.inf)).min(1))
   binding = jnp.where((row < n) | ((row == n) & (a > 0)), f, -jnp.inf)
   return f, finite((cost - binding[:, None]).min(0))

@@ -1,9 +1,9 @@
-"""A call of a Python function from compiled code, which cannot stand still.
+"""A call of a Python function from compiled code, without deadlocks.
 
-`jax.pure_callback` puts the arguments on the device once more and waits for it.
-Where XLA has but one thread (one core), the callback itself keeps that thread
-busy, and now and then both wait for ever. Here the function gets the NumPy
-arrays that XLA hands over, and touches no device.
+`jax.pure_callback` copies its arguments to the device again and waits. If
+XLA has only one thread (one core), the callback keeps that thread busy, and
+sometimes both wait forever. Here the function gets the NumPy arrays that XLA
+passes, and uses no device.
 """
 
 import functools
@@ -27,10 +27,10 @@ def host_call(
   """Calls `function` on the host with NumPy arrays.
 
   Args:
-    function: pure and hashable; must not use JAX. Under `jax.vmap` it gets all
-      arguments with the new axis in front, and returns all results with it.
-    results: the shapes and dtypes of what the function returns.
-    *arguments: arrays [...] of any shape, which the function gets.
+    function: a pure and hashable function that does not use JAX. Under
+      `jax.vmap` all its arguments and results have the new axis first.
+    results: the shapes and dtypes of the results of the function.
+    *arguments: arrays [...] of any shape, the arguments of the function.
 
   Returns:
     Arrays with the shapes and dtypes of `results`.

@@ -1,11 +1,10 @@
 """Exact transport on any device: a primal-dual interior point method.
 
-Mehrotra's predictor-corrector on the transport polytope. This module says how
-problems are spread over the device; `interior_point_step` has the method
-itself, and `interior_point_gpu` the same method as one GPU kernel.
-
-`interior_point_dense` has it for large ones. `refinement` solves again, in
-smaller units, what is not exact enough yet.
+The method is Mehrotra's predictor-corrector on the transport polytope. This
+module distributes the problems over the device. `interior_point_step` has the
+method itself, `interior_point_gpu` has it as one GPU kernel, and
+`interior_point_dense` has it for large problems. `refinement` solves a problem
+again, in smaller units, if it is not exact enough yet.
 
 Each step costs about n m^2 + m^3 multiply-adds, and 8 to 20 steps are usual.
 """
@@ -29,38 +28,38 @@ from deepemd_jax.emd import (
 )
 from deepemd_jax.emd.interior_point_step import Options
 
-_BLOCK = 64  # problems side by side: their arrays fit a CPU core's cache
+_BLOCK = 64  # problems in a block, whose arrays fit the cache of a CPU core
 _GROUP = 6  # blocks that advance together on a CPU, to stay in its caches
 
 
 @dataclasses.dataclass(frozen=True)
 class InteriorPoint:
-  """An exact solver on the device, batched, in the dtype of its input.
+  """An exact, batched solver on the device, in the dtype of its input.
 
   Choose it on GPUs and TPUs. A problem stops when its duality gap, relative to
   the moved mass times the range of its costs, is below `tolerance`, or when
-  rounding stops its progress; its neighbors in the batch go on. If it pays so
-  little that this is not enough (see `Plan.converged`), it is solved again with
-  what is left of its costs, in a smaller unit; `Plan.steps` counts all. So
-  costs may differ by any order of magnitude, and +inf forbids a pair. The flow
-  is then rounded to exact marginals, and the potentials are completed to
-  feasible ones. So `Plan.gap` bounds the value's error however the solver
-  ended. `Plan.converged` says whether that bound is small, not whether
-  `tolerance` was reached.
+  rounding stops its progress. The other problems of the batch go on. If the
+  plan costs so little that this is not enough (see `Plan.converged`), the
+  problem is solved again with its slacks as costs, in a smaller unit.
+  `Plan.steps` counts the steps of all these rounds. So costs may differ by any
+  order of magnitude, and +inf forbids a pair. The flow is then rounded to exact
+  marginals, and the potentials are completed to feasible ones. So `Plan.gap`
+  bounds the error of the value however the solver ended. `Plan.converged` tells
+  whether that bound is small, not whether `tolerance` was reached.
 
   Attributes:
     tolerance: relative duality gap; None is 1e-7 in float32, 1e-10 in float64.
     max_steps: bound on the iterations of a round.
-    kernel: whether a GPU solves each problem in a program of its own, see
-      `interior_point_gpu`. None: where it can, that is on an NVIDIA GPU of
-      compute capability 8.0 or more, for float32 problems of up to 63 nodes.
-      True: for these problems on every device; other devices interpret the
-      kernel, slowly. False: nowhere. Programs of fixed sizes for `jax.export`
-      need False if they are made on such a GPU.
+    kernel: whether a GPU solves each problem in a program of its own; see
+      `interior_point_gpu`. None does so where possible: on an NVIDIA GPU of
+      compute capability 8.0 or more, for float32 problems of up to 63 nodes a
+      side. True does so for these problems on every device; other devices
+      interpret the kernel, slowly. False never does so. To export a program of
+      fixed sizes by `jax.export` on such a GPU, use False.
 
   Raises:
-    ValueError: tolerance is not positive, or max_steps is below 1. When called:
-      kernel is True and the problems do not fit the kernel.
+    ValueError: tolerance is not positive, or max_steps is below 1. A call
+      raises it if kernel is True and the problems do not fit the kernel.
   """
 
   tolerance: float | None = None
@@ -83,8 +82,8 @@ class InteriorPoint:
 
     Args:
       cost: [..., n, m].
-      a: [..., n].
-      b: [..., m].
+      a: [..., n], row masses.
+      b: [..., m], column masses.
     """
     batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
     double = cost.dtype == jnp.float64
@@ -102,7 +101,7 @@ class InteriorPoint:
 
 
 def _implementation(cost, options: Options, kernel: bool | None):
-  """The function that solves problems like cost [B, n, m].
+  """Returns the function that solves problems like cost [B, n, m].
 
   `kernel` is as in `InteriorPoint`.
   """
@@ -127,13 +126,13 @@ def _implementation(cost, options: Options, kernel: bool | None):
 
 
 def _flatten_vmaps(solve):
-  """`solve` of arrays with one batch dimension; `jax.vmap` makes it longer.
+  """Wraps `solve` so that `jax.vmap` makes its one batch dimension longer.
 
   Without this, each `jax.vmap` would add a dimension to the GPU's grid. A grid
-  has three, two of which are short.
+  has three dimensions, two of which are short.
 
-  Not for `_solve_in_blocks`: XLA rounds differently in blocks of another size,
-  and numbers would depend on how many devices share the episodes.
+  Do not wrap `_solve_in_blocks`: XLA rounds differently in blocks of another
+  size, so that results would depend on how many devices share the episodes.
   """
   flattening = jax.custom_batching.custom_vmap(solve)
 
@@ -152,7 +151,7 @@ def _flatten_vmaps(solve):
 
 
 def _solve_in_blocks(cost, a, b, options: Options) -> problem.Plan:
-  """The plan of cost [B, n, m], a [B, n], b [B, m]; batch first."""
+  """Solves cost [B, n, m], a [B, n], b [B, m]. The plan has the batch first."""
   (n, m), dtype = cost.shape[1:], cost.dtype
   arguments = problem.batch_last(cost, a, b)
   scaled = problem.scale_problem(*arguments, may_forbid=True)
@@ -165,9 +164,9 @@ def _solve_in_blocks(cost, a, b, options: Options) -> problem.Plan:
 
 
 def _iterate_in_blocks(cost, a, b, moved_mass, leak, *, options: Options):
-  """Flow [n, m, B], potentials [n, B] and [m, B], and steps [B]."""
+  """Returns flow [n, m, B], potentials [n, B] and [m, B], and steps [B]."""
   n, m, count = cost.shape
-  if m > n:  # time grows with the columns: let them be the shorter side
+  if m > n:  # columns cost more time, so they become the shorter side
     transposed = cost.swapaxes(0, 1), b, a, moved_mass, leak
     flow, g, f, steps = _iterate_in_blocks(*transposed, options=options)
     return flow.swapaxes(0, 1), f, g, steps
@@ -175,7 +174,7 @@ def _iterate_in_blocks(cost, a, b, moved_mass, leak, *, options: Options):
   blocks, size = _blocks(count)
   spare = blocks * size - count
 
-  def split(x):  # [..., B] -> [blocks, ..., size], the last problem repeated
+  def split(x):  # [..., B] -> [blocks, ..., size]; repeats the last problem
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, spare)], mode="edge")
     return jnp.moveaxis(x.reshape(*x.shape[:-1], blocks, size), -2, 0)
 
@@ -196,11 +195,11 @@ def _iterate_in_blocks(cost, a, b, moved_mass, leak, *, options: Options):
 
 
 def _iterate_by_group(iterate, *arguments):
-  """`iterate` of a few blocks at a time, each group until it is done."""
+  """Runs `iterate` on a few blocks at a time, each group until it is done."""
   blocks = len(arguments[0])
   groups = -(-blocks // _GROUP)
 
-  def split(x):  # the last block repeated
+  def split(x):  # repeats the last block
     spare = [(0, groups * _GROUP - blocks)] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x, spare, mode="edge").reshape(groups, _GROUP, *x.shape[1:])
 
@@ -209,7 +208,7 @@ def _iterate_by_group(iterate, *arguments):
 
 
 def _blocks(count):
-  """How many blocks of problems there are, and how many problems each has."""
+  """Returns the number of blocks and the number of problems in each."""
   if export.is_symbolic_dim(count):  # a program for any number of problems
     return (count + _BLOCK - 1) // _BLOCK, _BLOCK
   blocks = max(1, -(-count // _BLOCK))

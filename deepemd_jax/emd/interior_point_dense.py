@@ -1,10 +1,11 @@
 """The interior point method for problems of more than 63 nodes a side.
 
-Each problem is a matrix by itself, and the backend's matrix products do most of
-the work. The columns are eliminated by star-mesh transforms, as
-`resistor_network` does it, but block by block. Within a small block one column
-goes after another. What a block does to the rest of the network is one product
-of two matrices without negative entries. So nothing is subtracted here, either.
+Each problem is a matrix of its own, and the backend's matrix products do most
+of the work. The columns are eliminated by star-mesh transforms, as in
+`resistor_network`, but block by block. Within a small block, the columns are
+eliminated one after another. The effect of a block on the rest of the network
+is one product of two matrices without negative entries. So nothing is
+subtracted here, either.
 """
 
 import functools
@@ -18,7 +19,7 @@ from deepemd_jax.emd.interior_point_step import Options
 from deepemd_jax.emd.resistor_network import Network, heaviest_last, or_one
 
 _BLOCK = 16  # columns
-_CELLS = 2**18  # of the problems that advance together: they fit a CPU's cache
+_CELLS = 2**18  # cells of problems that advance together; they fit a CPU cache
 
 _product = functools.partial(jnp.matmul, precision="highest")
 
@@ -28,17 +29,17 @@ def iterate(cost, a, b, moved_mass, leak, *, options: Options):
 
   Args:
     cost: [n, m, B], scaled.
-    a: [n, B].
-    b: [m, B].
-    moved_mass: [B]; negative where there is nothing to do.
-    leak: [B], the share of `options.leak` that there should be.
+    a: [n, B], row sums.
+    b: [m, B], column sums.
+    moved_mass: [B]; a negative value skips the problem.
+    leak: [B], a factor of `options.leak`.
     options: tolerance, steps and the strengths of the proximal terms.
 
   Returns:
     Flow [n, m, B], potentials [n, B] and [m, B], and steps [B].
   """
   n, m, count = cost.shape
-  if m > n:  # time grows with the columns: let them be the shorter side
+  if m > n:  # columns cost more time, so they become the shorter side
     transposed = cost.swapaxes(0, 1), b, a, moved_mass, leak
     flow, g, f, steps = iterate(*transposed, options=options)
     return flow.swapaxes(0, 1), f, g, steps
@@ -70,16 +71,16 @@ def eliminate(conductance, leak_a, leak_b) -> Network:
 
   Args:
     conductance: [n, m], >= 0.
-    leak_a: [n], conductance of each row to the ground, besides its own.
-    leak_b: [m], the same for the columns.
+    leak_a: [n], further conductance from each row to the ground.
+    leak_b: [m], further conductance from each column to the ground.
   """
   m = conductance.shape[1]
   conductance = conductance.at[:, -1].add(leak_a)
   degree = or_one(conductance.sum(1))
   share = conductance / degree[:, None]
   mesh = _product(share.T, conductance).at[:, -1].add(leak_b)
-  # Columns without neighbors fill up the last block. They change nothing, nor
-  # does the turn of the ground, which has no neighbor left by then.
+  # Columns without neighbors fill up the last block. Their elimination changes
+  # nothing. Neither does that of the ground, which then has no neighbors left.
   spare = -m % _BLOCK
   mesh = jnp.pad(mesh, ((0, spare), (0, spare)))
   mesh, total = _eliminate_columns(mesh)
@@ -97,8 +98,9 @@ def _eliminate_columns(mesh):
   """Eliminates all columns of a mesh [m, m], block by block.
 
   Returns:
-    The mesh, whose rows are as they were when their turns came; and below its
-    diagonal `Network.spread`. And the totals, [m].
+    The mesh [m, m] and the totals [m]. Above its diagonal, each row of the mesh
+    has the values that it had before its elimination. Below its diagonal is
+    `Network.spread`.
   """
   m = len(mesh)
   column, row = jnp.arange(m), jnp.arange(m)[:, None]
@@ -115,8 +117,8 @@ def _eliminate_columns(mesh):
     rows = _product(arriving, rows)
     rows = lax.dynamic_update_slice_in_dim(rows, block, first, 1)
     part = jnp.where(later, rows, 0) / or_one(total)[:, None]
-    # Of a later row, the block's columns are eliminated. What the block's rows
-    # have of each other is no concern of later rows.
+    # This eliminates the block's columns from later rows. Conductances within
+    # the block do not affect later rows.
     within = (column >= first) & ~later
     passed = jnp.where(within & (column > own), 0, rows)
     passed = jnp.where(column == own, 1, passed)
@@ -135,14 +137,14 @@ def _eliminate_within(block, beyond):
   """Eliminates the columns of a block, one after another.
 
   Args:
-    block: [k, k], their conductances to each other.
-    beyond: [k], the sums of those to later columns. One node may stand for all
-      of these.
+    block: [k, k], the conductances between its columns.
+    beyond: [k], the sums of the conductances to later columns. One node can
+      stand for all later columns.
 
   Returns:
-    The block's part of the mesh, [k, k]; how much of each row's conductances
-    has arrived at each row when its turn comes, [k, k], with ones on its
-    diagonal; and the totals, [k].
+    The block's part of the mesh, [k, k]; the share of each row's conductances
+    that has arrived at each row before its elimination, [k, k], with ones on
+    the diagonal; and the totals, [k].
   """
   k = len(block)
   column, row = jnp.arange(k), jnp.arange(k)[:, None]

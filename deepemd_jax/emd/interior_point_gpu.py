@@ -1,13 +1,13 @@
-"""The interior point method as one GPU kernel: one program a problem.
+"""The interior point method as one GPU kernel, with one program per problem.
 
 The steps are those of `interior_point_step`, whose comments explain them.
 There each operation runs over all problems and goes through memory. Here a
 problem stays in the registers of a multiprocessor from its costs to its
-certificate, and stops by itself.
+certificate, and stops independently of the others.
 
 Pallas lowers the kernel through Triton, which needs an NVIDIA GPU of compute
 capability 8.0 or more. (Pallas's other backend, Mosaic GPU, needs 9.0 and lays
-arrays out for matrix units. These matrices are too small for those.) On other
+arrays out for matrix units, for which these matrices are too small.) On other
 devices Pallas can interpret the kernel, slowly; the tests do that.
 """
 
@@ -20,16 +20,16 @@ from jax import export, lax
 from deepemd_jax.emd import interior_point_single, problem, refinement
 from deepemd_jax.emd.interior_point_step import Options
 
-_SMALLEST_TILE = 16  # nodes a side: Triton's matrix products take no less
-_LARGEST_TILE = 64  # the cells of a larger one would not fit the registers
+_SMALLEST_TILE = 16  # nodes a side, the minimum of Triton's matrix products
+_LARGEST_TILE = 64  # the cells of a larger tile would not fit the registers
 MOST_NODES = _LARGEST_TILE - 1  # one is the dummy
 _TINY = 1e-30  # the smallest divisor
-_CAPABILITY = 8.0  # what Triton needs
-_ROWS_A_WARP = 16  # of a tile, to 32 threads: fastest on an H200
+_CAPABILITY = 8.0  # the compute capability that Triton needs
+_ROWS_A_WARP = 16  # rows of a tile for 32 threads; the fastest on an H200
 
 
 def fits(cost) -> bool:
-  """Whether the kernel can solve problems like cost [B, n, m]."""
+  """Tells whether the kernel can solve problems like cost [B, n, m]."""
   return (
     cost.dtype == jnp.float32
     and not export.is_symbolic_dim(cost.shape[0])
@@ -39,7 +39,7 @@ def fits(cost) -> bool:
 
 @functools.cache
 def is_available() -> bool:
-  """Whether this process has a GPU that runs the kernel."""
+  """Tells whether this process has a GPU that can run the kernel."""
   device = jax.local_devices()[0]
   try:  # an AMD GPU has a name in place of a number
     capability = float(getattr(device, "compute_capability", "none"))
@@ -49,14 +49,14 @@ def is_available() -> bool:
 
 
 def solve(cost, a, b, options: Options, interpret=False) -> problem.Plan:
-  """Exact transport, one program for each problem.
+  """Solves transport problems exactly, with one program for each.
 
   Args:
     cost: [B, n, m] float32; see `fits`.
     a: [B, n].
     b: [B, m].
     options: tolerance, steps and the strengths of the proximal terms.
-    interpret: run by Pallas's interpreter, on any device.
+    interpret: whether to use Pallas's interpreter, which runs on any device.
 
   Returns:
     The plan, batch first.
@@ -64,7 +64,7 @@ def solve(cost, a, b, options: Options, interpret=False) -> problem.Plan:
   count, n, m = cost.shape
   rows, columns = _tile(n), _tile(m)
 
-  def pad(x, *sizes):  # to a tile
+  def pad(x, *sizes):  # pads x to a tile
     spare = [(0, s - k) for s, k in zip(sizes, x.shape[1:], strict=True)]
     return jnp.pad(x, [(0, 0), *spare])
 
@@ -73,7 +73,7 @@ def solve(cost, a, b, options: Options, interpret=False) -> problem.Plan:
     count,
     rows,
     columns,
-    # Whatever varies over the devices of a shard_map.
+    # The plan varies over the devices of a shard_map as the inputs do.
     varying=jax.typeof(cost[0, 0, 0] + a[0, 0] + b[0, 0]).manual_axis_type,
     interpret=interpret,
   )
@@ -87,12 +87,12 @@ def solve(cost, a, b, options: Options, interpret=False) -> problem.Plan:
 
 
 def _pallas_call(kernel, count, rows, columns, *, varying, interpret):
-  """A function of tiles: [B, N, M], [B, N], [B, M] -> a `Plan`."""
-  # Here, not at the top: most machines do not need it, and it loads slowly.
+  """Returns a function from tiles [B, N, M], [B, N], [B, M] to a `Plan`."""
+  # Imported here, because most machines do not need it, and it loads slowly.
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
-  def one(*sizes):  # of the batch, for each program
+  def one(*sizes):  # each program gets one problem of the batch
     return pl.BlockSpec((None, *sizes), lambda i: (i,) + (0,) * len(sizes))
 
   def batch(dtype, *sizes):
@@ -126,14 +126,14 @@ def _pallas_call(kernel, count, rows, columns, *, varying, interpret):
 
 
 def _tile(nodes: int) -> int:
-  """The nodes and a dummy, filled up to a power of two."""
+  """Returns the number of nodes and a dummy, rounded up to a power of two."""
   return max(_SMALLEST_TILE, 1 << nodes.bit_length())
 
 
 def _kernel(
   cost, a, b, flow, f, g, gap, residual, steps, converged, *, n, m, options
 ):
-  """References to one problem's arrays: [N, M], [N], [M] or []."""
+  """Solves one problem. Arguments are references to [N, M], [N], [M] or []."""
   outputs = problem.Plan(flow, f, g, gap, residual, steps, converged)
   plan = _solve(cost[...], a[...], b[...], n=n, m=m, options=options)
   plan = plan._replace(converged=jnp.where(plan.converged, 1, 0))
@@ -142,13 +142,13 @@ def _kernel(
 
 
 def _solve(cost, a, b, *, n, m, options) -> problem.Plan:
-  """The plan of a tile, of which the first n rows and m columns count."""
+  """Solves a tile, of which the first n rows and m columns count."""
   scaled = problem.scale_padded_problem(cost, a, b, n, m, may_forbid=True)
 
   def iterate(cost, a, b, moved_mass, leak):
     if m <= n:
       return _iterate(cost, a, b, moved_mass, leak, m, options)
-    # Time grows with the columns: let them be the shorter side.
+    # Columns cost more time than rows, so they become the shorter side.
     flow, g, f, steps = _iterate(cost.T, b, a, moved_mass, leak, n, options)
     return flow.T, f, g, steps
 
@@ -156,8 +156,8 @@ def _solve(cost, a, b, *, n, m, options) -> problem.Plan:
 
 
 def _iterate(cost, a, b, moved_mass, leak, m, options):
-  """`interior_point_single.iterate` of m columns, besides a dummy."""
-  # The order in which columns are eliminated: the heaviest last, as the ground.
+  """Runs `interior_point_single.iterate` with m columns and a dummy."""
+  # Columns are eliminated in this order. The heaviest is last, as the ground.
   rank = lax.iota(jnp.int32, len(b))
   rank = jnp.where(rank == jnp.argmax(b), len(b), rank)
   return interior_point_single.iterate(
@@ -175,8 +175,8 @@ def _iterate(cost, a, b, moved_mass, leak, m, options):
 def _eliminate(conductance, leak_a, leak_b, *, rank, m):
   """Does what `resistor_network.eliminate` does.
 
-  A column's row of the mesh stays as it was when the column's turn came, not
-  yet divided by the column's total.
+  The mesh row of an eliminated column keeps the values that it had before the
+  elimination, not divided by the total of the column.
 
   Returns:
     [N], 1 / degree of the rows; [M, M], `Network.spread` times `total` of its
@@ -192,7 +192,7 @@ def _eliminate(conductance, leak_a, leak_b, *, rank, m):
   into_ground = (share * leak_a[:, None]).sum(0) + leak_b
   mesh = mesh + jnp.where(rank == ground, into_ground[:, None], 0)
 
-  def eliminate(k, state):  # does nothing when it is the ground's turn
+  def eliminate(k, state):  # has no effect for the ground
     mesh, inverse = state
     own = (jnp.where(rank == k, 1.0, 0.0)[:, None] * mesh).sum(0)
     to_later = jnp.where(rank > k, own, 0)

@@ -3,7 +3,7 @@
 The steps are those of `interior_point_step`, whose comments explain them. There
 each operation runs over many small problems. Here a problem is small enough for
 a GPU's registers (`interior_point_gpu`), or so large that each operation has
-enough to do (`interior_point_dense`). The two bring along the linear algebra.
+enough work (`interior_point_dense`). These modules pass the linear algebra.
 """
 
 import functools
@@ -29,27 +29,27 @@ def iterate(
   potentials: Callable,
   options: Options,
 ):
-  """Steps until the problem is done.
+  """Takes steps until the problem is done.
 
   Args:
     cost: [N, M], scaled.
-    a: [N].
-    b: [M].
-    moved_mass: []; negative where there is nothing to do.
-    leak: [], the share of `options.leak` that there should be.
-    eliminate: makes a network of conductances [N, M] and leaks [N] and [M].
-    potentials: a function of the conductances, their network, and what flows
+    a: [N], row sums.
+    b: [M], column sums.
+    moved_mass: []; a negative value skips the problem.
+    leak: [], a factor of `options.leak`.
+    eliminate: a function of conductances [N, M] and leaks [N] and [M] that
+      returns a network.
+    potentials: a function of the conductances, their network, and the currents
       into rows [N] and columns [M]; see `resistor_network.potentials`.
     options: tolerance, steps and the strengths of the proximal terms.
 
   Returns:
-    The best flow [N, M], its potentials [N] and [M], and steps.
+    The best flow [N, M], its potentials [N] and [M], and the number of steps.
   """
   flow = a[:, None] * b / a.sum()
   f = cost.min(1) - 0.1
   g = (cost - f[:, None]).min(0) - 0.1
-  # Nodes without mass move nothing and have no say: their slacks are too large
-  # to bound a step.
+  # Nodes without mass move nothing. Their slacks are too large to bound a step.
   empty = (a[:, None] <= 0) | (b <= 0)
   slack = jnp.where(empty, _FAR, cost - f[:, None] - g)
   root_a, root_b = jnp.sqrt(a), jnp.sqrt(b)
@@ -66,7 +66,7 @@ def iterate(
 
 
 def _repeat(step, now, wrong, moved_mass, options: Options):
-  """Steps on from `now` until the problem is done; see `iterate`."""
+  """Takes steps from `now` until the problem is done; see `iterate`."""
 
   def unfinished(state):
     *_, steps, done = state
@@ -103,7 +103,7 @@ def _repeat(step, now, wrong, moved_mass, options: Options):
 
 
 def _wrong(flow, slack, a, b):
-  """The gap [], and what rows [N] and columns [M] lack."""
+  """Returns the gap [] and the missing mass of rows [N] and columns [M]."""
   return (flow * slack).sum(), a - flow.sum(1), b - flow.sum(0)
 
 
@@ -111,11 +111,11 @@ def _step(
   flow, slack, f, g, gap, wrong_a, wrong_b, *, constants, eliminate, potentials,
   options
 ):  # fmt: skip
-  """One predictor-corrector step.
+  """Takes one predictor-corrector step.
 
   Returns:
-    The next flow, slack, f and g; what is wrong with them, see `_wrong`; how
-    much is left to do; whether that is little enough to stop.
+    The next flow, slack, f and g; their errors, as `_wrong` returns them; the
+    remaining error []; and whether it is small enough to stop.
   """
   a, b, moved_mass, leak, weight_a, weight_b = constants
   # give * flow is the conductance, 1 / (slack / flow + proximal).
@@ -153,7 +153,7 @@ def _step(
 
   gap, wrong_a, wrong_b = _wrong(flow, slack, a, b)
   wrong = abs(wrong_a).sum() + abs(wrong_b).sum()
-  left = gap + wrong + 0 * (f.sum() + g.sum())  # NaN, if one of these is
+  left = gap + wrong + 0 * (f.sum() + g.sum())  # NaN if one of the terms is
   little = options.tolerance * moved_mass
   rounding = 4 * float(jnp.finfo(flow.dtype).eps) * (moved_mass + b.sum())
   close = (gap <= little) & (wrong <= little + rounding)
@@ -161,5 +161,5 @@ def _step(
 
 
 def _reach(rise):
-  """The largest step, up to 1, that keeps 1 + step * rise >= 0."""
+  """Returns the largest step, up to 1, that keeps 1 + step * rise >= 0."""
   return 1 / jnp.maximum(-rise.min(), 1)

@@ -1,11 +1,11 @@
 """One step of Mehrotra's predictor-corrector on the transport polytope.
 
-With slacks S = C - f - g and conductances D = X / S, the normal equations of a
-step are the Laplacian of a bipartite resistor network. `resistor_network`
-solves it, in float32 as well.
+With slacks S = C - f - g and conductances D = X / S, the matrix of a step's
+normal equations is the Laplacian of a bipartite resistor network.
+`resistor_network` solves these equations, in float32 as well.
 
-All arrays have the batch last. A problem that is done stays as it is while its
-neighbors in the batch go on.
+All arrays have the batch last. A problem that is done does not change while
+others in the batch go on.
 
 References:
   Mehrotra, "On the Implementation of a Primal-Dual Interior Point Method",
@@ -24,7 +24,7 @@ from deepemd_jax.emd.resistor_network import stored, summed
 
 
 class Options(NamedTuple):
-  """What both implementations of `InteriorPoint` obey.
+  """The settings of all implementations of `InteriorPoint`.
 
   Attributes:
     tolerance: the relative duality gap to reach.
@@ -33,14 +33,14 @@ class Options(NamedTuple):
       conductances. The limit is still the linear program's solution.
     leak: strength of a proximal term in the potentials. It lets each
       node leak current to the ground, in proportion to its mass. An optimal
-      plan may fall into parts that only tiny conductances connect. Without the
-      leak, the rounding of a part's currents would set its voltage.
+      plan may consist of parts that only tiny conductances connect. Without the
+      leak, the rounding error of a part's currents would set its voltage.
     backoff: share of the way to the boundary that a step goes.
-    patience: so many steps in a row without progress, near the end, and a
-      problem stops: rounding may be the reason. Farther from the end some
-      problems rest for a while, and then go on.
-    near: how little must be left to do, relative to the moved mass, to count as
-      near the end.
+    patience: the number of steps in a row without progress, near the end, after
+      which a problem stops, because rounding may be the reason. Farther from
+      the end some problems pause for a while and then go on.
+    near: a problem is near the end if its remaining error, `State.left`, is
+      below this share of the moved mass.
   """
 
   tolerance: float
@@ -53,7 +53,7 @@ class Options(NamedTuple):
 
 
 class Constants(NamedTuple):
-  """What stays the same over the steps.
+  """The values that stay the same over the steps.
 
   Attributes:
     a: [n, B], row sums.
@@ -75,20 +75,20 @@ class Constants(NamedTuple):
 
 
 class State(NamedTuple):
-  """What changes over the steps; frozen where `done`.
+  """The values that change over the steps. They are frozen where `done`.
 
   Attributes:
     flow: [n, m, B], X.
     slack: [n, m, B], S = C - f - g. It is updated on its own, because near the
       end it is smaller than the rounding error of C - f - g.
-    f: [n, B].
-    g: [m, B].
-    left: [B], what was left to do at `best`: its duality gap, plus what its
-      marginals lack.
+    f: [n, B], row potentials.
+    g: [m, B], column potentials.
+    left: [B], the remaining error at `best`: its duality gap, plus the errors
+      of its marginals.
     best: flow, f and g of the best point so far.
-    idle: [B], steps in a row without progress, near the end.
-    steps: [B].
-    done: [B].
+    idle: [B], the number of steps in a row without progress, near the end.
+    steps: [B], the number of steps.
+    done: [B] bool.
   """
 
   flow: jax.Array
@@ -103,16 +103,16 @@ class State(NamedTuple):
 
 
 def iterate(cost, a, b, moved_mass, leak, options: Options):
-  """Steps until all problems are done.
+  """Takes steps until all problems are done.
 
   Nodes without mass have no flow, hence no conductance, and drop out.
 
   Args:
     cost: [blocks, n, m, B], scaled.
-    a: [blocks, n, B].
-    b: [blocks, m, B], the heaviest last.
-    moved_mass: [blocks, B]; negative where there is nothing to do.
-    leak: [blocks, B], the share of `options.leak` that there should be.
+    a: [blocks, n, B], row sums.
+    b: [blocks, m, B], column sums, the heaviest last.
+    moved_mass: [blocks, B]; a negative value skips the problem.
+    leak: [blocks, B], a factor of `options.leak`.
     options: tolerance, steps and the strengths of the proximal terms.
 
   Returns:
@@ -137,16 +137,17 @@ def iterate(cost, a, b, moved_mass, leak, options: Options):
 
 
 def _start(cost, a, b, moved_mass, leak) -> tuple[Constants, State]:
-  """A strictly feasible point."""
+  """Returns the constants and a strictly feasible point."""
   flow = a[:, None] * b / a.sum(0)
   f = cost.min(1) - 0.1
   g = (cost - f[:, None]).min(0) - 0.1
-  # On the central path X S = mu the slacks are mu / X: so large where X must be
-  # small that float32 loses the others. With weights X0 instead of 1 the
-  # iteration starts on the path, but steps are soon blocked. The root of X0 is
-  # in between, and avoids both.
+  # On the central path X S = mu the slacks are mu / X. Where X must be small,
+  # they are so large that float32 loses the others. With weights X0 instead of
+  # 1 the iteration starts on the path, but its steps are soon blocked. The root
+  # of X0 is between 1 and X0, and avoids both problems.
   weight = jnp.sqrt(flow)
-  # Made from data, to vary over devices as the data does under shard_map.
+  # It is computed from data, so that it varies over devices as the data does
+  # under shard_map.
   zero = jnp.where(moved_mass > 0, 0, 0)
   return Constants(
     a=a,
@@ -170,7 +171,7 @@ def _start(cost, a, b, moved_mass, leak) -> tuple[Constants, State]:
 
 
 def _step(state: State, constants: Constants, *, options: Options) -> State:
-  """One predictor-corrector step."""
+  """Takes one predictor-corrector step."""
   a, b, _, weight, ones, leak_a, leak_b = constants
   flow, slack = state.flow, state.slack
   conductance = 1 / (slack / flow + options.proximal)
@@ -178,7 +179,7 @@ def _step(state: State, constants: Constants, *, options: Options) -> State:
   lacks = a - summed(flow, 1), b - summed(flow, 0)
 
   def direction(target, solves: int):
-    """Changes of flow, slack, f and g that reach `target` and the marginals."""
+    """Returns changes of flow, slack, f, g for `target` and the marginals."""
     currents = target, 0 * a, 0 * b
     for _ in range(solves):
       currents = resistor_network.refine(
@@ -188,20 +189,20 @@ def _step(state: State, constants: Constants, *, options: Options) -> State:
     fall = jnp.where(flow > 0, -(u[:, None] + v), 0)
     return change, fall, u, v
 
-  # The predictor: how far could the gap come down with no correction?
+  # The predictor tells how far the gap could fall without a correction.
   gap = stored(_total(flow * slack), ones)
   change, fall, _, _ = direction(-conductance * slack, 1)
   primal = resistor_network.reach(flow, change)
   dual = resistor_network.reach(slack, fall)
   ahead = (flow + primal * change) * (slack + dual * fall)
   centering = (_total(ahead) / gap) ** 3
-  # The corrector: towards the central path, with a second-order term.
+  # The corrector aims at the central path, with a second-order term.
   aim = (
     stored(centering * gap, ones) * weight
     - stored(primal * dual, ones) * change * fall
   )
   target = jnp.where(flow > 0, conductance * (aim / flow - slack), 0)
-  # The second solve is refinement: it returns the digits that float32 lost.
+  # The second solve is a refinement: it recovers the digits that float32 lost.
   change, fall, u, v = direction(target, 2)
   primal = jnp.minimum(
     1, options.backoff * resistor_network.reach(flow, change)
@@ -217,7 +218,7 @@ def _step(state: State, constants: Constants, *, options: Options) -> State:
 
 
 def _judge(state: State, point, constants: Constants, options: Options):
-  """The next state, given the next flow, slack, f and g."""
+  """Returns the next state, given the next flow, slack, f and g."""
   a, b, moved_mass, _, ones, *_ = constants
   flow, slack = point[:2]
   gap = stored(_total(flow * slack), ones)
@@ -227,7 +228,7 @@ def _judge(state: State, point, constants: Constants, options: Options):
   return accept(
     state,
     point,
-    left=gap + wrong,  # what the marginals lack must be moved, too
+    left=gap + wrong,  # the mass that is missing must be moved, too
     near=options.near * moved_mass,
     close=(gap <= little) & (wrong <= little + rounding),
     patience=options.patience,
@@ -238,16 +239,16 @@ def _judge(state: State, point, constants: Constants, options: Options):
 def accept(
   state: State, point, *, left, near, close, patience: int, mask=lambda x: x
 ) -> State:
-  """Moves on to a point, unless it is broken or the problem is done.
+  """Moves on to a point, unless it is not finite or the problem is done.
 
   Args:
-    state: where the step began.
+    state: the state before the step.
     point: flow [n, m, B], slack [n, m, B], f [n, B] and g [m, B].
-    left: [B], what is left to do there.
-    near: [B]; a problem with less left than this is near the end.
-    close: [B] bool: the problem is solved.
+    left: [B], the remaining error at the point.
+    near: [B]; a problem with a smaller remaining error is near the end.
+    close: [B] bool, whether the problem is solved.
     patience: see `Options`.
-    mask: turns [B] bool into what chooses between arrays.
+    mask: a function of [B] bool that returns the condition for `jnp.where`.
   """
   flow, slack, f, g = point
   healthy = jnp.isfinite(left + f.sum(0) + g.sum(0))
@@ -273,7 +274,7 @@ def accept(
 
 
 def _total(x):
-  """[n, m, B] -> [B]."""
+  """Sums [n, m, B] to [B]."""
   return summed(summed(x, 0), 0)
 
 

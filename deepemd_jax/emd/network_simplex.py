@@ -1,4 +1,4 @@
-"""Exact transport on a CPU: the network simplex, ours or POT's.
+"""Exact transport on a CPU by the network simplex: native code, or POT's.
 
 References:
   Cunningham, "A network simplex method", Mathematical Programming 11, 1976.
@@ -23,27 +23,27 @@ from deepemd_jax.emd import certificate, problem
 from deepemd_jax.emd.host_call import host_call
 from deepemd_jax.emd.native import library
 
-_MAX_PIVOTS = 1_000_000  # never reached; it ends what would not end
+_MAX_PIVOTS = 1_000_000  # never reached; it would end an infinite loop
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSimplex:
   """An exact solver on the host, in float64 whatever the dtype of its input.
 
-  Choose it on a CPU. It is native code that XLA calls by itself, if that has
-  been compiled (see `emd.native`), and else POT's, in a Python callback. On an
-  accelerator every call moves the problems to the host and the plans back, and
-  the code is POT's. Under plain `jit` with several devices JAX gathers the
-  batch onto each; put the call into `jax.shard_map`.
+  Choose it on a CPU. If the native code has been compiled (see `emd.native`),
+  XLA calls it directly. Otherwise a Python callback calls POT's code. On an
+  accelerator each call uses POT's code, and it moves the problems to the host
+  and the plans back. Under plain `jit` with several devices, JAX gathers the
+  whole batch on each device; put the call into `jax.shard_map` instead.
 
   Attributes:
-    threads: at most so many problems are solved at a time; None is one thread
-      per CPU core that this process may use.
-    native: True takes the native code and False POT's; None takes the native
-      one where it is there.
+    threads: the largest number of problems that are solved at a time; None is
+      one thread per CPU core that this process may use.
+    native: True uses the native code, and False uses POT's. None uses the
+      native code if it is available.
 
   Raises:
-    ValueError: threads is below 1; native is True, and the code has not been
+    ValueError: threads is below 1, or native is True and the code has not been
       compiled.
   """
 
@@ -110,8 +110,8 @@ class NetworkSimplex:
     )
     unit = jnp.where(scaled.cost_range > 0, scaled.cost_range, 1)
     forbidden = scaled.above == jnp.inf
-    # More than all arcs of a cycle cost: a forbidden pair is used only if there
-    # is no other way.
+    # This is more than the cost of all other arcs of a cycle, so that a
+    # forbidden pair is used only if there is no other way.
     far = problem.FORBIDDEN * sum(cost.shape[-2:])
     costs = jnp.where(forbidden, far, scaled.above / unit)
     arguments = [jnp.moveaxis(x, -1, 0) for x in (costs, scaled.a, scaled.b)]
@@ -129,8 +129,11 @@ class NetworkSimplex:
 
 
 def _without_forbidden(scaled: problem.ScaledProblem, flow, dtype):
-  """The problem without meaning where a flow uses forbidden pairs, for more
-  than the rounding of the masses of their nodes; and the flow without them."""
+  """Returns the problem, and the flow without flow on forbidden pairs.
+
+  A problem becomes invalid if such a flow is more than the rounding error of
+  its nodes' masses.
+  """
   forbidden = scaled.above == jnp.inf
   inexact = min(sum(flow.shape[:2]) * float(jnp.finfo(dtype).eps), 1e-3)
   less = jnp.minimum(scaled.a[:, None], scaled.b)
@@ -140,17 +143,19 @@ def _without_forbidden(scaled: problem.ScaledProblem, flow, dtype):
 
 
 def _cpu_cores() -> int:
-  """How many cores this process may use."""
-  if hasattr(os, "sched_getaffinity"):  # knows a batch system's or container's
+  """Returns the number of CPU cores that this process may use."""
+  # The affinity respects the limits of batch systems and containers.
+  if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 @functools.cache
 def _pool(threads: int, process: int) -> concurrent.futures.Executor:
-  """Threads that wait for work; starting them costs as much as ten problems.
+  """Returns threads that wait for work. Starting them takes as long as solving
+  ten problems.
 
-  `process` is the process's id: a fork has none of its parent's threads.
+  `process` is the process ID, because a fork has none of its parent's threads.
   """
   del process
   return concurrent.futures.ThreadPoolExecutor(threads)
@@ -158,24 +163,27 @@ def _pool(threads: int, process: int) -> concurrent.futures.Executor:
 
 @functools.cache
 def _batch_solver(threads: int):
-  """`_solve_batch`; the same object for the same number, so that JAX compiles a
-  program with it once."""
+  """Returns `_solve_batch` with a number of threads.
+
+  It is the same object for the same number, so that JAX compiles a program with
+  it once.
+  """
   return functools.partial(_solve_batch, threads=threads)
 
 
 def _solve_batch(cost, a, b, *, threads):
-  """Runs on the host.
+  """Solves problems on the host with POT.
 
   Args:
-    cost: [..., n, m], >= 0, which POT takes for granted.
+    cost: [..., n, m], >= 0, which POT does not check.
     a: [..., n].
     b: [..., m].
-    threads: at most so many problems are solved at a time.
+    threads: the largest number of problems that are solved at a time.
 
   Returns:
     Flow [..., n, m], potentials [..., n] and [..., m], in cost's dtype.
   """
-  # Here, not at the top: only this solver needs POT, and only when it runs.
+  # Imported here, because only this solver needs POT, and only when it runs.
   from ot.lp.emd_wrap import emd_c
 
   dtype, shapes = cost.dtype, [np.shape(x) for x in (cost, a, b)]
@@ -184,8 +192,8 @@ def _solve_batch(cost, a, b, *, threads):
   targets *= sources.sum(1, keepdims=True) / targets.sum(1, keepdims=True)
   flow, f, g = (np.empty_like(x) for x in (costs, sources, targets))
 
-  # Problems take different times: each thread takes the next one when it is
-  # ready for it.
+  # Problems take different times, so each thread takes the next problem as soon
+  # as it is free.
   waiting = iter(range(len(costs)))
 
   def work():
@@ -197,14 +205,15 @@ def _solve_batch(cost, a, b, *, threads):
 
   others = min(threads, len(costs)) - 1
   helpers = []
-  # Python starts no threads once its main thread has ended. That may be before
-  # the last call.
+  # Python starts no threads after its main thread has ended, which may be
+  # before the last call.
   with contextlib.suppress(RuntimeError):
     for _ in range(others):
       helpers.append(_pool(others, os.getpid()).submit(work))
   work()
   for helper in helpers:
-    # A helper that has not begun, behind another batch, has nothing left to do.
+    # A helper that has not begun waits behind another batch, and has nothing
+    # left to do.
     if not helper.cancel():
       helper.result()
   return [
@@ -214,6 +223,6 @@ def _solve_batch(cost, a, b, *, threads):
 
 
 def _to_float64(x, dimensions: int) -> np.ndarray:
-  """A copy of x in float64, with one batch dimension."""
+  """Copies x to float64, with one batch dimension."""
   x = np.asarray(x)
   return np.array(x.reshape(-1, *x.shape[-dimensions:]), np.float64, order="C")

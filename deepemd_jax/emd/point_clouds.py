@@ -19,7 +19,7 @@ def wasserstein(
   p: float | int = 2,
   solver: api.Solver | None = None,
 ) -> Float[Array, "..."]:
-  """The p-Wasserstein distance of weighted point clouds.
+  """Computes the p-Wasserstein distance of weighted point clouds.
 
       W_p = (min_X sum_ij X_ij |x_i - y_j|^p)^(1/p)
 
@@ -27,35 +27,37 @@ def wasserstein(
   Euclidean distance. It is a distance of probability measures: as in SciPy's
   `wasserstein_distance`, weights count relative to their sum, and clouds of
   unequal totals are compared as if each total were 1. To move only the smaller
-  total, give the costs to `emd.distance`.
+  total, pass the costs to `emd.distance`.
 
-  All four arrays have a gradient. W_p has kinks, and the gradient is finite
-  there, too. Points that coincide pull each other by 0; where W_p is 0 and p is
-  above 1, the whole gradient is 0. Just above 0 that of the weights is large.
+  All four arrays have a gradient. W_p has kinks, where the gradient is finite,
+  too. Points that coincide contribute 0 to it. Where W_p is 0 and p is above 1,
+  the whole gradient is 0. Where W_p is just above 0, the gradient with respect
+  to the weights is large.
 
-  The root enlarges errors where W_p is small against the clouds. In float32,
-  weights and values are exact to about 1e-7 of the largest distance^p. So the
-  W_2 of equal clouds may come out as 5e-4 of their diameter (1e-8 in float64)
-  in place of 0. A large p needs float64: in float32 a W_p below 10^(-38 / p) of
-  the largest distance is 0.
+  The root amplifies errors where W_p is small compared to the clouds' size. In
+  float32, weights and values are exact to about 1e-7 of the largest distance^p.
+  So the W_2 of equal clouds may be 5e-4 of their diameter (1e-8 in float64)
+  instead of 0. A large p needs float64: in float32 a W_p below 10^(-38 / p) of
+  the largest distance becomes 0.
 
   Args:
     x: [..., n, d], points, in any unit.
     y: [..., m, d], points, in the same unit.
-    a: [..., n], weights of x, >= 0; None is the same weight for all. Points of
-      weight 0 are allowed, for padding say; their coordinates must be finite.
+    a: [..., n], weights of x, >= 0; None gives all points the same weight.
+      Points of weight 0 are allowed, for example as padding, but their
+      coordinates must be finite.
     b: [..., m], weights of y; see a.
-    p: at least 1; a number, not a traced array.
-    solver: see `emd.solve`. A smoothed solver's strength is in units of
+    p: the power, at least 1; a number, not a traced array.
+    solver: see `emd.solve`. The strength of a smoothed solver is in units of
       distance^p.
 
-  Batch dimensions are broadcast. The gradient by the points needs memory for
-  n m d numbers a problem.
+  Batch dimensions are broadcast. The gradient with respect to the points needs
+  memory for n m d numbers per problem.
 
   Returns:
-    [...], in the points' unit and the inputs' common dtype, at least float32.
-    NaN, with the gradient 0, where a coordinate or weight is not finite, a
-    weight is negative, or none is above 0.
+    [...], the distance in the unit of the points and the common dtype of the
+    inputs, at least float32. It is NaN, with the gradient 0, if a coordinate or
+    weight is not finite, a weight is negative, or no weight is above 0.
 
   Raises:
     ValueError: shapes do not fit, a dtype is not a real one, or p is below 1.
@@ -71,16 +73,19 @@ def wasserstein(
 
 
 def check_power(p) -> None:
-  """Refuses a p that is no finite number of at least 1."""
+  """Raises an error unless p is a finite number of at least 1."""
   # pyrefly: ignore[unsupported-operation]: the stubs compare no Real with int
   if not isinstance(p, numbers.Real) or not 1 <= p < math.inf:
     raise ValueError(f"p is {p}; it must be a finite number, at least 1")
 
 
 def prepare_clouds(x, y, a, b):
-  """Checks shapes, fills in weights, broadcasts them, and settles the dtype.
+  """Checks shapes, fills in weights, broadcasts them, and chooses the dtype.
 
-  Batch dimensions of x and y are left as they are.
+  Batch dimensions of x and y do not change.
+
+  Returns:
+    x [..., n, d], y [..., m, d], a [..., n] and b [..., m], of one dtype.
 
   Raises:
     ValueError: the shapes do not fit, or the dtype is not a real one.
@@ -128,10 +133,11 @@ def _weights(name, weights, of, points):
 
 
 def _without_nan(x, y, a, b):
-  """The clouds, with weights that sum to 1.
+  """Returns the clouds without NaN, and with weights that sum to 1.
 
-  Bad numbers are replaced before a derivative sees them: 0 * NaN is NaN. A
-  problem that has one gets weights of 0, and the solver says NaN of it.
+  Bad numbers are replaced before they reach a derivative, because 0 * NaN is
+  NaN. A problem with bad numbers gets weights of 0, so that the solver returns
+  NaN for it.
   """
   finite = [jnp.isfinite(z).all((-2, -1)) for z in (x, y)]
   x, y = (
@@ -144,7 +150,7 @@ def _without_nan(x, y, a, b):
 
 
 def _are_weights(weights):
-  """[...] bool: all are finite and at least 0."""
+  """Tells whether all weights are finite and at least 0, [...] bool."""
   return jnp.isfinite(weights.sum(-1)) & (weights >= 0).all(-1)
 
 
@@ -159,16 +165,15 @@ def _is_smoothed(solver) -> bool:
 
 
 def _costs(x, y, p, in_given_unit: bool):
-  """Costs [..., n, m] and what to multiply the p-th root of a value with.
+  """Returns costs [..., n, m] and a factor [...] for the p-th root of a value.
 
-  The unit of cost is that of the largest distance, so that no power is too
-  large or too small for the dtype. With `in_given_unit` it stays the points'
-  own.
+  The largest cost is 1, so that no power is too large or too small for the
+  dtype. With `in_given_unit`, the costs have the unit of the points.
   """
   scale = _power_of_two(x, y)
   x, y = x / scale, y / scale
-  # Differences, not |x|^2 + |y|^2 - 2 xy, which has no digits left for points
-  # that are close.
+  # Differences are used, because |x|^2 + |y|^2 - 2 xy would lose all digits for
+  # points that are close.
   difference = x[..., :, None, :] - y[..., None, :, :]
   square = jnp.sum(difference * difference, -1)
   largest = jax.lax.stop_gradient(square).max((-2, -1))
@@ -184,8 +189,9 @@ def _costs(x, y, p, in_given_unit: bool):
 
 
 def _power_of_two(x, y):
-  """About the largest difference of coordinates in the whole batch: a division
-  by it is exact, and keeps squares within the dtype's range."""
+  """Returns a power of two near the largest difference of coordinates in the
+  whole batch. Division by it is exact, and keeps squares within the range of
+  the dtype."""
   high = jnp.maximum(x.max(-2), y.max(-2))
   low = jnp.minimum(x.min(-2), y.min(-2))
   span = jax.lax.stop_gradient(high - low).max()
@@ -195,7 +201,7 @@ def _power_of_two(x, y):
 
 
 def _root(value, p):
-  """value^(1/p), with the derivative 0 where p > 1 and the value is 0."""
+  """Returns value^(1/p), whose derivative is 0 where p > 1 and value is 0."""
   if p == 1:
     return value
   positive = value > 0

@@ -1,18 +1,18 @@
-"""The transport problem: what goes into a solver, and what comes out.
+"""The transport problem: the input and the output of a solver.
 
     value = min_X <C, X>   s.t.  X 1 = a,  X^T 1 = b,  X >= 0
           = max_{f,g} <a, f> + <b, g>   s.t.  f_i + g_j <= C_ij
 
 The totals of a and b may differ. Then the smaller total is moved, and the
-heavier side keeps the rest where it likes: its row or column sums are <=, and
-its potentials <= 0. A dummy node on the lighter side, whose costs are 0, takes
-the rest and makes the problem balanced again.
+heavier side keeps the rest: its sums may be below its masses, and its
+potentials are <= 0. A dummy node on the lighter side, whose costs are 0,
+receives the rest, so that the problem becomes balanced.
 
-All solvers share the step before, `scale_problem`, and the step after,
-`certificate.certify`. Both have the batch LAST, so that each operation runs
-over long contiguous rows. `scale_padded_problem` is the part that the GPU
-kernel uses as well, for one problem without a batch. It does without slices and
-concatenations, which a kernel does not have.
+All solvers but the native one scale problems with `scale_problem` and certify
+plans with `certificate`. Both have the batch LAST, so that each operation runs
+over long contiguous rows. The GPU kernel uses `scale_padded_problem`, for one
+problem without a batch. That function avoids slices and concatenations, which a
+kernel does not support.
 """
 
 import contextlib
@@ -23,20 +23,21 @@ import jax.numpy as jnp
 from jax import lax
 
 # Totals that differ by at most this share of the larger one count as equal, and
-# b is scaled to a's total: float32 sums of normalized weights differ that much.
+# b is scaled to the total of a. Float32 sums of normalized weights differ that
+# much.
 BALANCED = 1e-5
-# What a forbidden pair costs for each row and column, in units of the costs'
-# range. All arcs of a cycle cost less than 1 for each, so that such a pair is
-# used only where there is no other way.
+# The cost of a forbidden pair per row and column, in units of the range of the
+# costs. The other arcs of a cycle cost less than 1 per row and column, so that
+# a forbidden pair is used only if there is no other way.
 FORBIDDEN = 2.0
 
 
 @contextlib.contextmanager
 def from_the_extra(solver: str):
-  """Says what to install if an import fails that a solver needs.
+  """Names the package to install if an import for a solver fails.
 
   Args:
-    solver: its name.
+    solver: the name of the solver.
 
   Raises:
     ModuleNotFoundError: a package is not installed.
@@ -52,27 +53,27 @@ def from_the_extra(solver: str):
 
 
 class Plan(NamedTuple):
-  """A solution and how exact it is; batch dimensions in front.
+  """A solution and its accuracy. Batch dimensions come first.
 
   Attributes:
     flow: [..., n, m], the mass moved from i to j.
-    f: [..., n], row potentials: d value / d a. f_i + g_j <= C_ij up to
-      rounding, for nodes without mass as well. If the totals are equal, a
-      constant may move from f to g; it is such that <a, f> = <b, g>. If they
+    f: [..., n], row potentials, d value / d a. Up to rounding, f_i + g_j <=
+      C_ij, also at nodes without mass. If the totals are equal, potentials are
+      unique up to a constant, which is such that <a, f> = <b, g>. If they
       differ, the heavier side's potentials are <= 0, and there is no free
       constant.
-    g: [..., m], column potentials: d value / d b.
+    g: [..., m], column potentials, d value / d b.
     gap: [...], a bound on how far <cost, flow> is from the optimal value: the
       cost of the flow minus <a, f> + <b, g>, plus an allowance for rounding.
     residual: [...], the largest error of a row or column sum.
     steps: [...] int32, iterations; 0 if the solver does not count them.
     converged: [...] bool: the gap, without the allowance for rounding, is at
-      most 2e-5 (float64: 1e-9) of what the plan pays, <|cost|, flow>. So a
-      large cost that is not paid excuses no error. A plan that pays next to
-      nothing may be off by 1e-6 (1e-11) of the moved mass times a cost that a
-      quarter of the costs are below.
-      False for a problem without meaning (NaN, -inf, negative mass, zero total,
-      no plan without forbidden pairs); its other fields are NaN.
+      most 2e-5 (float64: 1e-9) of the cost of the plan, <|cost|, flow>. Large
+      costs of unused pairs do not loosen this bound. If a plan costs almost
+      nothing, the gap may be 1e-6 (1e-11) of the moved mass times the lower
+      quartile of the absolute costs, approximately.
+      False for an invalid problem (NaN, -inf, negative mass, zero total, no
+      plan without forbidden pairs), whose other fields but steps are NaN.
   """
 
   flow: jax.Array
@@ -85,31 +86,31 @@ class Plan(NamedTuple):
 
 
 def tree_like_plan(*leaves: Any, **named: Any) -> Any:
-  """A `Plan` whose leaves say something of its arrays, such as their shapes."""
+  """Returns a `Plan` of descriptions of its arrays, such as their shapes."""
   return Plan(*leaves, **named)
 
 
 class ScaledProblem(NamedTuple):
-  """A balanced problem in its own units; the last row and column are dummies.
+  """A balanced problem in its own units. Its last row and column are dummies.
 
   Attributes:
     cost: [n + 1, m + 1, B] = (original - cost_middle) / cost_range, which is
-      within +-1/2; 0 for the dummies. (What a dummy costs does not matter,
+      within +-1/2; 0 for the dummies. (The cost of a dummy does not matter,
       because all its mass must move.)
     a: [n + 1, B] = original / mass_unit, 1 on average.
-    b: [m + 1, B], the same total.
+    b: [m + 1, B] = original / mass_unit, with the total of a.
     moved_mass: [B], the total without the dummies.
     cost_middle: [B], in units of the original cost.
     cost_range: [B], in units of the original cost.
     mass_unit: [B], in units of the original mass.
-    above: [n + 1, m + 1, B] = original cost - lowest; 0 for the dummies. Small
-      costs keep their digits here, however large others are. Infinite where a
-      pair is forbidden.
+    above: [n + 1, m + 1, B] = original cost - lowest; 0 for the dummies. It
+      keeps the digits of small costs, however large others are. It is infinite
+      where a pair is forbidden.
     lowest: [B], the lowest original cost.
-    smallest_cost: [B], the smallest absolute original cost between nodes with
-      mass that is not 0; if all are, cost_range.
-    valid: [B] bool: the problem has a meaning. If not, a harmless one stands in
-      its place.
+    smallest_cost: [B], the smallest nonzero absolute original cost between
+      nodes with mass; cost_range if all these costs are 0.
+    valid: [B] bool, whether the problem is valid. If not, a harmless problem
+      replaces it.
   """
 
   cost: jax.Array
@@ -126,7 +127,7 @@ class ScaledProblem(NamedTuple):
 
 
 def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Checks shapes, broadcasts batch dimensions, and settles the dtype.
+  """Checks shapes, broadcasts batch dimensions, and chooses the dtype.
 
   Half precision, integers and booleans become float32; float64 stays float64.
 
@@ -134,8 +135,8 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
     cost [..., n, m], a [..., n] and b [..., m], of one dtype.
 
   Raises:
-    ValueError: the shapes do not fit (all are in the message), or the dtype is
-      not a real one.
+    ValueError: the shapes do not fit (the message names all of them), or the
+      dtype is not a real one.
   """
   cost, a, b = (jnp.asarray(x) for x in (cost, a, b))
   if cost.ndim < 2 or a.ndim < 1 or b.ndim < 1 or 0 in cost.shape[-2:]:
@@ -168,10 +169,10 @@ def prepare(cost, a, b) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def prepare_start(start, cost) -> jax.Array:
-  """A flow to start from, [..., n, m] and of the dtype of the prepared cost.
+  """Returns a start flow [..., n, m] in the shape and dtype of prepared costs.
 
   Raises:
-    ValueError: it does not fit the shape of cost.
+    ValueError: start does not fit the shape of cost.
   """
   start = jnp.asarray(start)
   try:
@@ -186,12 +187,12 @@ def prepare_start(start, cost) -> jax.Array:
 def scale_problem(cost, a, b, may_forbid: bool = False) -> ScaledProblem:
   """Balances and scales cost [n, m, B], a [n, B], b [m, B].
 
-  With `may_forbid`, a cost of +inf forbids a pair; else it has no meaning.
+  With `may_forbid`, a cost of +inf forbids a pair; otherwise it is invalid.
 
   Which side needs a dummy depends on values that may be traced. So both sides
-  always get one, and the idle one has no mass. For 25 x 25 nodes that costs 8%
-  more arithmetic. Deciding at run time instead would compile two solvers, and
-  run both under vmap.
+  always get one, and the unused one has no mass. For 25 x 25 nodes this takes
+  8% more arithmetic. A decision at run time would compile two solvers, and run
+  both under vmap.
   """
   n, m, _ = cost.shape
   cost = jnp.pad(cost, ((0, 1), (0, 1), (0, 0)))
@@ -202,11 +203,11 @@ def scale_problem(cost, a, b, may_forbid: bool = False) -> ScaledProblem:
 def scale_padded_problem(
   cost, a, b, n: int, m: int, may_forbid: bool
 ) -> ScaledProblem:
-  """`scale_problem` of arrays that have room for the dummies already.
+  """Does what `scale_problem` does, for arrays with room for the dummies.
 
   Args:
     cost: [N, M, ...], of which the first n rows and m columns count. The next
-      row and column are for the dummies; the rest become nodes without mass.
+      row and column are the dummies; the rest become nodes without mass.
     a: [N, ...]; zero beyond the first n.
     b: [M, ...]; zero beyond the first m.
     n: number of rows.
@@ -215,7 +216,7 @@ def scale_padded_problem(
   """
   inside = (index_along(cost, 0) < n) & (index_along(cost, 1) < m)
   counts = inside & (cost < jnp.inf) if may_forbid else inside
-  # Units are constants to a derivative: any would do.
+  # Units have no derivative, because the result does not depend on them.
   low, high = lax.stop_gradient(
     (
       jnp.where(inside, cost, jnp.inf).min((0, 1)),
@@ -258,26 +259,26 @@ def scale_padded_problem(
 
 
 def _balance(a, b):
-  """Masses [N, ...] and [M, ...], what moves, and what a has above b."""
+  """Returns masses [N, ...], [M, ...], the moved mass, and the excess of a."""
   total_a, total_b = a.sum(0), b.sum(0)
   gap = abs(total_a - total_b)
   balanced = gap <= BALANCED * jnp.maximum(total_a, total_b)
   b = b * jnp.where(balanced, total_a / total_b, 1)
   moved_mass = jnp.where(balanced, total_a, jnp.minimum(total_a, total_b))
-  # A node that has more than all that moves may as well have twice that. (Just
-  # as much as moves would bind it, and give it a price.) Without this cut a
-  # side that is a million times heavier would drown the lighter one in its
-  # rounding errors.
+  # A mass above the moved mass may be cut to twice the moved mass. (A cut to
+  # the moved mass itself would bind the node and change its potential.) Without
+  # the cut, the rounding errors of a side that is a million times heavier would
+  # exceed the masses of the lighter side.
   a, b = jnp.minimum(a, 2 * moved_mass), jnp.minimum(b, 2 * moved_mass)
   surplus = jnp.where(balanced, 0, a.sum(0) - b.sum(0))
   return a, b, moved_mass, surplus
 
 
 def unscale_potentials(scaled: ScaledProblem, f, g):
-  """Potentials [n + 1, B] and [m + 1, B] in original units: [n, B], [m, B].
+  """Converts potentials [n + 1, B], [m + 1, B] to original units, cut to n, m.
 
-  Potentials are known up to a constant. If one of the dummies has mass, its
-  potential is 0; else both sides contribute equally to the dual value.
+  Potentials are unique up to a constant. If a dummy has mass, its potential is
+  0. Otherwise both sides contribute equally to the dual value.
   """
   n, m = len(f) - 1, len(g) - 1
   f, g = potentials_above(scaled, f, g, n, m)
@@ -287,7 +288,7 @@ def unscale_potentials(scaled: ScaledProblem, f, g):
 
 
 def potentials_above(scaled: ScaledProblem, f, g, n: int, m: int):
-  """Potentials of `scaled.cost`, [N, ...] and [M, ...], as those of `above`."""
+  """Converts potentials [N, ...], [M, ...] of `cost` to those of `above`."""
   offset = scaled.cost_middle - scaled.lowest
   f, g = f * scaled.cost_range, g * scaled.cost_range
   f = jnp.where(index_along(f) == n, f - offset, f)
@@ -295,8 +296,8 @@ def potentials_above(scaled: ScaledProblem, f, g, n: int, m: int):
 
 
 def center(scaled: ScaledProblem, f, g, n: int, m: int):
-  """[...], the free constant that potentials of `above` should move from g to
-  f, to be what `unscale_potentials` says."""
+  """Returns the constant [...] to move from g to f, potentials of `above`, for
+  the normalization that `unscale_potentials` describes."""
   a, b = scaled.a, scaled.b
   even = ((b * g).sum(0) - (a * f).sum(0)) / (2 * scaled.moved_mass)
   to_f = jnp.where(entry(b, m) > 0, entry(g, m), even)
@@ -304,7 +305,7 @@ def center(scaled: ScaledProblem, f, g, n: int, m: int):
 
 
 def add_lowest(scaled: ScaledProblem, f, g, n: int, m: int):
-  """From centered potentials of `above` to those of the original cost."""
+  """Converts centered potentials of `above` to those of the original cost."""
   low = scaled.lowest
   to_f = jnp.where(entry(scaled.b, m) > 0, 0, low / 2)
   to_f = jnp.where(entry(scaled.a, n) > 0, low, to_f)
@@ -312,7 +313,7 @@ def add_lowest(scaled: ScaledProblem, f, g, n: int, m: int):
 
 
 def scale_potentials(scaled: ScaledProblem, f, g):
-  """The inverse of `unscale_potentials`, up to the constant."""
+  """Inverts `unscale_potentials`, up to the constant."""
   _, a, b, _, middle, cost_range, *_ = scaled
   cost_range = jnp.where(cost_range > 0, cost_range, 1)
   to_f = jnp.where(a[-1] > 0, middle, 0)
@@ -321,17 +322,17 @@ def scale_potentials(scaled: ScaledProblem, f, g):
 
 
 def index_along(x, axis: int = 0):
-  """[*x.shape] int32, the index of each entry along an axis."""
+  """Returns the index of each entry along an axis, [*x.shape] int32."""
   return lax.broadcasted_iota(jnp.int32, x.shape, axis)
 
 
 def entry(x, k: int):
-  """x[k], written as a sum, because a kernel cannot index."""
+  """Returns x[k], written as a sum, because a kernel cannot index."""
   return jnp.where(index_along(x) == k, x, 0).sum(0)
 
 
 def batch_last(cost, a, b):
-  """[..., n, m], [..., n], [..., m] -> [n, m, B], [n, B], [m, B]."""
+  """Reshapes [..., n, m], [..., n], [..., m] to [n, m, B], [n, B], [m, B]."""
   n, m = cost.shape[-2:]
   return (
     cost.reshape(-1, n, m).transpose(1, 2, 0),
@@ -341,6 +342,6 @@ def batch_last(cost, a, b):
 
 
 def batch_first(plan: Plan, batch: tuple[int, ...]) -> Plan:
-  """A plan whose batch is last, with its batch dimensions back in front."""
+  """Moves the batch of a plan from the last axis to the leading dimensions."""
   in_front = [x.transpose(x.ndim - 1, *range(x.ndim - 1)) for x in plan]
   return Plan(*(x.reshape(*batch, *x.shape[1:]) for x in in_front))

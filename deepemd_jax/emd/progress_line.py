@@ -1,4 +1,4 @@
-"""How far a long call has come, in one line on stderr. Needs no package."""
+"""A line on stderr with the progress of a long call. It needs no package."""
 
 import contextlib
 import sys
@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 
 _REDRAW = 0.2  # seconds between two updates on a terminal
-_SIGN_OF_LIFE = 30.0  # seconds between two lines where there is no terminal
-_TO_LINE_START, _TO_LINE_END = "\r", "\x1b[K"  # the second clears what is right
+_SIGN_OF_LIFE = 30.0  # seconds between two lines if there is no terminal
+_TO_LINE_START, _TO_LINE_END = "\r", "\x1b[K"  # the second clears to the right
 
 
 @contextlib.contextmanager
 def reporter(progress) -> Iterator[Callable[[int, int], object]]:
-  """What to call with (done, total) while the work goes on.
+  """Yields the function to call with (done, total) during the work.
 
   Args:
-    progress: True for a line on stderr, False for nothing, or a function that
-      is called in place of that.
+    progress: True for a line on stderr, False for nothing, or the function.
   """
   if callable(progress):
     yield progress
@@ -31,13 +30,13 @@ def reporter(progress) -> Iterator[Callable[[int, int], object]]:
 
 
 class ProgressLine:
-  """Shows the pairs that are done, and the time left."""
+  """A line with the number of finished pairs and the remaining time."""
 
   def __init__(self, stream=None) -> None:
-    """Begins to count the time.
+    """Starts the clock.
 
     Args:
-      stream: where to write; default stderr.
+      stream: the stream to write to; None is stderr.
     """
     self._stream = stream or sys.stderr
     self._on_terminal = self._stream.isatty()
@@ -45,7 +44,7 @@ class ProgressLine:
     self._began = self._shown = time.monotonic()
 
   def __call__(self, done: int, total: int) -> None:
-    """Shows how far the work is, if it is time to, and at its end."""
+    """Shows the progress, but not too often, and always at the end."""
     now = time.monotonic()
     if done < total and now - self._shown < self._interval:
       return
@@ -61,14 +60,14 @@ class ProgressLine:
     self._stream.flush()
 
   def close(self) -> None:
-    """Ends the line; what is written next is below it."""
+    """Ends the line, so that later output is below it."""
     if self._on_terminal:
       self._stream.write("\n")
       self._stream.flush()
 
 
 def _clock(seconds: float) -> str:
-  """For people, such as 1:02:03."""
+  """Formats a duration, such as 1:02:03."""
   minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:

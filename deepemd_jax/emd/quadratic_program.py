@@ -1,12 +1,12 @@
-"""Quadratic programs over transport plans: the solution, and its KKT system.
+"""Quadratic programs over transport plans: their solution and KKT system.
 
     min_X  ridge / 2 |X|^2 + <cost, X> price
     s.t.   X 1 = a,  X^T 1 = b,  X >= 0
 
 `solve` is the interior point method of `interior_point_step`, with two more
-terms. `optimality` and `solve_kkt` are what jaxopt needs to differentiate the
-solution. The linear systems, forward and backward, are solved as the resistor
-networks that they are, in O(n m^2 + m^3) instead of O(n^3 m^3) operations.
+terms. jaxopt needs `optimality` and `solve_kkt` to differentiate the solution.
+The linear systems, forward and backward, are resistor networks. They are solved
+as such, in O(n m^2 + m^3) instead of O(n^3 m^3) operations.
 
 All arrays have the batch last.
 
@@ -31,9 +31,9 @@ _PATIENCE, _NEAR = 5, 1e-4  # see `interior_point_step.Options`
 
 
 class QuadraticProgram(NamedTuple):
-  """min_X  ridge / 2 |X|^2 + <cost, X> price, given the sums of X.
+  """The program min_X ridge / 2 |X|^2 + <cost, X> price, given the sums of X.
 
-  The price of a unit of cost is 1, or it follows the cost itself:
+  The price of a unit of cost is 1, or it depends on the cost itself:
 
       price = (base + coupling <cost, X>) / scale
 
@@ -41,10 +41,10 @@ class QuadraticProgram(NamedTuple):
     cost: [n, m, B], scaled.
     a: [n, B], row sums.
     b: [m, B], column sums, the heaviest last.
-    ridge: [n, m, B].
-    base: [B].
-    scale: [B].
-    coupling: [B], 0 or 1.
+    ridge: [n, m, B], weights of the squared flow.
+    base: [B], see the price.
+    scale: [B], see the price.
+    coupling: [B], 1 if the price depends on the cost, else 0.
   """
 
   cost: jax.Array
@@ -56,7 +56,7 @@ class QuadraticProgram(NamedTuple):
   coupling: jax.Array
 
   def price(self, flow):
-    """The price of a unit of cost at a flow [n, m, B]: [B]."""
+    """Returns the price [B] of a unit of cost at a flow [n, m, B]."""
     spent = (self.cost * flow).sum((0, 1))
     return (self.base + self.coupling * spent) / self.scale
 
@@ -68,7 +68,7 @@ class Solution(NamedTuple):
     flow: [n, m, B].
     f: [n, B], row potentials.
     g: [m, B], column potentials.
-    price: [B], of a unit of cost.
+    price: [B], the price of a unit of cost.
   """
 
   flow: jax.Array
@@ -83,15 +83,16 @@ def _slack(solution: Solution, program: QuadraticProgram):
 
 
 def _least_ridge(dtype) -> float:
-  """Bounds the conductances, as `interior_point_step.Options.proximal` does."""
+  """Returns the least ridge, which bounds the conductances, as
+  `interior_point_step.Options.proximal` does."""
   return 1e-12 if dtype == jnp.float64 else 1e-6
 
 
 def optimality(solution: Solution, program: QuadraticProgram) -> Solution:
-  """The KKT residual, which is 0 at the solution.
+  """Returns the KKT residual, which is 0 at the solution.
 
-  Complementarity is X S = mu with the products mu at which the solver ended, as
-  on the central path. Nodes without mass have no flow.
+  As on the central path, complementarity is X S = mu, with the products mu at
+  which the solver ended. Nodes without mass have no flow.
   """
   flow = solution.flow
   active = flow > 0
@@ -113,8 +114,8 @@ def optimality(solution: Solution, program: QuadraticProgram) -> Solution:
 def solve_kkt(matvec, right: Solution) -> Solution:
   """Solves matvec(x) = right, where matvec is the transposed KKT Jacobian.
 
-  Calls of matvec tell what the Jacobian is made of. With D the conductances,
-  the answer to (w, y, z, h) is
+  Calls of matvec determine the parts of the Jacobian. With the conductances D,
+  matvec maps (w, y, z, h) to
 
       (w / D - y - z + h k, -w 1, -w^T 1, <cost, w> - h)
   """
@@ -132,7 +133,7 @@ def solve_kkt(matvec, right: Solution) -> Solution:
   second = network.respond(conductance * k, 0 * right.f, 0 * right.g)
   h = (spent(first[0]) - right.price) / (1 + spent(second[0]))
   w, y, z = (x - h * more for x, more in zip(first, second, strict=True))
-  # Cells of nodes without mass are no part of the network.
+  # Cells of nodes without mass are not part of the network.
   return Solution(jnp.where(active, w, right.flow), y, z, h)
 
 
@@ -150,7 +151,7 @@ class _Network(NamedTuple):
     return cls(conductance, eliminated, ones)
 
   def respond(self, target, into_rows, into_columns):
-    """target + D (u + v) with the given sums, and u and v."""
+    """Returns target + D (u + v) with the given sums, and u and v."""
 
     def refine(_, currents):
       return resistor_network.refine(
@@ -159,7 +160,7 @@ class _Network(NamedTuple):
       )
 
     start = target, 0 * into_rows, 0 * into_columns
-    # The first solve, and two that refine it.
+    # One solve and two refinements of it.
     return lax.fori_loop(0, 3, refine, start)
 
 
@@ -171,7 +172,8 @@ def solve(program: QuadraticProgram, max_steps: int):
     max_steps: bound on the iterations.
 
   Returns:
-    The `Solution`; a pair of steps [B] and whether the problem converged [B].
+    The `Solution`, and a pair: the steps [B], and whether the problems
+    converged, [B] bool.
   """
   dtype = program.cost.dtype
   tolerance = 1e-12 if dtype == jnp.float64 else 1e-7
@@ -193,7 +195,7 @@ def solve(program: QuadraticProgram, max_steps: int):
 
 
 def _start(program: QuadraticProgram) -> State:
-  """A strictly feasible point."""
+  """Returns a strictly feasible point."""
   flow = program.a[:, None] * program.b / program.a.sum(0)
   gradient = program.cost * program.price(flow) + program.ridge * flow
   f = gradient.min(1) - 0.1
@@ -213,9 +215,10 @@ def _start(program: QuadraticProgram) -> State:
 
 
 def _step(state: State, program: QuadraticProgram, tolerance: float) -> State:
-  """One predictor-corrector step.
+  """Takes one predictor-corrector step.
 
-  f, g and the flow move equally far, because the slack depends on all three.
+  f, g and the flow have one step length, because the slack depends on all
+  three.
   """
   flow, slack = state.flow, state.slack
   cost, a, b, ridge, _, scale, coupling = program
@@ -224,11 +227,11 @@ def _step(state: State, program: QuadraticProgram, tolerance: float) -> State:
   leak = 1e-9 if flow.dtype == jnp.float64 else 1e-3
   network = _Network.of(conductance, leak * a, leak * b)
   lacks = a - flow.sum(1), b - flow.sum(0)
-  # How all would change with one more unit of price.
+  # The changes that one more unit of price would cause.
   dearer = network.respond(conductance * cost, 0 * a, 0 * b)
 
   def direction(target):
-    """Changes of flow, slack, f and g that reach `target` and the marginals."""
+    """Returns changes of flow, slack, f, g for `target` and the marginals."""
     response = network.respond(target, *lacks)
     spent, more = ((cost * x[0]).sum((0, 1)) for x in (response, dearer))
     rise = coupling * spent / (scale + coupling * more)
@@ -261,7 +264,7 @@ def _step(state: State, program: QuadraticProgram, tolerance: float) -> State:
 
 
 def _judge(state: State, point, program: QuadraticProgram, tolerance: float):
-  """The next state, given the next flow, slack, f and g."""
+  """Returns the next state, given the next flow, slack, f and g."""
   flow, slack = point[:2]
   mass = program.b.sum(0)
   gap = (flow * slack).sum((0, 1))

@@ -1,7 +1,7 @@
 """Collections of measures of different sizes: checks, and groups of one size.
 
-A measure is a support and its weights. The support is a cloud of points, or
-indices of bins that the measures share.
+A measure consists of a support and weights. The support is a cloud of points,
+or the indices of bins that the measures share.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _REAL = (jnp.floating, jnp.integer, jnp.bool_)
-# Sizes within one of these ratios may share a group, which is padded to its
-# largest size.
+# The candidates for the largest ratio of two sizes in a group. A group is
+# padded to its largest size.
 _RATIOS = (1.5, 2.0, 4.0, np.inf)
 
 
@@ -35,9 +35,9 @@ class Group:
   """Measures padded to one size, with points of weight 0.
 
   Attributes:
-    index: [k], which measures of the collection these are.
-    supports: [k, n, ...]; a measure's padding repeats its first point.
-    weights: [k, n].
+    index: [k], the indices of the measures in their collection.
+    supports: [k, n, ...]; the padding of a measure repeats its first point.
+    weights: [k, n]; the padding is 0.
   """
 
   index: np.ndarray
@@ -46,16 +46,16 @@ class Group:
 
 
 def clouds(name, items, weights_name, weights) -> list[Measure]:
-  """Checks weighted clouds of points; points of weight 0 are left out.
+  """Checks weighted point clouds and drops points of weight 0.
 
   Args:
-    name: of the argument, for messages; weights_name as well.
-    items: clouds [n, d] with n of their own.
-    weights_name: see name.
-    weights: weights [n] of each; None is the same weight for all points.
+    name: the name of the argument `items`, for messages.
+    items: clouds [n, d], each with its own n.
+    weights_name: the name of the argument `weights`, for messages.
+    weights: weights [n] of each cloud; None gives all points the same weight.
 
   Raises:
-    ValueError: a cloud or its weights have no meaning; the message names it.
+    ValueError: a cloud or its weights are invalid; the message names them.
   """
   if weights is not None and len(weights) != len(items):
     raise ValueError(
@@ -89,10 +89,10 @@ def clouds(name, items, weights_name, weights) -> list[Measure]:
 
 
 def histograms(name, items, bins: int) -> list[Measure]:
-  """Checks histograms [bins]; a support has the bins that are not empty.
+  """Checks histograms [bins] and returns measures of their nonempty bins.
 
   Raises:
-    ValueError: a histogram has no meaning; the message names it.
+    ValueError: a histogram is invalid; the message names it.
   """
   measures = []
   for i, item in enumerate(items):
@@ -106,8 +106,8 @@ def check_masses(label: str, masses, size: int) -> np.ndarray:
   """Returns masses [size] as an array.
 
   Raises:
-    ValueError: the size is another; a mass is negative or not finite, or all
-      are 0.
+    ValueError: the number of masses is not `size`, a mass is negative or not
+      finite, or all masses are 0.
   """
   masses = np.asarray(masses)
   if masses.shape != (size,):
@@ -121,10 +121,10 @@ def check_masses(label: str, masses, size: int) -> np.ndarray:
 
 
 def common_dtype(arrays) -> np.dtype:
-  """The dtype to compute in: at least float32, float64 only if JAX has it.
+  """Returns float64 if an array has it and JAX has it enabled, else float32.
 
   Raises:
-    ValueError: an array is not of real numbers.
+    ValueError: an array does not contain real numbers.
   """
   kinds = {np.dtype(x.dtype) for x in arrays}
   for kind in kinds:
@@ -140,14 +140,18 @@ def group_by_size(
 ) -> list[list[Group]]:
   """Sorts collections into groups of similar sizes.
 
-  Few groups waste work on padding; many need a program for each pair of them.
-  Of some ways, this takes the one that costs least.
+  Few groups waste work on padding. Many groups need many programs, because each
+  pair of groups needs its own. The function compares a few groupings and takes
+  the one that costs least.
 
   Args:
-    collections: the two of which all pairs are computed.
-    dtype: of the weights, and of points.
-    program_entries: how many entries of cost matrices can be solved in the time
-      that a program takes to compile.
+    collections: the two collections whose pairs are computed.
+    dtype: the dtype of the weights, and of points.
+    program_entries: the number of entries of cost matrices that can be solved
+      in the time that a program takes to compile.
+
+  Returns:
+    The groups of each collection.
   """
   sizes = [[len(x.weights) for x in measures] for measures in collections]
 
@@ -167,8 +171,8 @@ def group_by_size(
 
 
 def _split(sizes, ratio) -> list[np.ndarray]:
-  """Indices by rising size; a group's largest is within a ratio of its
-  smallest."""
+  """Sorts indices by size and splits them into groups, in which the largest
+  size is at most `ratio` times the smallest."""
   order = np.argsort(sizes, kind="stable")
   groups: list[list[int]] = []
   for i in order:
@@ -187,7 +191,8 @@ def _pad(measures, index, dtype) -> Group:
   for row, measure in enumerate(chosen):
     size = len(measure.weights)
     supports[row, :size] = measure.support
-    # Not zeros: a point far away would set the unit of all costs.
+    # A padding of zeros could be a distant point, which would set the unit of
+    # all costs.
     supports[row, size:] = measure.support[0]
     weights[row, :size] = measure.weights
   return Group(index, supports, weights)

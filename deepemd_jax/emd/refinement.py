@@ -1,12 +1,12 @@
-"""Solves a problem in rounds, each of which refines what the last one found.
+"""Iterative refinement: each round improves the solution of the last round.
 
-An iterative solver is as exact as its numbers allow, relative to the largest
-cost. That is not enough if the plan pays only costs that are far smaller. The
-potentials say what is left: with the slacks in place of the costs, the problem
-has the same solutions. Its interesting part is small, so that in a smaller unit
-the next round sees it better. Slacks far above the unit cannot be worth paying
-and count as `_FAR` units. So large costs, and forbidden pairs, do not blur the
-others.
+The accuracy of an iterative solver is relative to the largest cost. That is not
+enough if the plan uses only pairs whose costs are far smaller. With the slacks
+of its potentials in place of the costs, a problem has the same solutions. The
+slacks of the pairs that matter are small, so that the next round resolves them
+better in a smaller unit. A pair with a slack far above the unit cannot be worth
+using, and its slack counts as `_FAR` units. So large costs and forbidden pairs
+do not make the other costs less exact.
 
 Most problems need one round, in which the unit is the range of their costs.
 
@@ -27,34 +27,33 @@ from jax import lax
 from deepemd_jax.emd import certificate, problem
 from deepemd_jax.emd.problem import Plan, ScaledProblem, index_along
 
-_MOST_ROUNDS = 30  # 60 orders of magnitude take about 20
+_MOST_ROUNDS = 30  # costs over 60 orders of magnitude take about 20
 _PATIENCE = 6  # rounds without progress until a problem is given up
-_FACTOR = 100.0  # see `_Rounds.factor`; a hundredth of the mass pays more
-_FAR = 20.0  # units; more would let the potentials stray and lose digits
-# What one leak makes hard, another makes easy: a large one holds still what is
-# hardly connected, and a small one lets through what must yet move.
-_LESS = 0.01  # of the leak, in a round after the first, unless that failed
-_MARGIN = 2.0  # a problem is done if it is so much better than it must be
-_LACK = 1e-4  # of a node's mass: so much is no rounding
+_FACTOR = 100.0  # see `_Rounds.factor`; at most 1% of the mass pays more
+_FAR = 20.0  # units; with more, the potentials would drift and lose digits
+# Each leak helps where the other fails: a large one fixes the potentials of
+# parts that are weakly connected, and a small one lets the remaining mass move.
+_LESS = 0.01  # factor of the leak after the first round, unless that failed
+_MARGIN = 2.0  # a problem is done if its gap is below the limit by this factor
+_LACK = 1e-4  # a missing share of a node's mass that is more than rounding
 
 
 class _Rounds(NamedTuple):
-  """What changes from round to round.
+  """The values that change from round to round.
 
   Attributes:
-    count: [], rounds.
-    flow: [N, M, ...], the best flow so far; its gap decides.
-    f: [N, ...], its potentials, of `ScaledProblem.above`;
-      feasible.
-    g: [M, ...].
-    gap: [...], its evidence, and so are scale, rounding and residual.
-    scale: [...].
-    rounding: [...].
-    residual: [...].
-    unit: [...], of the next round.
-    factor: [...], that unit relative to the mean slack that is paid.
-    idle: [...], rounds in a row without progress.
-    steps: [...], of all rounds.
+    count: [], the number of rounds.
+    flow: [N, M, ...], the best flow so far: the one with the smallest gap.
+    f: [N, ...], its row potentials, of `ScaledProblem.above`; feasible.
+    g: [M, ...], its column potentials; feasible.
+    gap: [...]; see `certificate.Evidence`.
+    scale: [...]; see `certificate.Evidence`.
+    rounding: [...]; see `certificate.Evidence`.
+    residual: [...]; see `certificate.Evidence`.
+    unit: [...], the unit of the next round.
+    factor: [...], that unit relative to the mean slack of the flow.
+    idle: [...], the number of rounds in a row without progress.
+    steps: [...], the steps of all rounds.
     active: [...] int32, 1 where the next round has something to do.
   """
 
@@ -76,17 +75,17 @@ class _Rounds(NamedTuple):
 def solve(
   scaled: ScaledProblem, iterate: Callable, n: int, m: int, dtype
 ) -> Plan:
-  """The plan, in original units; nothing is cut off.
+  """Solves a problem in rounds. The plan has original units and the dummies.
 
   Args:
     scaled: the problem; its `above` may forbid pairs.
-    iterate: a function of cost [N, M, ...], a, b, the moved mass, which is
-      negative where there is nothing to do, and the share of the leak that
-      there should be (see `interior_point_step.Options`). It returns a flow and
+    iterate: a function of cost [N, M, ...], a [N, ...], b [M, ...], the moved
+      mass [...], where a negative value skips the problem, and a factor [...]
+      of the leak (see `interior_point_step.Options`). It returns a flow and
       potentials that are nearly optimal, in the same unit, and steps.
-    n: rows, without the dummy.
-    m: columns, without the dummy.
-    dtype: of the result.
+    n: number of rows, without the dummy.
+    m: number of columns, without the dummy.
+    dtype: the dtype of the result.
   """
   state = _start(scaled, n, m)
 
@@ -113,9 +112,13 @@ def solve(
 
 
 def _start(scaled: ScaledProblem, n: int, m: int) -> _Rounds:
-  """Potentials that make the slacks the costs above the lowest, and those of
-  the dummies half of the range."""
-  # Made from data, to vary over devices as the data does under shard_map.
+  """Returns the state before the first round.
+
+  Its potentials are such that the slacks are the costs minus the lowest cost,
+  and those of the dummies are half of the range.
+  """
+  # It is computed from data, so that it varies over devices as the data does
+  # under shard_map.
   zero = 0 * scaled.moved_mass
   none = jnp.where(scaled.valid, jnp.int32(0), jnp.int32(0))
   half = scaled.cost_range / 2
@@ -138,10 +141,10 @@ def _start(scaled: ScaledProblem, n: int, m: int) -> _Rounds:
 
 
 def _round(state: _Rounds, scaled, iterate, n, m, dtype) -> _Rounds:
-  """Solves what is left, in a smaller unit."""
+  """Solves the problem with its slacks as costs, in a smaller unit."""
   a, b, above = scaled.a, scaled.b, scaled.above
   unit = jnp.where(state.unit > 0, state.unit, 1)
-  # In the first round only what is forbidden is far.
+  # In the first round only forbidden pairs are far.
   far = jnp.where(
     state.count == 0, problem.FORBIDDEN * (n + m), 0 * unit + _FAR
   )
@@ -164,8 +167,8 @@ def _round(state: _Rounds, scaled, iterate, n, m, dtype) -> _Rounds:
   new = flow, evidence.f, evidence.g, evidence.gap, evidence.scale
   new = *new, evidence.rounding, evidence.residual
   kept = [jnp.where(better, x, y) for x, y in zip(new, old, strict=True)]
-  # If neither leak helped, the unit may have been too small. None need be
-  # smaller than what a pair costs that is paid.
+  # If neither leak helped, the unit may have been too small. A unit need not be
+  # smaller than the mean cost of the plan.
   stuck = ~progress & (idle % 2 == 0)
   factor = jnp.where(stuck, 30 * state.factor, state.factor)
   unit = jnp.maximum(factor * kept[3], kept[4]) / scaled.moved_mass
@@ -183,15 +186,15 @@ def _round(state: _Rounds, scaled, iterate, n, m, dtype) -> _Rounds:
 
 
 def _without_far(flow, far, above, a, b):
-  """A flow without what forbidden pairs carry, nor what others that are far
-  carry because the method leaves no pair empty."""
+  """Removes flow on forbidden pairs, and small flow on other far pairs, which
+  exists because the method leaves no pair empty."""
   a = a[:, None] + 0 * b
   little = flow < 0.01 * jnp.minimum(a, b)
   return jnp.where((far & little) | (above == jnp.inf), 0, flow)
 
 
 def _is_possible(scaled: ScaledProblem, flow):
-  """[...] bool: no pair is forbidden, or there is a plan without such pairs."""
+  """Tells whether there is a plan without forbidden pairs, [...] bool."""
   lack_a = scaled.a - flow.sum(1) > _LACK * scaled.a
   lack_b = scaled.b - flow.sum(0) > _LACK * scaled.b
   count = lambda x, *axes: jnp.where(x, 1.0, 0.0).sum(axes)  # noqa: E731

@@ -1,4 +1,4 @@
-"""The paper's way: a quadratic program whose flow is differentiated implicitly.
+"""The method of the paper: a quadratic program with an implicit gradient.
 
 The official code smooths the transport problem into a quadratic program, and
 differentiates its solution, the flow, through the KKT system. This module does
@@ -27,7 +27,7 @@ from deepemd_jax.emd import (
 )
 
 FORMS = ("L2", "QP")
-_QP_RIDGE = 1e-4  # the official code's, whatever l2_strength is
+_QP_RIDGE = 1e-4  # as in the official code; independent of l2_strength
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,14 @@ class RegularizedQP:
       form "L2":  min_X <C, X> + l2_strength / 2 |X|^2
       form "QP":  min_X <C, X>^2 / 2 + 1e-4 / 2 |X|^2
 
-  over the same X as `emd.solve`'s. With this solver `emd.solve(...).flow` has a
-  gradient, and the gradient of `emd.distance`, sum_ij C_ij X_ij, goes through
-  the flow. Choose it to compare with the paper: where the gradient exists,
-  `emd.distance` with an exact solver gives the same one without solving a
-  system. Where plans tie, the flow's true derivative is of the order
-  1 / l2_strength.
+  over the same plans X as `emd.solve`. With this solver `emd.solve(...).flow`
+  has a gradient, and the gradient of `emd.distance`, which is sum_ij C_ij X_ij,
+  passes through the flow. Choose it to compare with the paper. Where the
+  gradient exists, `emd.distance` with an exact solver gives the same one
+  without solving a linear system. Where plans tie, the true derivative of the
+  flow is of the order 1 / l2_strength.
 
-  float32 is enough for a training step; take float64 to compare derivatives.
+  float32 is enough for a training step; use float64 to compare derivatives.
 
   Attributes:
     form: "L2" or "QP".
@@ -53,8 +53,8 @@ class RegularizedQP:
     max_steps: bound on the iterations.
 
   Raises:
-    ValueError: form is neither, l2_strength is not positive, or max_steps is
-      below 1.
+    ValueError: form is neither "L2" nor "QP", l2_strength is not positive, or
+      max_steps is below 1.
   """
 
   form: str = "L2"
@@ -78,15 +78,16 @@ class RegularizedQP:
   ) -> problem.Plan:
     """Solves problems that `problem.prepare` has checked; see `emd.solve`.
 
-    `Plan.gap` bounds how far the flow is from the exact optimum, smoothing
-    included; `Plan.converged` is about the smoothed problem.
+    `Plan.gap` bounds how far the cost of the flow is from the exact optimum,
+    including the effect of the smoothing. `Plan.converged` refers to the
+    smoothed problem.
 
     Args:
       cost: [..., n, m].
       a: [..., n].
       b: [..., m].
     """
-    # Here, not at the top: only this solver needs jaxopt.
+    # Imported here, because only this solver needs jaxopt.
     with problem.from_the_extra("RegularizedQP"):
       from jaxopt import implicit_diff
 
@@ -108,7 +109,7 @@ class RegularizedQP:
     )(run)
     solution, (steps, converged) = differentiable(None, program)
     flow, f, g = swap(solution.flow), solution.f, swap(solution.g)
-    # The potentials of form "QP" price the square of the cost.
+    # The potentials of form "QP" belong to the square of the cost.
     f, g = lax.stop_gradient((f / solution.price, g / solution.price))
     plan = certificate.certify(scaled, flow, f, g, steps, dtype=dtype)
     evidence = lax.stop_gradient(
@@ -120,19 +121,21 @@ class RegularizedQP:
   def _program(
     self, scaled: problem.ScaledProblem
   ) -> quadratic_program.QuadraticProgram:
-    """The program in scaled units: its objective is about 1 per unit mass."""
+    """Returns the program in scaled units, where the objective is about 1 per
+    unit of mass."""
     cost, a, b, moved_mass, cost_middle, cost_range, mass_unit = scaled[:7]
     cost_range = jnp.where(cost_range > 0, cost_range, 1)
     n, m, _ = cost.shape
-    # Dummies stand for inequalities; their cells are not smoothed.
+    # Dummies represent inequalities; their cells are not smoothed.
     real = (jnp.arange(n) < n - 1)[:, None] & (jnp.arange(m) < m - 1)
     if self.form == "L2":
       base = scale = jnp.ones_like(moved_mass)
       strength = self.l2_strength * mass_unit / cost_range
       coupling = jnp.zeros_like(moved_mass)
     else:
-      # <C, X> = cost_range mass_unit (base + <cost, flow>), and its square is
-      # divided by its size. The costs' middle adds the same to every plan.
+      # <C, X> = cost_range mass_unit (base + <cost, flow>). Its square is
+      # divided by its size. The middle of the costs adds the same to every
+      # plan.
       base = cost_middle / cost_range * moved_mass
       scale = abs(base) + moved_mass / 2
       strength = _QP_RIDGE / (cost_range**2 * scale)

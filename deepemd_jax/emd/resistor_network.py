@@ -1,13 +1,13 @@
 """The resistor network of a transport problem, and its elimination.
 
-The normal equations of an interior point step on the transport polytope are the
-Laplacian of a bipartite network. Its nodes are the rows and columns, and D_ij
-is the conductance between row i and column j. The nodes are eliminated: rows in
-closed form, columns one after another, by star-mesh transforms. Such a
-transform removes a node and ADDS a conductance between any two of its
-neighbors. Degrees are summed from conductances, never updated. So nothing is
-subtracted, nothing cancels, and float32 suffices where a Cholesky factorization
-breaks down.
+The matrix of the normal equations of an interior point step on the transport
+polytope is the Laplacian of a bipartite network. Its nodes are the rows and
+columns, and D_ij is the conductance between row i and column j. The rows are
+eliminated in closed form, and the columns one after another, by star-mesh
+transforms. Such a transform removes a node and ADDS a conductance between any
+two of its neighbors. Degrees are summed from conductances, never updated. Since
+nothing is subtracted, nothing cancels, and float32 suffices where a Cholesky
+factorization breaks down.
 
 All arrays have the batch last: [n, m, B], [n, B], [m, B].
 
@@ -31,10 +31,11 @@ _LONGEST_UNROLLED = 64  # terms of a sum that is written out; see `_fold`
 
 
 def heaviest_last(b) -> Callable:
-  """A function that swaps the heaviest column and the last; its own inverse.
+  """Returns a function that swaps the heaviest column [..., m, B] and the last.
 
-  The last column is the network's ground. A heavy node is a good ground: with
-  one that is hardly connected, a common offset would drown all voltages.
+  The function is its own inverse. The last column is the network's ground. A
+  heavy node is a good ground: with a ground that is weakly connected, a common
+  offset would dominate all voltages.
 
   Args:
     b: [m, B], masses of the columns.
@@ -54,10 +55,10 @@ class Network(NamedTuple):
   Attributes:
     degree: [n, B], row sums of the conductances.
     share: [n, m, B], conductances / degree.
-    spread: [m, m, B], below the diagonal: how much of a current into column c
-      arrives at column j > c when c is eliminated.
-    total: [m, B], degree of a column when its turn came; infinite for the
-      ground, and for a column that has no neighbor left.
+    spread: [m, m, B], below the diagonal: the share of a current into column c
+      that arrives at column j > c when c is eliminated.
+    total: [m, B], degree of a column when it is eliminated; infinite for the
+      ground, and for a column without remaining neighbors.
   """
 
   degree: jax.Array
@@ -71,9 +72,9 @@ def eliminate(conductance, leak_a, leak_b, ones) -> Network:
 
   Args:
     conductance: [n, m, B], >= 0.
-    leak_a: [n, B], conductance of each row to the ground, besides its own.
-    leak_b: [m, B], the same for the columns.
-    ones: see `ones`.
+    leak_a: [n, B], further conductance from each row to the ground.
+    leak_b: [m, B], further conductance from each column to the ground.
+    ones: [max(n, m), B]; see `ones`.
   """
   n, m, _ = conductance.shape
   conductance = conductance.at[:, -1].add(leak_a)
@@ -107,11 +108,11 @@ def eliminate(conductance, leak_a, leak_b, ones) -> Network:
 
 
 def _eliminate_columns(mesh, totals, start, count, ones):
-  """Star-mesh transforms of columns start, ..., start + count - 1.
+  """Eliminates columns start, ..., start + count - 1 by star-mesh transforms.
 
   Above its diagonal the mesh [m, m, B] holds conductances between columns.
-  Below it, `Network.spread` takes the place of the conductances of columns that
-  are eliminated.
+  Below its diagonal, `Network.spread` replaces the conductances of eliminated
+  columns.
   """
   if not count:
     return mesh, totals
@@ -140,7 +141,8 @@ def _eliminate_columns(mesh, totals, start, count, ones):
 
 
 def potentials(network, into_rows, into_columns, ones):
-  """Potentials u, v whose currents D_ij (u_i + v_j) have the given sums."""
+  """Computes potentials u [n, B] and v [m, B] whose currents D_ij (u_i + v_j)
+  have the given row sums [n, B] and column sums [m, B]."""
   degree, share, spread, total = network
   load = stored(summed(share * into_rows[:, None], 0) - into_columns, ones)
   voltage = (load + summed(spread * load, 1)) / total
@@ -150,7 +152,7 @@ def potentials(network, into_rows, into_columns, ones):
 
 
 def refine(network, conductance, currents, into_rows, into_columns, ones):
-  """Adds what is missing until currents have the sums that they should have.
+  """Corrects currents, so that they have the given sums.
 
   Args:
     network: the elimination of `conductance`.
@@ -158,11 +160,11 @@ def refine(network, conductance, currents, into_rows, into_columns, ones):
     currents: x [n, m, B], u [n, B] and v [m, B].
     into_rows: [n, B], the row sums that x should have.
     into_columns: [m, B], the column sums that x should have.
-    ones: see `ones`.
+    ones: [max(n, m), B]; see `ones`.
 
   Returns:
-    x + D (u' + v'), u + u' and v + v', of which the first has these sums up to
-    rounding. To repeat this with the result is iterative refinement.
+    x + D (u' + v'), u + u' and v + v'. The first has these sums up to rounding.
+    A second call with this result is a step of iterative refinement.
   """
   x, u, v = currents
   more_u, more_v = potentials(
@@ -176,7 +178,8 @@ def refine(network, conductance, currents, into_rows, into_columns, ones):
 
 
 def ones(a, m: int):
-  """[max(n, m), B] ones for `stored` that the compiler takes for data."""
+  """Returns ones [max(n, m), B] for `stored`, computed from data, so that the
+  compiler does not know their value."""
   shape = max(len(a), m), *a.shape[1:]
   return jnp.broadcast_to(jnp.where(a[:1] >= 0, 1, a[:1]), shape)
 
@@ -184,26 +187,26 @@ def ones(a, m: int):
 def stored(x, ones):
   """Returns x, [k, B] or [B], and makes XLA compute it only once.
 
-  A vector that meets a matrix is needed once per row. XLA for CPUs does not
-  store such a vector: it computes it again for each row, with all that leads to
-  it. A division stops it, because XLA takes divisions for expensive. Without
-  this, a step takes ten times as long. (`optimization_barrier` does not help:
-  XLA removes it too early.)
+  A vector that is combined with a matrix is needed once per row. XLA for CPUs
+  does not store such a vector: it computes it again for each row, with all its
+  inputs. A division prevents this, because XLA considers divisions expensive.
+  Without it, a step takes ten times as long. (`optimization_barrier` does not
+  help: XLA removes it too early.)
   """
   return x / (ones[: len(x)] if x.ndim == 2 else ones[0])
 
 
 def summed(x, axis):
-  """The sum along an axis that is not the last."""
+  """Sums along an axis that is not the last."""
   return _fold(operator.add, x, axis)
 
 
 def _fold(operation, x, axis):
   """Reduces an axis that is not the last.
 
-  XLA for CPUs makes one vectorized pass of a reduction that is written out;
-  that is several times faster than its own reductions. It also makes the
-  program longer, hence the limit.
+  XLA for CPUs compiles a reduction that is written out into one vectorized
+  pass, which is several times faster than its own reductions. The program
+  becomes longer, hence the limit.
   """
   if x.shape[axis] > _LONGEST_UNROLLED:
     reductions = {operator.add: jnp.sum, jnp.maximum: jnp.max}
@@ -213,11 +216,15 @@ def _fold(operation, x, axis):
 
 
 def reach(x, change):
-  """[B], the largest step, up to 1, that keeps x + step * change >= 0."""
+  """Returns the largest step, [B], up to 1, that keeps x + step * change >= 0.
+
+  x and change are [n, m, B].
+  """
   fall = -change / jnp.maximum(x, 1e-30)
   return 1 / jnp.maximum(_fold(jnp.maximum, _fold(jnp.maximum, fall, 0), 0), 1)
 
 
 def or_one(degree):
-  """`degree`, or 1 where it is 0: a harmless divisor for isolated nodes."""
+  """Returns `degree`, or 1 where it is 0, a harmless divisor for isolated
+  nodes."""
   return jnp.where(degree > 0, degree, 1)

@@ -17,18 +17,19 @@ from deepemd_jax.emd import certificate, problem
 
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn:
-  """Solves the entropic problem on the device, to compare with.
+  """Solves the entropic problem on the device, for comparison.
 
       min_X <C, X> + epsilon sum_ij X_ij log(X_ij M / (a_i b_j))
 
-  over the same X as `emd.solve`'s, M being the larger total. `emd.distance`
-  returns this objective, entropy included, and its exact gradient.
+  over the same plans X as `emd.solve`, where M is the larger total.
+  `emd.distance` returns this objective, entropy included, and its exact
+  gradient.
 
   Attributes:
-    epsilon: how much the plan is blurred, in units of cost. Accuracy needs a
-      small epsilon, and time grows as 1 / epsilon.
-    threshold: where ott stops: the sum of a marginal's errors, as a share of
-      the mass.
+    epsilon: weight of the entropy, in units of cost. Accuracy needs a small
+      epsilon, and time grows as 1 / epsilon.
+    threshold: ott stops when the sum of a marginal's errors, as a share of the
+      mass, is below this.
     max_iterations: bound on ott's iterations.
     epsilon_start: ott's first epsilon, as a multiple of `epsilon`.
     epsilon_decay: ott multiplies its epsilon by this after each iteration,
@@ -66,11 +67,13 @@ class Sinkhorn:
       cost: [..., n, m]; see `emd.solve`.
       a: [..., n].
       b: [..., m].
-      start: potentials (f, g) of a similar problem, for a warm start.
+      start: potentials f [..., n] and g [..., m] of a similar problem, for a
+        warm start.
 
     Returns:
-      A plan. `gap` bounds the distance of <cost, flow> from the exact value,
-      blur included; `converged` tells whether ott met its threshold.
+      The plan. `gap` bounds the difference between <cost, flow> and the exact
+      value, including the effect of the entropy. `converged` tells whether ott
+      met its threshold.
     """
     batch, dtype = cost.shape[:-2], cost.dtype
     scaled = problem.scale_problem(*problem.batch_last(cost, a, b))
@@ -96,7 +99,7 @@ class Sinkhorn:
     return problem.batch_first(plan, batch)
 
   def value(self, cost, a, b, plan: problem.Plan) -> Float[Array, "..."]:
-    """The objective, [...], by way of the dual objective, which equals it."""
+    """Computes the objective, [...], as the dual objective, which equals it."""
     del cost
     total_a, total_b = a.sum(-1), b.sum(-1)
     larger = jnp.maximum(total_a, total_b)
@@ -105,13 +108,13 @@ class Sinkhorn:
     return (a * plan.f).sum(-1) + (b * plan.g).sum(-1)
 
   def _solve_one(self, cost, a, b, epsilon, f, g):
-    """Solves one problem [n, m], [n], [m] by ott.
+    """Solves one problem [n, m], [n], [m] with ott.
 
     Returns:
       Flow [n, m], potentials [n] and [m] relative to a_i b_j, iterations, and
       whether ott met its threshold.
     """
-    # Here, not at the top: ott takes a second to import.
+    # Imported here, because ott takes a second to import.
     with problem.from_the_extra("Sinkhorn"):
       from ott.geometry import epsilon_scheduler, geometry
       from ott.problems.linear import linear_problem

@@ -1,8 +1,8 @@
-"""The solvers by name, as a run's settings and help texts have them.
+"""The table of solvers, by the names that settings and help texts use.
 
 To add a solver, write its file and add a line to `SOLVERS`. A setting that no
-solver had so far also needs a field of `config.emd` in `config/defaults.py`,
-and a rule in `config/validate.py`. This module loads neither JAX nor NumPy.
+other solver has also needs a field of `config.emd` in `config/defaults.py`, and
+a rule in `config/validate.py`. This module loads neither JAX nor NumPy.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ import difflib
 import importlib
 from typing import Any
 
-# How a gradient can go through the EMD; see `emd.distance`.
+# The kinds of gradient of the EMD; see `emd.distance`.
 GRADIENTS = ("exact", "flow")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One solver.
+  """A solver in the table.
 
   Attributes:
     title: one plain line for help texts.
-    path: "package.module:Class"; "" where `emd` chooses.
+    path: "package.module:Class", or "" if `emd` chooses the solver.
     settings: the arguments of the class that a run can set.
   """
 
@@ -60,7 +60,7 @@ def make_solver(name: str, **settings: Any) -> Any:
   Args:
     name: a key of `SOLVERS`.
     **settings: any of the settings in `SOLVERS`. The solver gets those that it
-      takes; the others are ignored, so that a run can pass all that it has.
+      takes. The others are ignored, so that a run can pass all its settings.
 
   Returns:
     The solver; None for "auto", which lets `emd.solve` and `emd.distance`
@@ -68,7 +68,7 @@ def make_solver(name: str, **settings: Any) -> Any:
 
   Raises:
     ValueError: no solver has this name, or a setting is out of range.
-    TypeError: no solver takes a setting of such a name.
+    TypeError: no solver takes a setting with this name.
   """
   if name not in SOLVERS:
     near = difflib.get_close_matches(name, SOLVERS, 2)

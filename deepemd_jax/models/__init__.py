@@ -6,7 +6,7 @@ Each module of this package loads on first use.
 import importlib
 import pkgutil
 
-# The name by which other people's code knows it.
+# A further name of a module, which other programs use.
 _OTHER_NAMES = {"resnet": "resnet12"}
 
 

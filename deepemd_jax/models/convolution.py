@@ -1,4 +1,4 @@
-"""A stride-1 convolution whose weight gradient is fast on the CPU too."""
+"""A stride-1 convolution whose weight gradient is fast on CPUs, too."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 def same_convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves with stride 1 and zero padding that keeps height and width.
 
-  The value and both gradients are those of `lax.conv_general_dilated`. Only on
-  CPU is the weight gradient computed another way: one matrix product per kernel
-  tap. XLA's own form, a convolution by an image-sized kernel, runs 2-3 times
-  slower there on few-channel maps and dominates ResNet-12's training step
-  (`benchmarks/convolution.py`).
+  The value and both gradients are those of `lax.conv_general_dilated`. On a
+  CPU, the weight gradient is computed in another way: by one matrix product per
+  kernel tap. XLA's own form, a convolution with an image-sized kernel, is 2-3
+  times slower there for maps with few channels, and dominates ResNet-12's
+  training step (`benchmarks/convolution.py`).
 
   Args:
     images: [N, H, W, C_in].
@@ -42,13 +42,14 @@ def _forward(images, kernel):
 
 
 def _kernel_gradient_by_taps(images, kernel, cotangent):
-  """[k, k, C_in, C_out]: one [C_in, NHW] x [NHW, C_out] product per tap."""
+  """Computes the gradient [k, k, C_in, C_out] by one product per tap, of
+  [C_in, NHW] and [NHW, C_out]."""
   height, width, channels = images.shape[1:]
   k, out = kernel.shape[0], kernel.shape[-1]
   pad = k // 2
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   rows = cotangent.reshape(-1, out)
-  # A sum over a whole batch's pixels: bfloat16 would lose its last terms.
+  # A sum is over all pixels of a batch: bfloat16 would lose its last terms.
   sums = jnp.promote_types(images.dtype, jnp.float32)
   taps = [
     jnp.matmul(

@@ -12,18 +12,18 @@ from deepemd_jax.models import matching, nodes, resnet12
 
 
 class DeepEMD(nnx.Module):
-  """Scores query images against the classes of their episode.
+  """A module that scores query images against the classes of their episode.
 
       model = DeepEMD(rngs=nnx.Rngs(0))
       logits = model(support, query)      # [way, n_query, way]
 
-  or, from trained variables, `DeepEMD(resnet12.to_module(variables))`.
+  For trained variables, use `DeepEMD(resnet12.to_module(variables))`.
 
-  The gradient through the EMD layer reaches the backbone on both sides: through
+  The gradient through the EMD layer reaches the backbone in two ways: through
   the cost and through the weights.
 
   Attributes:
-    encoder: the ResNet-12.
+    encoder: the module from images to maps; by default a ResNet-12.
 
   References:
     Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020.
@@ -45,17 +45,19 @@ class DeepEMD(nnx.Module):
     """Makes the module.
 
     Args:
-      encoder: images [N, H, W, 3] to maps [N, h, w, c], called with `train=`;
-        None makes a ResNet-12 from `rngs`.
-      width: of the ResNet-12, as a multiple of the published channels.
-      precision: of the ResNet-12, "float32" or "bfloat16"; weights, costs,
-        EMD and logits are float32 in both.
-      solver: of the EMD; None is the best one for this platform.
-      temperature: scale of the logits.
-      weights: of the nodes, "cross_reference" or "equal".
-      gradient: through the EMD, "exact" or "flow"; see `matching.logits`.
-      pyramid: as `nodes.pyramid`; whole images only.
-      rngs: needed when there is no encoder.
+      encoder: a module from images [N, H, W, 3] to maps [N, h, w, c], called
+        with `train=`. None makes a ResNet-12 from `rngs`.
+      width: width of the ResNet-12, as a multiple of the published channels.
+      precision: precision of the ResNet-12, "float32" or "bfloat16"; weights,
+        costs, EMD and logits are always float32.
+      solver: solver of the EMD; None is the best one for this platform.
+      temperature: factor of the logits, a positive number.
+      weights: weights of the nodes, "cross_reference" or "equal".
+      gradient: gradient through the EMD, "exact" or "flow"; see
+        `matching.logits`.
+      pyramid: levels of the pyramid, for whole images only; see
+        `nodes.pyramid`.
+      rngs: random streams; required if encoder is None.
     """
     if encoder is None:
       if rngs is None:
@@ -73,20 +75,21 @@ class DeepEMD(nnx.Module):
   def __call__(
     self, support: jax.Array, query: jax.Array, *, train: bool = False
   ) -> jax.Array:
-    """One episode.
+    """Computes the logits of one episode.
 
     Args:
       support: [way, shot, H, W, 3] normalized images, whose nodes are the cells
         of their maps (FCN), or [way, shot, crops, H, W, 3], where each crop is
         a node (Grid, Sampling).
       query: [way, n_query, ...] of the same kind. The leading axis is the true
-        class; it is not looked at, so images of unknown class may stand in any
-        order.
-      train: batch norm over all images of the episode together, as the original
-        does, and updated running statistics.
+        class. The module does not use it, so that images of unknown class may
+        be in any order.
+      train: whether batch norm uses the statistics of all images of the episode
+        together, as in the original, and updates the running statistics.
 
     Returns:
-      logits [way, n_query, way].
+      The logits [way, n_query, way]. The last axis is the class that is
+      compared.
     """
     images = _concatenate(support, query)
     crops = support.ndim == 6
@@ -98,12 +101,13 @@ class DeepEMD(nnx.Module):
   def episodes(
     self, support: jax.Array, query: jax.Array, *, train: bool = False
   ) -> jax.Array:
-    """Several episodes, each as `__call__` and by itself: [e, ...] of its
-    arguments to [e, way, n_query, way].
+    """Computes the logits of several episodes, [e, way, n_query, way].
 
-    What `jax.vmap` of it computes, but the encoder, which has to take several
-    batches [e, N, H, W, 3], sees all images together (see `resnet12.ResNet12`).
-    With `train` each running statistic becomes [e, C], one of each episode.
+    The arguments are those of `__call__` with a leading axis, [e, ...]. The
+    result is that of `jax.vmap`, but the encoder gets all images together, as
+    several batches [e, N, H, W, 3], which it must support (see
+    `resnet12.ResNet12`). With `train`, each running statistic becomes [e, C],
+    one for each episode.
     """
     logits, _ = episode_logits(
       functools.partial(self._apply, train=train),
@@ -160,8 +164,8 @@ def episode_logits(
 
 
 def _nodes(apply: Callable, images: jax.Array, crops: bool, pyramid):
-  """Nodes of [..., N, H, W, 3] or, with crops, [..., N, crops, H, W, 3]; and
-  the state."""
+  """Returns the nodes and the state of images [..., N, H, W, 3] or, with crops,
+  [..., N, crops, H, W, 3]."""
   if not crops:
     maps, state = apply(images)
     return nodes.pyramid(maps, pyramid), state
@@ -173,8 +177,8 @@ def _nodes(apply: Callable, images: jax.Array, crops: bool, pyramid):
 
 
 def _logits(encoded: jax.Array, support, query, **options) -> jax.Array:
-  """Of nodes [way * shot + way * n_query, n, c], and (way, shot) and (way,
-  n_query)."""
+  """Computes the logits of nodes [way * shot + way * n_query, n, c]; support is
+  (way, shot), and query is (way, n_query)."""
   way, shot = support
   n, c = encoded.shape[1:]
   class_nodes = encoded[: way * shot].reshape(way, shot, n, c).mean(1)
@@ -183,7 +187,7 @@ def _logits(encoded: jax.Array, support, query, **options) -> jax.Array:
 
 
 def _concatenate(support: jax.Array, query: jax.Array) -> jax.Array:
-  """All images of an episode, [way * shot + way * n_query, ...]."""
+  """Joins all images of an episode to [way * shot + way * n_query, ...]."""
   if query.shape[2:] != support.shape[2:]:
     raise ValueError(
       f"support images are {support.shape[2:]}, query images "

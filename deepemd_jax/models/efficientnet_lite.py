@@ -1,7 +1,7 @@
 """EfficientNet-Lite with ImageNet weights: backbones for photographs.
 
-A stem, 16 to 23 inverted residual blocks, and a 1x1 convolution to 1280
-channels, whose map is what DeepEMD matches. There is no squeeze-and-excitation,
+The network has a stem, 16 or 21 inverted residual blocks, and a 1x1 convolution
+to 1280 channels, whose map DeepEMD matches. There is no squeeze-and-excitation,
 and the activation is ReLU6. The network is frozen, so batch norm is folded into
 the convolutions: a layer is a kernel and a bias.
 
@@ -28,7 +28,7 @@ from deepemd_jax.models.backbone import (
   Variables,
 )
 
-_EPSILON = 1e-3  # of batch norm
+_EPSILON = 1e-3  # epsilon of batch norm
 _STEM, _HEAD = 32, 1280  # channels, whatever the width
 
 
@@ -39,7 +39,7 @@ class Size(NamedTuple):
     width: factor of the channels.
     depth: factor of the blocks.
     image_size: side in pixels of the images that it was trained on.
-    sha256: of its published weights.
+    sha256: hash of its published weights.
   """
 
   width: float
@@ -68,11 +68,11 @@ class Block(NamedTuple):
   """An inverted residual block.
 
   Attributes:
-    kernel: side of its depthwise convolution.
-    stride: of the same.
-    expansion: the depthwise channels are so many times the incoming ones.
-    channels_in: that come in.
-    channels: that go out.
+    kernel: side of the kernel of its depthwise convolution.
+    stride: stride of its depthwise convolution.
+    expansion: depthwise channels, as a multiple of the input channels.
+    channels_in: input channels.
+    channels: output channels.
   """
 
   kernel: int
@@ -82,7 +82,7 @@ class Block(NamedTuple):
   channels: int
 
 
-# Kernel, stride of the first block, expansion, channels, blocks.
+# Each row has kernel, stride of the first block, expansion, channels, blocks.
 _STAGES = (
   (3, 1, 1, 16, 1),
   (3, 2, 6, 24, 2),
@@ -95,7 +95,7 @@ _STAGES = (
 
 
 def blocks(width: float, depth: float) -> list[Block]:
-  """The blocks of a size of the network, in order."""
+  """Returns the blocks of a size of the network, in order."""
   found, channels_in = [], _STEM
   for number, (kernel, stride, expansion, out, count) in enumerate(_STAGES):
     channels = _multiple_of_8(out * width)
@@ -109,7 +109,7 @@ def blocks(width: float, depth: float) -> list[Block]:
 
 
 def _multiple_of_8(channels: float) -> int:
-  """The nearest multiple, but not less than 90% of it."""
+  """Rounds to a multiple of 8: the nearest, but not below 8 or 90% of it."""
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * channels else rounded
 
@@ -119,10 +119,10 @@ class Layer(NamedTuple):
 
   Attributes:
     block: "stem", "block0", ..., "head".
-    name: within the block.
-    shape: of the kernel, [k, k, channels_in, channels_out].
-    convolution: what PyTorch's state dict calls it.
-    norm: what that calls its batch norm.
+    name: name within the block.
+    shape: shape of the kernel, [k, k, channels_in, channels_out].
+    convolution: name of the convolution in PyTorch's state dict.
+    norm: name of the batch norm in PyTorch's state dict.
   """
 
   block: str
@@ -133,7 +133,7 @@ class Layer(NamedTuple):
 
 
 def layers(size: str) -> Iterator[Layer]:
-  """All layers of a size of the network."""
+  """Yields all layers of a size of the network."""
   yield Layer("stem", "conv", (3, 3, 3, _STEM), "_conv_stem", "_bn0")
   architecture = blocks(SIZES[size].width, SIZES[size].depth)
   for number, (k, _, expansion, channels_in, out) in enumerate(architecture):
@@ -152,14 +152,14 @@ def layers(size: str) -> Iterator[Layer]:
 
 
 def create(size: str, *, precision: str = "float32") -> Backbone:
-  """A frozen EfficientNet-Lite as a backbone.
+  """Makes a backbone of a frozen EfficientNet-Lite.
 
   Args:
-    size: one of `SIZES`.
-    precision: of convolutions and activations, "float32" or "bfloat16".
+    size: a key of `SIZES`.
+    precision: dtype of convolutions and activations, "float32" or "bfloat16".
 
   Raises:
-    ValueError: another precision.
+    ValueError: precision is neither "float32" nor "bfloat16".
   """
   if precision not in PRECISIONS:
     raise ValueError(f"precision is {precision!r}; use one of {PRECISIONS}")
@@ -191,7 +191,7 @@ lite0, lite1, lite2 = (functools.partial(create, size) for size in SIZES)
 
 
 def init(key: jax.Array, *, size: str) -> Variables:
-  """Random variables, of the shapes that the published ones have."""
+  """Makes random variables, with the shapes of the published ones."""
   params: dict[str, Any] = {}
   for number, layer in enumerate(layers(size)):
     fan_in = math.prod(layer.shape[:3])
@@ -205,10 +205,10 @@ def init(key: jax.Array, *, size: str) -> Variables:
 
 
 def from_torch(state_dict: Mapping[str, Any], *, size: str) -> Variables:
-  """The variables of a PyTorch state dict, NumPy float32.
+  """Converts a PyTorch state dict to variables of NumPy float32 arrays.
 
   Raises:
-    InputError: a tensor is missing, or has another shape.
+    InputError: a tensor is missing or has another shape.
   """
 
   def tensor(name: str, *shape: int) -> np.ndarray:
@@ -249,7 +249,7 @@ def apply(
     images: float32 [..., N, H, W, 3], normalized with the backbone's `mean` and
       `std`.
     train: has no effect, because the network has no running statistics.
-    size: one of `SIZES`.
+    size: a key of `SIZES`.
     precision: the dtype of convolutions and activations, one of
       `backbone.PRECISIONS`.
 
@@ -271,7 +271,8 @@ def feature_maps(
   size: str,
   precision: str = "float32",
 ) -> list[jax.Array]:
-  """What the stem, each block and the head make of images [N, H, W, 3]."""
+  """Computes the maps of the stem, each block and the head, float32 [N, h, w,
+  c], for images [N, H, W, 3]."""
   params = variables["params"]
   images = images.astype(precision)
   maps = [_relu6(_convolution(images, params["stem"]["conv"], 2))]
@@ -311,8 +312,8 @@ def _general(x, kernel, stride: int, groups: int) -> jax.Array:
 
 
 def _depthwise(x: jax.Array, params: dict, stride: int) -> jax.Array:
-  """Each channel by itself, [k, k, 1, c]. On a CPU XLA's own form is slow, and
-  a sum of shifted images is not."""
+  """Convolves each channel with its own kernel, [k, k, 1, c]. On a CPU, XLA's
+  own form is slow, and a sum of shifted images is fast."""
   kernel, bias = (params[k].astype(x.dtype) for k in ("kernel", "bias"))
   by_xla = functools.partial(_general, stride=stride, groups=x.shape[-1])
   by_shifts = functools.partial(_sum_of_shifts, stride=stride)

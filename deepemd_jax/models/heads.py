@@ -1,8 +1,9 @@
-"""The heads: ways to score the queries of an episode, by name.
+"""The heads, functions that score the queries of an episode, by name.
 
-A head is a function `(query_nodes, support_nodes, key, settings) -> logits`:
-[q, n, c] and [way, shot, n, c] to [q, way]. To add one, write a function and
-add a line to `HEADS`. Tables, figures and legal values follow from there.
+A head is a function `(query_nodes, support_nodes, key, settings) -> logits`.
+The nodes are [q, n, c] and [way, shot, n, c], and the logits are [q, way]. To
+add one, write a function and add a line to `HEADS`, from which tables, figures
+and legal values are made.
 """
 
 import dataclasses
@@ -20,13 +21,13 @@ Scorer = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class SfcSettings:
-  """How the structured FC layer is trained; see `sfc.fit`.
+  """The settings for training the structured FC layer; see `sfc.fit`.
 
   Attributes:
-    epochs: over the support images.
-    learning_rate: of gradient descent on the class nodes.
-    batch_size: support images a step.
-    gradient: "exact" or "flow".
+    epochs: passes over the support images.
+    learning_rate: learning rate of the class nodes.
+    batch_size: support images per step.
+    gradient: gradient through the EMD, "exact" or "flow".
   """
 
   epochs: int = 100
@@ -37,12 +38,12 @@ class SfcSettings:
 
 @dataclasses.dataclass(frozen=True)
 class HeadSettings:
-  """What the heads share.
+  """The settings that the heads share.
 
   Attributes:
-    solver: of the EMD; None is the best one for this platform.
-    temperature: scale of the logits.
-    sfc: for class nodes of more than one shot.
+    solver: solver of the EMD; None is the best one for this platform.
+    temperature: factor of the logits, a positive number.
+    sfc: settings for class nodes of more than one shot.
     sinkhorn: solver of the head `deepemd_sinkhorn`.
     regularized_qp: solver of the head `deepemd_qp`.
   """
@@ -55,26 +56,25 @@ class HeadSettings:
 
   @property
   def matching(self) -> dict[str, Any]:
-    """Options of `matching.logits` and `sfc.fit`."""
+    """The options of `matching.logits` and `sfc.fit`."""
     return {"solver": self.solver, "temperature": self.temperature}
 
 
 def mean_prototypes(support_nodes: jax.Array) -> jax.Array:
-  """Class nodes without training, the mean over the shots: [way, shot, n, c] ->
-  [way, n, c]."""
+  """Averages nodes over the shots: [way, shot, n, c] -> [way, n, c]."""
   return support_nodes.mean(1)
 
 
 def sfc_prototypes(
   support_nodes: jax.Array, key: jax.Array, settings: SfcSettings, **options
 ) -> jax.Array:
-  """Class nodes of the structured FC layer, [way, n, c].
+  """Computes the class nodes of the structured FC layer, [way, n, c].
 
   Args:
     support_nodes: [way, shot, n, c].
-    key: draws the order in which the support images are visited.
-    settings: of the training.
-    **options: of `matching.logits`.
+    key: random key for the order in which the support images are visited.
+    settings: settings of the training.
+    **options: options of `matching.logits`.
   """
   way, shot = support_nodes.shape[:2]
   return sfc.fit(
@@ -88,7 +88,8 @@ def sfc_prototypes(
 
 
 def _deepemd(query_nodes, support_nodes, key, settings, **options):
-  """DeepEMD; with several shots, on class nodes of the structured FC layer."""
+  """Computes DeepEMD's logits. If there are several shots, the class nodes are
+  those of the structured FC layer."""
   options = settings.matching | options
   if support_nodes.shape[1] == 1:
     class_nodes = mean_prototypes(support_nodes)
@@ -98,34 +99,34 @@ def _deepemd(query_nodes, support_nodes, key, settings, **options):
 
 
 def deepemd(query_nodes, support_nodes, key, settings):
-  """The paper's head."""
+  """Computes the logits of the paper's head."""
   return _deepemd(query_nodes, support_nodes, key, settings)
 
 
 def deepemd_equal_weights(query_nodes, support_nodes, key, settings):
-  """The same without the cross-reference mechanism: equal weights."""
+  """Computes DeepEMD's logits with equal weights, without cross-reference."""
   return _deepemd(query_nodes, support_nodes, key, settings, weights="equal")
 
 
 def deepemd_l2(query_nodes, support_nodes, key, settings):
-  """The same with squared distances for costs."""
+  """Computes DeepEMD's logits with squared distances as costs."""
   return _deepemd(query_nodes, support_nodes, key, settings, metric="l2")
 
 
 def deepemd_sinkhorn(query_nodes, support_nodes, key, settings):
-  """The same with an entropic solver."""
+  """Computes DeepEMD's logits with an entropic solver."""
   solver = settings.sinkhorn
   return _deepemd(query_nodes, support_nodes, key, settings, solver=solver)
 
 
 def deepemd_qp(query_nodes, support_nodes, key, settings):
-  """The same with the paper's regularized quadratic program."""
+  """Computes DeepEMD's logits with the paper's regularized program."""
   solver = settings.regularized_qp
   return _deepemd(query_nodes, support_nodes, key, settings, solver=solver)
 
 
 def deepemd_pooled(query_nodes, support_nodes, key, settings):
-  """The paper's head, plus half of what the prototype says."""
+  """Computes DeepEMD's logits plus half of the prototype's logits."""
   own = _deepemd(query_nodes, support_nodes, key, settings)
   classes = mean_prototypes(support_nodes)
   temperature = settings.temperature
@@ -135,14 +136,14 @@ def deepemd_pooled(query_nodes, support_nodes, key, settings):
 
 
 def deepemd_mean(query_nodes, support_nodes, key, settings):
-  """The paper's head on the mean of the support nodes, whatever the shots."""
+  """Computes DeepEMD's logits with mean support nodes, for any shots."""
   del key
   class_nodes = mean_prototypes(support_nodes)
   return matching.logits(query_nodes, class_nodes, **settings.matching)
 
 
 def deepemd_nearest(query_nodes, support_nodes, key, settings):
-  """The logit of the nearest shot: the support image that is most alike."""
+  """Computes DeepEMD's logit of each class's most similar support image."""
   del key
   way, shot = support_nodes.shape[:2]
   each = support_nodes.reshape(way * shot, *support_nodes.shape[2:])
@@ -151,20 +152,20 @@ def deepemd_nearest(query_nodes, support_nodes, key, settings):
 
 
 def prototype(query_nodes, support_nodes, key, settings):
-  """The baseline: cosine of pooled descriptors."""
+  """Computes the prototype baseline, the cosine of pooled descriptors."""
   del key, settings
   return matching.prototype_logits(query_nodes, mean_prototypes(support_nodes))
 
 
 def chamfer(query_nodes, support_nodes, key, settings):
-  """The baseline without a plan: each node takes its nearest counterpart."""
+  """Computes the Chamfer baseline, which has no plan; see `chamfer_logits`."""
   del key, settings
   return matching.chamfer_logits(query_nodes, mean_prototypes(support_nodes))
 
 
 def logistic_regression(query_nodes, support_nodes, key, settings):
-  """The baseline that is trained on the support: a linear classifier of pooled
-  descriptors."""
+  """Computes the baseline of a linear classifier of pooled descriptors, which
+  is trained on the support."""
   del key, settings
   return logistic.logits(query_nodes, support_nodes)
 
@@ -174,11 +175,12 @@ class Head:
   """A head that can be named in a config.
 
   Attributes:
-    title: for tables and figures.
-    function: see the module's docstring.
-    title_of_shots: with several shots, if that is another one.
-    is_pooled: it compares pooled descriptors, so it is tested with whichever
-      stage's encoder suits those best on validation episodes, as a fair rival.
+    title: title for tables and figures.
+    function: the head itself; see the docstring of the module.
+    title_of_shots: title for several shots, if it differs.
+    is_pooled: whether it compares pooled descriptors. Then it is tested with
+      the encoder of the stage that suits it best on validation episodes, for a
+      fair comparison.
   """
 
   title: str
@@ -209,17 +211,17 @@ HEADS = {
 
 
 def usual(shot: int) -> tuple[str, ...]:
-  """The three heads that are compared unless a config names others."""
+  """Returns the three heads that are compared unless a config names others."""
   second = "deepemd_equal_weights" if shot == 1 else "deepemd_mean"
   return "deepemd", second, "prototype"
 
 
 def title(name: str, shot: int = 1) -> str:
-  """A head's name for people."""
+  """Returns the title of a head for tables and figures."""
   head = HEADS[name]
   return (shot > 1 and head.title_of_shots) or head.title
 
 
 def bind(name: str, settings: HeadSettings) -> Scorer:
-  """The head `name` with its settings: (query, support, key) -> logits."""
+  """Binds the settings of the head `name`: (query, support, key) -> logits."""
   return functools.partial(HEADS[name].function, settings=settings)

@@ -15,15 +15,17 @@ def logits(
   support_nodes: Float[Array, "way shot m c"],
   strength: float = 1.0,
 ) -> Float[Array, "q way"]:
-  """The baseline: a linear classifier, trained on the episode's support.
+  """Computes the baseline of a linear classifier, trained on the support.
 
-  It minimizes the sum of the cross-entropies plus half the squared length of
-  the weights over `strength`, without an intercept: classes are balanced.
+  The classifier minimizes the sum of the cross-entropies plus the squared
+  length of its weights divided by 2 `strength`. It has no intercept, because
+  the classes are balanced.
 
   Args:
     query_nodes: [q, n, c].
     support_nodes: [way, shot, m, c].
-    strength: of the images against the weights' length; scikit-learn's `C`.
+    strength: factor of the cross-entropies, a positive number; scikit-learn's
+      `C`.
 
   Returns:
     [q, way], logits.
@@ -35,12 +37,12 @@ def logits(
   way, shot = support_nodes.shape[:2]
   support = pooled(support_nodes).reshape(way * shot, -1)
   wanted = jnp.repeat(jnp.eye(way), shot, axis=0)
-  # The best weights are combinations of the support's descriptors, so only
-  # their products are needed: far fewer numbers than there are channels.
+  # The best weights are linear combinations of the support's descriptors. So
+  # only the products of these are needed, far fewer numbers than the channels.
   products = jnp.matmul(support, support.T, precision=_HIGHEST)
   # Descriptors have length 1, so no curvature is larger than this; the
-  # smallest is 1. Accelerated steps: Nesterov, "Introductory Lectures on Convex
-  # Optimization", 2004, scheme 2.2.22.
+  # smallest is 1. The steps are accelerated: Nesterov, "Introductory Lectures
+  # on Convex Optimization", 2004, scheme 2.2.22.
   curvature = 1 + strength * way * shot / 2
   momentum = (curvature**0.5 - 1) / (curvature**0.5 + 1)
 

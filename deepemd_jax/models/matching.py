@@ -1,15 +1,15 @@
-"""The DeepEMD head: weights, cost and logits. Pure functions on nodes.
+"""The DeepEMD head: weights, cost and logits, as pure functions of nodes.
 
-Two images are compared by the cheapest way to move one's node weights onto the
-other's nodes. With nodes u_i of the query and v_j of the class,
+Two images are compared by the cheapest way to move the node weights of one onto
+the nodes of the other. With nodes u_i of the query and v_j of the class,
 
     weight    s_i = relu(u_i . mean_j v_j) + 1e-3, scaled to sum to n
     cost      c_ij = 1 - cos(u_i, v_j), each node first centered over channels
     logit     T / n sum_ij (1 - c_ij) x_ij, x the optimal flow, n query nodes
 
-Since the moved mass M = min(n, m) is fixed by the scaling, the logit is
-T / n (M - EMD): an affine function of the optimal value, whose gradient the EMD
-layer knows exactly from the flow and the dual potentials.
+The scaling fixes the moved mass M = min(n, m), so that the logit is
+T / n (M - EMD). It is an affine function of the optimal value, and the EMD
+layer gets the exact gradient of that from the flow and the dual potentials.
 
 References:
   Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020: equations 3 to 9.
@@ -35,9 +35,9 @@ class Match(NamedTuple):
 
   Attributes:
     similarity: [q, way, n, m], cosine of the centered nodes, or 1 - their
-      squared distance; cost = 1 - it.
-    query_weights: [q, way, n], each sums to n.
-    class_weights: [q, way, m], each sums to m.
+      squared distance. The cost is 1 - similarity.
+    query_weights: [q, way, n]; the weights of a pair sum to n.
+    class_weights: [q, way, m]; the weights of a pair sum to m.
   """
 
   similarity: jax.Array
@@ -48,10 +48,11 @@ class Match(NamedTuple):
 def cross_reference_weights(
   nodes: Float[Array, "n c"], other: Float[Array, "m c"]
 ) -> Float[Array, " n"]:
-  """How much each node speaks of what the other image shows.
+  """Weights each node by its similarity to the other image's mean node.
 
-  relu(u_i . mean_j v_j) + 1e-3 on uncentered nodes: a node that looks like the
-  other image's average gets mass, background clutter gets nearly none.
+  The weight is relu(u_i . mean_j v_j) + 1e-3, with uncentered nodes. A node
+  that resembles the mean of the other image gets mass, and background clutter
+  gets nearly none.
 
   Returns:
     [n], not yet scaled to sum to n.
@@ -64,7 +65,7 @@ def cross_reference_weights(
 
 
 def centered(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b n c"]:
-  """Each node minus its mean over channels, scaled to unit length.
+  """Subtracts from each node its mean over channels, and scales it to length 1.
 
   A node that is constant over channels stays zero.
   """
@@ -75,12 +76,12 @@ def centered(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b n c"]:
 
 
 def _scaled(weights: jax.Array) -> jax.Array:
-  """Scaled to sum to the number of nodes."""
+  """Scales weights to sum to the number of nodes."""
   return weights * (weights.shape[-1] / weights.sum(-1, keepdims=True))
 
 
 def _similarity(query_nodes, class_nodes, metric: str) -> jax.Array:
-  """[q, way, n, m]."""
+  """Computes the similarities of all pairs of nodes, [q, way, n, m]."""
   if metric == "cosine":
     pair = centered(query_nodes), centered(class_nodes)
   elif metric == "l2":
@@ -107,15 +108,16 @@ def match(
 ) -> Match:
   """Sets up the q x way transport problems of an episode.
 
-  One matrix product gives all similarities; nothing of shape
+  One matrix product gives all similarities. No array of shape
   [q, way, n, m, c] is ever made.
 
   Args:
     query_nodes: [q, n, c].
     class_nodes: [way, m, c].
-    weights: "cross_reference", or "equal" (each node 1: the paper's ablation).
+    weights: "cross_reference", or "equal" (each node has weight 1, as in the
+      paper's ablation).
     metric: "cosine", or "l2", whose cost is the squared distance of the
-      centered nodes, not scaled (the official `-metric l2`).
+      centered nodes, not scaled to length 1 (the official `-metric l2`).
   """
   similarity = _similarity(query_nodes, class_nodes, metric)
   if weights == "equal":
@@ -140,21 +142,22 @@ def logits(
   gradient: str = "exact",
   metric: str = "cosine",
 ) -> Float[Array, "q way"]:
-  """DeepEMD's class scores.
+  """Computes DeepEMD's class scores.
 
   Args:
-    query_nodes: [q, n, c] nodes of the query images.
-    class_nodes: [way, m, c] nodes of each class: its support image's, or the
-      structured FC layer's.
+    query_nodes: [q, n, c], the nodes of the query images.
+    class_nodes: [way, m, c], the nodes of each class, from its support image or
+      from the structured FC layer.
     solver: an EMD solver; None is the best for this platform.
-    temperature: 12.5 in the paper.
+    temperature: factor of the logits, a positive number; 12.5 in the paper.
     weights: see `match`.
-    gradient: "exact", or "flow" as the official OpenCV path (see
+    gradient: "exact", or "flow" as in the official OpenCV path (see
       `emd.distance`).
     metric: see `match`.
 
   Returns:
-    [q, way]; larger is more alike; at most temperature * min(n, m) / n.
+    [q, way], the logits. A larger logit means that images are more alike. It is
+    at most temperature * min(n, m) / n.
 
   References:
     DeepEMD, CVPR 2020, equations 6 and 9.
@@ -192,11 +195,11 @@ def logits_and_flows(
     gradient: see `logits`.
     metric: see `match`.
     start: [q, way, n, m], the flows of a similar problem. They save time, and
-      change the result by rounding at most; see `emd.solve`.
+      change the logits by rounding at most; see `emd.solve`.
 
   Returns:
-    The logits, [q, way], and the optimal flows, [q, way, n, m]. A derivative
-    takes the flows as constants.
+    The logits, [q, way], and the optimal flows, [q, way, n, m]. Derivatives
+    treat the flows as constants.
   """
   problem = match(query_nodes, class_nodes, weights=weights, metric=metric)
   n, m = problem.similarity.shape[-2:]
@@ -212,7 +215,7 @@ def logits_and_flows(
 
 
 def pooled(nodes: Float[Array, "*b n c"]) -> Float[Array, "*b c"]:
-  """An image's descriptor: the mean of its nodes, scaled to unit length."""
+  """Computes an image's descriptor: the mean of its nodes, of unit length."""
   mean = nodes.mean(-2)
   norm = jnp.linalg.norm(mean, axis=-1, keepdims=True)
   return mean / jnp.maximum(norm, 1e-8)
@@ -223,7 +226,9 @@ def prototype_logits(
   class_nodes: Float[Array, "way m c"],
   temperature: float = TEMPERATURE,
 ) -> Float[Array, "q way"]:
-  """The baseline: cosine between pooled descriptors, times the temperature.
+  """Computes the prototype baseline.
+
+  A logit is the temperature times the cosine between pooled descriptors.
 
   References:
     Snell, Swersky, Zemel, "Prototypical Networks", NeurIPS 2017; with cosine
@@ -240,8 +245,11 @@ def chamfer_logits(
   class_nodes: Float[Array, "way m c"],
   temperature: float = TEMPERATURE,
 ) -> Float[Array, "q way"]:
-  """The baseline without a plan: every node takes the most similar of the other
-  image, whoever else took it; the mean over the nodes of both images.
+  """Computes the Chamfer baseline, which matches nodes without a plan.
+
+  Each node is matched with the most similar node of the other image, even if
+  other nodes are matched with it, too. A logit is the temperature times the
+  mean of these similarities over the nodes of both images.
 
   References:
     Fan, Su, Guibas, "A Point Set Generation Network", CVPR 2017 (the Chamfer

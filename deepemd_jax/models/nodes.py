@@ -1,8 +1,8 @@
 """From encoder output to nodes: the local descriptors that are matched.
 
-Everything after this file is `[..., n, c]`, whatever the variant: FCN, whose
-nodes are the cells of one feature map, alone or under a pyramid of averages; or
-Grid and Sampling, whose nodes are crops of the image, each encoded and pooled.
+All later code works on nodes `[..., n, c]`, whatever the variant. In FCN, the
+nodes are the cells of one feature map, with or without a pyramid of averages.
+In Grid and Sampling, they are crops of the image, each encoded and pooled.
 
 References:
   Zhang, Cai, Lin, Shen, "DeepEMD: Differentiable Earth Mover's Distance for
@@ -17,21 +17,22 @@ import numpy as np
 
 
 def from_map(maps: jax.Array) -> jax.Array:
-  """Cells of a feature map, row by row: [..., h, w, c] -> [..., h * w, c]."""
+  """Flattens a map row by row: [..., h, w, c] -> [..., h * w, c]."""
   *batch, height, width, channels = maps.shape
   return maps.reshape(*batch, height * width, channels)
 
 
 def averaged(maps: jax.Array, cells: int) -> jax.Array:
-  """A map with fewer cells.
+  """Averages a map to fewer cells.
 
   Args:
     maps: [..., h, w, c].
-    cells: along a side, at most; 0 leaves the map as it is.
+    cells: the largest number of cells along a side; 0 does not change the map.
 
   Returns:
-    [..., min(h, cells), min(w, cells), c]. Each is the mean over its part of
-    the map; what lies in two of them is shared by area, so all weigh the same.
+    [..., min(h, cells), min(w, cells), c]. Each cell is the mean over its part
+    of the map. An old cell that overlaps two parts is shared by area, so that
+    all old cells have the same weight.
   """
   height, width = maps.shape[-3:-1]
   if not cells or max(height, width) <= cells:
@@ -41,7 +42,7 @@ def averaged(maps: jax.Array, cells: int) -> jax.Array:
 
 
 def _shares(size: int, length: int) -> np.ndarray:
-  """[size, length] float32, which part of a cell each place is."""
+  """Returns the weights of old cells in new cells, [size, length] float32."""
   edges = np.arange(size + 1)[:, None] * (length / size)
   place = np.arange(length)
   shared = np.minimum(edges[1:], place + 1) - np.maximum(edges[:-1], place)
@@ -49,16 +50,17 @@ def _shares(size: int, length: int) -> np.ndarray:
 
 
 def pyramid(maps: jax.Array, sizes: Sequence[int] = ()) -> jax.Array:
-  """Averages of a map over ever finer grids, then the map itself.
+  """Returns averages of a map over grids, followed by the map itself.
 
   Args:
     maps: [..., h, w, c].
-    sizes: cells along a side, one number per level; (2, 1) is the paper's best.
+    sizes: cells along a side, one number per level; (2, 1) is the best in the
+      paper.
 
   Returns:
     [..., sum of sizes^2 + h w, c], the levels in the order given, each row by
-    row. A grid that does not divide the map is cut as PyTorch's adaptive
-    pooling does: cell i spans floor(i h / s) to ceil((i + 1) h / s).
+    row. A grid that does not divide the map is cut as in PyTorch's adaptive
+    pooling: cell i spans floor(i h / s) to ceil((i + 1) h / s).
   """
   height, width = maps.shape[-3:-1]
   levels = []
@@ -71,7 +73,7 @@ def pyramid(maps: jax.Array, sizes: Sequence[int] = ()) -> jax.Array:
 
 
 def _averages(size: int, length: int) -> np.ndarray:
-  """[size, length] float32, rows that average an adaptive pool's cells."""
+  """Returns the weights of adaptive average pooling, [size, length] float32."""
   cells = np.arange(size)[:, None]
   start, stop = cells * length // size, -(-(cells + 1) * length // size)
   place = np.arange(length)
@@ -80,21 +82,26 @@ def _averages(size: int, length: int) -> np.ndarray:
 
 
 def unit(nodes: jax.Array) -> jax.Array:
-  """Nodes [..., c] of length 1; a node of zeros stays."""
+  """Scales nodes [..., c] to length 1; a node of zeros does not change."""
   square = jnp.sum(nodes * nodes, -1, keepdims=True)
   return nodes * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 def from_crops(maps: jax.Array) -> jax.Array:
-  """One node per crop: [..., crops, h, w, c] -> [..., crops, c], pooled."""
+  """Pools each crop to one node: [..., crops, h, w, c] -> [..., crops, c]."""
   return maps.mean((-3, -2))
 
 
 def cell_boxes(height: int, width: int, side: int) -> np.ndarray:
-  """The image region that each cell of an h x w map stands for.
+  """Returns the image region of each cell of a map.
 
-  A cell's receptive field is larger; this is its place on the image, which is
-  what a picture of the matches draws.
+  A cell's receptive field is larger. This region is its place on the image,
+  which a picture of the matches draws.
+
+  Args:
+    height: rows of the map.
+    width: columns of the map.
+    side: side of the image in pixels.
 
   Returns:
     [h * w, 4] left, top, right, bottom in pixels of a side x side image, in the

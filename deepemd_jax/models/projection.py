@@ -1,7 +1,7 @@
-"""A linear map behind a frozen backbone: fewer channels, which tell more.
+"""A linear map behind a frozen backbone, to fewer and more useful channels.
 
-`training.projection` learns it through the EMD. Together the two are a backbone
-like any other, so whatever takes one takes this.
+`training.projection` learns the map through the EMD. The backbone and the map
+together are a `Backbone`, and can be used wherever one can.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from deepemd_jax.models.backbone import Backbone, Variables
 
 @functools.cache
 def project(backbone: Backbone, channels: int) -> Backbone:
-  """The backbone with a linear map of every cell behind it.
+  """Returns the backbone followed by a linear map of each cell.
 
-  Its variables hold the backbone's own, so it comes without published weights.
+  Its variables contain those of the backbone, so it has no published weights.
   Nodes get length 1, as they had while the map was learned.
 
   Args:
-    backbone: from images to maps.
-    channels: of the new maps.
+    backbone: the backbone from images to maps.
+    channels: the number of channels of the new maps.
   """
 
   def init(key) -> Variables:
@@ -54,10 +54,10 @@ def project(backbone: Backbone, channels: int) -> Backbone:
 
 
 def join(variables: Variables, projection) -> Variables:
-  """Variables of the whole.
+  """Joins the variables of a backbone and those of a linear map.
 
   Args:
-    variables: of the backbone.
+    variables: the variables of the backbone.
     projection: {"kernel": [c, channels], "bias": [channels]}.
   """
   params = {"backbone": variables["params"], "projection": projection}
@@ -65,7 +65,7 @@ def join(variables: Variables, projection) -> Variables:
 
 
 def linear(nodes: jax.Array, projection) -> jax.Array:
-  """Nodes or maps [..., c] -> [..., channels]."""
+  """Applies the linear map to nodes or maps: [..., c] -> [..., channels]."""
   product = jnp.matmul(
     nodes, projection["kernel"], precision=jax.lax.Precision.HIGHEST
   )

@@ -1,19 +1,20 @@
 """ResNet-12, the backbone of DeepEMD and of most few-shot papers since 2019.
 
-Four residual blocks of three 3x3 convolutions with batch norm, LeakyReLU 0.1
-and a 1x1 shortcut, each followed by a 2x2 max pool that drops odd borders:
-84x84 images give a 5x5 map. For small images the last blocks may do without
-the pool (`pools`): with three, 40x40 images give a 5x5 map. No global pooling:
-the map's cells are the local descriptors that DeepEMD matches.
+The network has four residual blocks. Each has three 3x3 convolutions with batch
+norm, LeakyReLU 0.1 and a 1x1 shortcut, followed by a 2x2 max pool that drops
+odd borders. So 84x84 images give a 5x5 map. For small images the last blocks
+may omit the pool (`pools`): with three pools, 40x40 images give a 5x5 map.
+There is no global pooling: the cells of the map are the local descriptors that
+DeepEMD matches.
 
-The module is Flax NNX; the rest of the program sees plain nested dicts,
+The module is Flax NNX. The rest of the program sees plain nested dicts,
 `variables = {"params": ..., "batch_stats": ...}`, through `init` and `apply`,
 or as a `Backbone` through `create`. Block and layer names are PyTorch's
 (`layer1.conv1`, ...).
 
 With `precision="bfloat16"` convolutions and activations are computed in
-bfloat16. Parameters, batch norm's statistics and its arithmetic, and the maps
-that come out stay float32, so variables mean the same for both.
+bfloat16. Parameters, the statistics and the arithmetic of batch norm, and the
+resulting maps stay float32, so that both precisions share variables.
 
 References:
   Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, section 4.1.
@@ -36,11 +37,11 @@ from deepemd_jax.models.convolution import same_convolution
 
 CHANNELS = (64, 160, 320, 640)
 BLOCKS = len(CHANNELS)
-_BATCH = (-4, -3, -2)  # what batch norm's statistics are of
+_BATCH = (-4, -3, -2)  # the axes that batch norm averages over
 
 
 def _nnx_convolution(images, kernel, *unused, **unused_options):
-  """`same_convolution` under the signature that nnx.Conv calls."""
+  """Calls `same_convolution` with the signature that nnx.Conv uses."""
   del unused, unused_options
   return same_convolution(images, kernel)
 
@@ -52,10 +53,11 @@ def _conv(channels_in: int, channels_out: int, size: int, precision, rngs):
     (size, size),
     padding="SAME",
     use_bias=False,
-    # Kaiming normal, fan-out, for LeakyReLU treated as ReLU: as the original.
+    # Kaiming normal, fan-out, for LeakyReLU treated as ReLU, as the original.
     kernel_init=jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     conv_general_dilated=_nnx_convolution,
-    # Of the computation; parameters are float32. None: as the images are.
+    # The dtype of the computation; parameters are float32. With None, it is
+    # that of the images.
     dtype=jnp.bfloat16 if precision == "bfloat16" else None,
     rngs=rngs,
   )
@@ -64,13 +66,13 @@ def _conv(channels_in: int, channels_out: int, size: int, precision, rngs):
 class BatchNorm(nnx.Module):
   """Batch normalization with PyTorch's running statistics.
 
-  Flax's own layer keeps the biased variance; PyTorch, and so every published
-  ResNet-12 checkpoint, the unbiased one. Of [..., N, H, W, C] each [N, H, W, C]
-  is a batch by itself, with its own running statistics, [..., C].
+  Flax's own layer keeps the biased variance. PyTorch, and so every published
+  ResNet-12 checkpoint, keeps the unbiased one. In [..., N, H, W, C], each
+  [N, H, W, C] is a batch of its own, with its own running statistics, [..., C].
   """
 
   def __init__(self, channels: int, *, momentum=0.9, epsilon=1e-5):
-    # Stated: with JAX_ENABLE_X64 the default is float64.
+    # Without a dtype, these would be float64 under JAX_ENABLE_X64.
     zeros, ones = jnp.zeros(channels, "float32"), jnp.ones(channels, "float32")
     self.scale, self.bias = nnx.Param(ones), nnx.Param(zeros)
     self.mean, self.var = nnx.BatchStat(zeros), nnx.BatchStat(ones)
@@ -100,8 +102,11 @@ def _at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-  """2x2, stride 2, odd border dropped. A maximum of slices rather than
-  `reduce_window`, whose gradient is eight times slower on the CPU."""
+  """Pools 2x2 with stride 2 and drops odd borders.
+
+  It takes the maximum of slices, because the gradient of `reduce_window` is
+  eight times slower on a CPU.
+  """
   height, width = (side // 2 * 2 for side in x.shape[-3:-1])
   x = jnp.maximum(x[..., 0:height:2, :, :], x[..., 1:height:2, :, :])
   return jnp.maximum(x[..., 0:width:2, :], x[..., 1:width:2, :])
@@ -144,18 +149,18 @@ class Block(nnx.Module):
 
 
 class ResNet12(nnx.Module):
-  """Images [N, H, W, 3] to feature maps [N, H // 16, W // 16, channels[-1]].
+  """A network from images [N, H, W, 3] to maps [N, H // 16, W // 16, C].
 
-  With `pools` below 4 only the first blocks halve the map, which then has sides
-  of H // 2**pools and W // 2**pools.
+  C is channels[-1]. With `pools` below 4, only the first blocks halve the map,
+  which then has sides of H // 2**pools and W // 2**pools.
 
-  Several batches [..., N, H, W, 3] pass the convolutions as one, and batch norm
-  each by itself. That is what `jax.vmap` would compute, but its gradient would
-  make kernels' gradients for every batch apart before adding them up: grouped
-  convolutions, or batched products, which take up to twice as long.
+  Several batches [..., N, H, W, 3] go through the convolutions together, and
+  through batch norm separately. `jax.vmap` would compute the same. But its
+  gradient would make kernel gradients for each batch before adding them up, by
+  grouped convolutions or batched products, which take up to twice as long.
 
-  Maps are float32 whatever the precision, "float32" or "bfloat16", in which
-  convolutions and activations are computed.
+  Convolutions and activations are computed in the precision, "float32" or
+  "bfloat16". Maps are always float32.
   """
 
   def __init__(
@@ -182,12 +187,12 @@ class ResNet12(nnx.Module):
 
 
 def channels_for(width: float) -> tuple[int, ...]:
-  """Channels of the four blocks at `width` times the published 64..640."""
+  """Returns the channels of the four blocks: `width` times the published."""
   return tuple(max(1, round(c * width)) for c in CHANNELS)
 
 
 def init(key: jax.Array, *, width: float = 1.0) -> Variables:
-  """Fresh variables of a ResNet-12 `width` times as wide as the published."""
+  """Makes variables of a ResNet-12 `width` times as wide as the published."""
   return _init(key, width)
 
 
@@ -197,7 +202,7 @@ def _init(key: jax.Array, width: float) -> Variables:
 
 
 def to_variables(module: nnx.Module) -> Variables:
-  """The module's parameters and running statistics as plain nested dicts."""
+  """Returns the parameters and running statistics as plain nested dicts."""
   _, params, stats = nnx.split(module, nnx.Param, nnx.BatchStat)
   return {
     "params": nnx.to_pure_dict(params),
@@ -218,16 +223,16 @@ def _abstract(channels: tuple[int, ...], precision: str, pools: int):
 def to_module(
   variables: Variables, precision: str = "float32", pools: int = BLOCKS
 ) -> ResNet12:
-  """The module that holds `variables`; its width is read off their shapes.
+  """Returns the module with `variables`, whose shapes give its width.
 
-  `pools` is not: it must be the one that they were trained with.
+  Their shapes do not give `pools`, which must be that of their training.
   """
   blocks = variables["params"]
   channels = tuple(
     blocks[f"layer{i}"]["conv1"]["kernel"].shape[-1] for i in range(1, 5)
   )
   graph, params, stats = _abstract(channels, precision, pools)
-  # replace_by_pure_dict writes in place: copy what the cache holds first.
+  # replace_by_pure_dict writes in place, so the cached states are copied first.
   params, stats = (jax.tree.map(lambda x: x, s) for s in (params, stats))
   variables = jax.tree.map(jnp.asarray, variables)
   nnx.replace_by_pure_dict(params, variables["params"])
@@ -249,13 +254,14 @@ def apply(
   Args:
     variables: {"params", "batch_stats"} from `init` or a checkpoint.
     images: [..., N, H, W, 3], normalized, float32.
-    train: normalize by the batch's statistics and update the running ones.
-    precision: as `ResNet12`.
-    pools: as `ResNet12`.
+    train: whether to normalize by the batch's statistics and update the running
+      ones.
+    precision: see `ResNet12`.
+    pools: see `ResNet12`.
 
   Returns:
-    The maps [..., N, H // 2**pools, W // 2**pools, C], and the (updated)
-    running statistics, float32, with the leading axes if they were updated.
+    The maps [..., N, H // 2**pools, W // 2**pools, C], and the running
+    statistics, float32, which have the leading axes if they were updated.
   """
   module = to_module(variables, precision, pools)
   maps = module(images, train=train)
@@ -266,7 +272,7 @@ def apply(
 def encode(
   variables: Variables, images: jax.Array, precision: str = "float32"
 ) -> jax.Array:
-  """Feature maps in evaluation mode: [N, H, W, 3] -> [N, h, w, c]."""
+  """Computes maps in evaluation mode: [N, H, W, 3] -> [N, h, w, c]."""
   return apply(variables, images, train=False, precision=precision)[0]
 
 
@@ -274,12 +280,13 @@ def encode(
 def create(
   *, width: float = 1.0, precision: str = "float32", pools: int = BLOCKS
 ) -> Backbone:
-  """ResNet-12 as a backbone.
+  """Makes a backbone of a ResNet-12.
 
   Args:
     width: its channels, as a multiple of the published 64, 160, 320, 640.
-    precision: of convolutions and activations, "float32" or "bfloat16".
-    pools: how many blocks, the first ones, halve the map; 1 to 4.
+    precision: dtype of convolutions and activations, "float32" or "bfloat16".
+    pools: the number of blocks, counted from the first, that halve the map; 1
+      to 4.
   """
   return Backbone(
     init=functools.partial(init, width=width),
@@ -287,7 +294,7 @@ def create(
     stride=2**pools,
     channels=channels_for(width)[-1],
     image_size=84,
-    # The official code's, of ImageNet's training images.
+    # The statistics of ImageNet's training images in the official code.
     mean=(125.3, 123.0, 113.9),
     std=(63.0, 62.1, 66.7),
   )

@@ -1,9 +1,9 @@
-"""The structured fully connected layer: one set of nodes per class, fitted.
+"""The structured fully connected layer, which fits a set of nodes per class.
 
-With k support images a class, the paper learns, inside the episode, a set of
-nodes per class: started at the mean of the support nodes, trained by gradient
-descent through the EMD layer to classify the support images. The result takes
-the place of a class's nodes in `matching.logits`.
+If a class has several support images, the paper learns a set of nodes for it
+within the episode. The nodes start at the mean of the support nodes, and
+gradient descent through the EMD layer trains them to classify the support
+images. They are then the nodes of the class in `matching.logits`.
 
 References:
   Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, section 3.5, equation 10;
@@ -27,7 +27,7 @@ _MOMENTUM = 0.9
 
 
 def random_order(key: jax.Array, count: int, epochs: int = EPOCHS) -> jax.Array:
-  """[epochs, count]: a fresh permutation of the support images each epoch."""
+  """Draws a permutation of the support images per epoch, [epochs, count]."""
   keys = jax.random.split(key, epochs)
   return jax.vmap(jax.random.permutation, (0, None))(keys, count)
 
@@ -44,28 +44,28 @@ def fit(
   gradient: str = "flow",
   metric: str = "cosine",
 ) -> Float[Array, "way n c"]:
-  """The class nodes that classify the support images best.
+  """Fits class nodes that classify the support images.
 
-  Stochastic gradient descent on the cross-entropy. Its momentum is dampened as
-  the official code's: the first step takes the gradient itself, later ones a
-  running average, so that a step is never longer than learning_rate times a
-  gradient.
+  The method is stochastic gradient descent on the cross-entropy. Its momentum
+  is dampened as in the official code: the first step uses the gradient itself,
+  and later steps use a running average. So a step is never longer than
+  learning_rate times the largest gradient.
 
   Args:
     support_nodes: [way, shot, n, c].
-    order: [epochs, way * shot], permutations of the support images, counted
-      class fastest: image s * way + w is support_nodes[w, s]. `random_order`.
-    learning_rate: 100 in the official evaluation (0.1 while meta-training).
-    batch_size: images a step; an epoch's last step takes what is left.
-    solver: of the EMD; None is the best one for this platform.
-    temperature: scale of the logits.
-    weights: of the nodes, "cross_reference" or "equal".
-    gradient: through the EMD, "exact" or "flow"; the official evaluation does
-      the latter.
-    metric: "cosine" or "l2"; for all of these see `matching.logits`.
+    order: [epochs, way * shot], permutations of the support images, such as
+      `random_order` draws. Image s * way + w is support_nodes[w, s].
+    learning_rate: 100 in the official evaluation (0.1 in meta-training).
+    batch_size: images per step; the last step of an epoch takes the rest.
+    solver: solver of the EMD; None is the best one for this platform.
+    temperature: factor of the logits, a positive number.
+    weights: weights of the nodes, "cross_reference" or "equal".
+    gradient: gradient through the EMD, "exact" or "flow"; the official
+      evaluation uses "flow".
+    metric: "cosine" or "l2"; see `matching.match`.
 
   Returns:
-    [way, n, c].
+    [way, n, c], the nodes of each class.
 
   Raises:
     ValueError: order does not have one column per support image.
@@ -91,7 +91,7 @@ def fit(
 
 
 def _loss(score: Callable, images, class_nodes, flows, chosen):
-  """Mean cross-entropy of the images `chosen`, and their flows."""
+  """Returns the mean cross-entropy of the images `chosen`, and their flows."""
   logits, flows = score(images[chosen], class_nodes, start=flows)
   errors = optax.softmax_cross_entropy_with_integer_labels(
     logits, chosen % len(class_nodes)
@@ -100,15 +100,15 @@ def _loss(score: Callable, images, class_nodes, flows, chosen):
 
 
 def _descend(slope: Callable, start, flows, batches, learning_rate: float):
-  """Gradient descent with dampened momentum.
+  """Runs gradient descent with dampened momentum.
 
   Args:
     slope: (class_nodes, flows, chosen) -> the gradient, and new flows.
     start: class nodes [way, n, c].
-    flows: [images, way, n, n], or None. The solver starts from an image's flows
-      of the last time: costs change little from one epoch to the next.
-    batches: arrays [epochs, steps, images], one after another in each epoch.
-    learning_rate: of a step.
+    flows: [images, way, n, n], or None. The solver starts from the last flows
+      of an image, because costs change little from one epoch to the next.
+    batches: arrays [epochs, steps, images], used one after another in an epoch.
+    learning_rate: factor of the gradient.
   """
 
   def step(state, chosen):
@@ -133,7 +133,7 @@ def _descend(slope: Callable, start, flows, batches, learning_rate: float):
 
 
 def _batches(order, size: int) -> list[jax.Array]:
-  """[epochs, steps, size], and what is left over, [epochs, 1, rest]."""
+  """Splits the order into [epochs, steps, size] and the rest [epochs, 1, r]."""
   epochs, count = order.shape
   steps = count // size
   full = order[:, : steps * size].reshape(epochs, steps, size)

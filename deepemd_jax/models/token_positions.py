@@ -1,5 +1,5 @@
-"""Where a patch is, said to a vision transformer: by a table that is added, or
-by rotations of queries and keys.
+"""The positions of patches for a vision transformer: a table that is added, or
+rotations of queries and keys.
 
 References:
   Keys, "Cubic Convolution Interpolation for Digital Image Processing", IEEE
@@ -18,15 +18,16 @@ import numpy as np
 def rotation(
   channels: int, rows: int, columns: int, *, base: float, before: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """By which angles queries and keys are turned, of each token.
+  """Returns the rotations of queries and keys for each token.
 
   Args:
-    channels: of a head, a multiple of 4: half of them tell the row.
-    rows: of patches.
-    columns: of patches.
-    base: of the frequencies, which fall from one turn in half a side of the
-      image to nearly the base's part of that.
-    before: tokens before those of the patches, which stay as they are.
+    channels: channels of a head, a multiple of 4. Half of them encode the row,
+      and half of them the column.
+    rows: rows of patches.
+    columns: columns of patches.
+    base: base of the frequencies, which fall from one turn per half a side of
+      the image to nearly 1 / base of that.
+    before: number of tokens before those of the patches; they do not rotate.
 
   Returns:
     Cosines and sines, float32 [before + rows * columns, channels].
@@ -43,7 +44,7 @@ def rotation(
 
 
 def rotated(x: jax.Array, cosines, sines) -> jax.Array:
-  """Turns [..., n, c], whose channels i and i + c / 2 are a plane."""
+  """Rotates [..., n, c], whose channels i and i + c / 2 form a plane."""
   first, second = jnp.split(x, 2, -1)
   turned = jnp.concatenate([-second, first], -1)
   cosines, sines = (y.astype(x.dtype) for y in (cosines, sines))
@@ -53,14 +54,14 @@ def rotated(x: jax.Array, cosines, sines) -> jax.Array:
 def resized(
   table: jax.Array, rows: int, columns: int, antialias: bool
 ) -> jax.Array:
-  """A table [g, g, c] for a map of another size, [rows, columns, c].
+  """Interpolates a table [g, g, c] to [rows, columns, c].
 
   Args:
-    table: positions.
-    rows: of the map.
-    columns: of the map.
-    antialias: whether it is averaged where it shrinks. Both are PyTorch's
-      bicubic interpolation.
+    table: [g, g, c], the positions.
+    rows: rows of the map.
+    columns: columns of the map.
+    antialias: whether the table is averaged where it shrinks. Both values give
+      PyTorch's bicubic interpolation.
   """
   if table.shape[:2] == (rows, columns):
     return table
@@ -72,11 +73,12 @@ def resized(
 
 
 def _cubic(length: int, old: int, antialias: bool) -> np.ndarray:
-  """[length, old] float32: how to interpolate along a side.
+  """Returns the weights of interpolation along a side, [length, old] float32.
 
-  PyTorch's kernel has the parameter -0.75, and without antialiasing samples 4
-  places, those beyond an edge at the edge. With it the parameter is -0.5, the
-  kernel is as wide as it has to be, and ends at the edge.
+  Without antialiasing, PyTorch's kernel has the parameter -0.75 and samples 4
+  places; places beyond an edge are sampled at the edge. With antialiasing, the
+  parameter is -0.5, and the kernel is as wide as it has to be and ends at the
+  edge.
   """
   scale = old / length
   found = np.zeros((length, old))
@@ -96,7 +98,7 @@ def _cubic(length: int, old: int, antialias: bool) -> np.ndarray:
 
 
 def _kernel(x: np.ndarray, a: float) -> np.ndarray:
-  """Keys' cubic convolution kernel (1981)."""
+  """Evaluates Keys' cubic convolution kernel (1981)."""
   x = np.abs(x)
   near = ((a + 2) * x - (a + 3)) * x * x + 1
   far = (((x - 5) * x + 8) * x - 4) * a

@@ -1,12 +1,12 @@
 """Vision transformers: DINOv2, DINOv3, and the image towers of CLIP and SigLIP.
 
-An image is cut into patches, each of which is a token. The patches' tokens at
-the end are the map; the class token and the registers, which stand before them,
-stay out of it. `checkpoints.hugging_face` reads the weights.
+An image is cut into patches, each of which becomes a token. The final tokens of
+the patches are the map. The class token and the registers come before them and
+are not part of the map. `checkpoints.hugging_face` reads the weights.
 
-The families differ in little, and `Architecture` has all of it. Two of their
-parts are folded into others when weights are read: the scale of a layer's
-output into its last kernel, and the class token's position into that token.
+`Architecture` has all the differences between the families. Two of their parts
+are folded into others when weights are read: the scale of a layer's output into
+its last kernel, and the class token's position into that token.
 
 References:
   Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021,
@@ -43,31 +43,31 @@ ACTIVATIONS = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "silu": jax.nn.silu,
 }
-# Similarities of tokens that a call of the network holds at once: 0.5 GB.
+# The number of token similarities that a call may hold at a time: 0.5 GB.
 _MOST_SIMILARITIES = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """A vision transformer without its numbers.
+  """The architecture of a vision transformer, without its weights.
 
   Attributes:
-    width: channels of a token.
-    hidden: channels within a block's perceptron.
-    depth: blocks.
-    heads: of the attention; they divide the width.
+    width: number of channels of a token.
+    hidden: number of channels within a block's perceptron.
+    depth: number of blocks.
+    heads: number of attention heads, a divisor of the width.
     patch: side of a patch in pixels.
     grid: patches along a side of the table of positions, which is interpolated
       for images of another size; 0 if positions are rotations.
-    antialias: the table is averaged, not sampled, for smaller images.
-    rotary_base: of the rotations' frequencies.
-    class_token: whether there is one.
-    registers: tokens behind it, which belong to no patch.
-    activation: of the perceptrons, one of `ACTIVATIONS`.
-    gated: whether a perceptron multiplies by what it activates.
+    antialias: whether the table is averaged, not sampled, for smaller images.
+    rotary_base: base of the frequencies of the rotations.
+    class_token: whether there is a class token.
+    registers: number of tokens after the class token that belong to no patch.
+    activation: activation of the perceptrons, a key of `ACTIVATIONS`.
+    gated: whether a perceptron has a gate, whose activation it multiplies by.
     norm_before: whether tokens are normalized before the first block.
-    norm_after: and behind the last one.
-    epsilon: of the normalization.
+    norm_after: whether tokens are normalized after the last block.
+    epsilon: epsilon of the normalization.
   """
 
   width: int
@@ -88,7 +88,7 @@ class Architecture:
 
   @property
   def prefix(self) -> int:
-    """Tokens before those of the patches."""
+    """The number of tokens before those of the patches."""
     return self.class_token + self.registers
 
 
@@ -102,19 +102,19 @@ def create(
   weights: FolderWeights | None = None,
   precision: str = "float32",
 ) -> Backbone:
-  """A vision transformer as a backbone.
+  """Makes a backbone of a vision transformer.
 
   Args:
-    architecture: what it is made of.
+    architecture: the architecture.
     image_size: see `Backbone`.
     mean: see `Backbone`.
     std: see `Backbone`.
-    weights: the folder that they are read from; None makes random ones.
-    precision: of tokens and products, "float32" or "bfloat16". Normalization
-      and attention weights are float32 in both.
+    weights: the folder with the weights; None makes random ones.
+    precision: dtype of tokens and products, "float32" or "bfloat16".
+      Normalization and attention weights are always float32.
 
   Raises:
-    ValueError: another precision.
+    ValueError: precision is neither "float32" nor "bfloat16".
   """
   if precision not in PRECISIONS:
     raise ValueError(f"precision is {precision!r}; use one of {PRECISIONS}")
@@ -133,7 +133,7 @@ def create(
 
 
 def shapes(architecture: Architecture) -> dict[str, Any]:
-  """The parameters as a tree, with the shape of each in its place."""
+  """Returns the tree of the parameters, with the shape of each in its place."""
   a = architecture
   norm = {"scale": (a.width,), "bias": (a.width,)}
 
@@ -163,7 +163,7 @@ def shapes(architecture: Architecture) -> dict[str, Any]:
 
 
 def init(key: jax.Array, *, architecture: Architecture) -> Variables:
-  """Random variables, of the shapes that read ones have."""
+  """Makes random variables, with the shapes of those that are read."""
   tree = shapes(architecture)
   paths, structure = jax.tree.flatten_with_path(
     tree, is_leaf=lambda x: isinstance(x, tuple)
@@ -191,12 +191,13 @@ def apply(
   """Runs the network.
 
   Args:
-    variables: as `init` makes them, or `checkpoints.hugging_face` reads them.
-    images: [..., N, H, W, 3], normalized, float32. What is left of a side that
-      the patch does not divide is not seen.
-    train: changes nothing: there are no running statistics.
-    architecture: what it is made of.
-    precision: of tokens and products.
+    variables: the weights, as `init` makes them or `checkpoints.hugging_face`
+      reads them.
+    images: [..., N, H, W, 3], normalized, float32. If the patch does not divide
+      a side, the pixels after the last patch are ignored.
+    train: has no effect, because there are no running statistics.
+    architecture: the architecture.
+    precision: dtype of tokens and products.
 
   Returns:
     The maps [..., N, H // patch, W // patch, width], float32, and {}.
@@ -212,12 +213,12 @@ def apply(
 
 
 def _some_at_a_time(run, images: jax.Array, architecture: Architecture):
-  """Bounds the memory of the attention, which grows with the fourth power of an
-  image's side."""
+  """Runs the network on a few images at a time, to bound the memory of the
+  attention, which grows with the fourth power of an image's side."""
   count, height, width, _ = images.shape
   patches = (height // architecture.patch) * (width // architecture.patch)
   similarities = architecture.heads * (patches + architecture.prefix) ** 2
-  # A program with any number of images, as `export` makes, takes them together.
+  # A program for any number of images, as `export` makes, runs all at a time.
   if not isinstance(count, int) or count * similarities <= _MOST_SIMILARITIES:
     return run(images)
   most = max(1, _MOST_SIMILARITIES // similarities)
@@ -234,11 +235,11 @@ def tokens(
   architecture: Architecture,
   precision: str = "float32",
 ) -> tuple[jax.Array, jax.Array]:
-  """All that comes out for images [N, H, W, 3].
+  """Computes all output tokens of images [N, H, W, 3].
 
   Returns:
-    The tokens that belong to no patch, [N, prefix, width], the class token
-    first; and the map [N, h, w, width]; both float32.
+    The tokens that belong to no patch, [N, prefix, width], with the class token
+    first, and the map [N, h, w, width]. Both are float32.
   """
   a, params = architecture, variables["params"]
   x = _patches(images.astype(precision), params["patches"], a.patch)
@@ -269,7 +270,7 @@ def tokens(
 
 
 def _patches(images: jax.Array, params: dict, patch: int) -> jax.Array:
-  """A token of each patch: [N, H, W, 3] -> [N, h, w, width]."""
+  """Computes a token for each patch: [N, H, W, 3] -> [N, h, w, width]."""
   count, height, width, colors = images.shape
   rows, columns = height // patch, width // patch
   x = images[:, : rows * patch, : columns * patch]
@@ -289,14 +290,14 @@ def _block(x: jax.Array, params: dict, a: Architecture, turn) -> jax.Array:
 
 
 def _attention(x: jax.Array, params: dict, heads: int, turn) -> jax.Array:
-  """Tokens [N, n, width] look at each other."""
+  """Computes self-attention of tokens [N, n, width]."""
   count, length, width = x.shape
   x = _linear(x, params["attention"])
   x = x.reshape(count, length, 3, heads, width // heads)
   query, key, value = x.transpose(2, 3, 0, 1, 4)
   if turn is not None:
     query, key = (token_positions.rotated(x, *turn) for x in (query, key))
-  # The similarities of one head stay in a CPU's cache, those of all do not.
+  # The similarities of one head fit a CPU's cache; those of all heads do not.
   x = lax.platform_dependent(
     *(query, key, value),
     cpu=lambda *heads: lax.map(lambda head: _mixed(*head), heads),
@@ -307,7 +308,7 @@ def _attention(x: jax.Array, params: dict, heads: int, turn) -> jax.Array:
 
 
 def _mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Means of the values, by a softmax of the similarities: [..., n, c]."""
+  """Averages values, weighted by a softmax of similarities: [..., n, c]."""
   product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
   similarity = product(query, key.swapaxes(-1, -2))
   largest = similarity.max(-1, keepdims=True)
@@ -323,7 +324,7 @@ def _linear(x: jax.Array, params: dict) -> jax.Array:
 
 
 def _normalized(x: jax.Array, params: dict, epsilon: float) -> jax.Array:
-  """Layer normalization, in float32."""
+  """Applies layer normalization, in float32."""
   wide = x.astype(jnp.float32)
   mean = wide.mean(-1, keepdims=True)
   variance = ((wide - mean) ** 2).mean(-1, keepdims=True)

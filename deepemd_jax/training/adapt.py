@@ -1,4 +1,4 @@
-"""The command `adapt`: a frozen encoder learns from a person's photographs."""
+"""The command `adapt`: learns from photographs, on top of a frozen encoder."""
 
 import argparse
 import collections
@@ -24,13 +24,13 @@ classes of the same kind of photographs: --checkpoint RUN, in every command.
 A part of the classes is held out, in turn, and tells what the map is worth. If
 it is worth something, it is learned again from all classes, and RUN is written.
 """
-_FEWEST_CLASSES = 10  # else no part of them says much about the others
-_MOST_A_CLASS = 100  # photographs; their nodes have to fit in memory
+_FEWEST_CLASSES = 10  # with fewer, a part tells too little about the others
+_MOST_A_CLASS = 100  # photographs; their nodes must fit in memory
 _SEED = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what the command takes."""
+  """Adds the arguments of the command."""
   parser.add_argument(
     "--images",
     metavar="DIR",
@@ -45,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> str:
-  """Adapts; returns what it was worth.
+  """Adapts an encoder and returns a text about the gain.
 
   Raises:
-    InputError: an option, an image or the checkpoint does not fit, or what was
-      learned does not help.
+    InputError: an option, an image or the checkpoint does not fit, or the map
+      does not help.
   """
   from deepemd_jax.checkpoints import pretrained
   from deepemd_jax.inference import choices
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _photographs(folder) -> tuple[list[pathlib.Path], list[str]]:
-  """Paths, and the class of each."""
+  """Returns the paths of photographs, and the class of each."""
   from deepemd_jax.data import folder as folders
   from deepemd_jax.utils.random_streams import Stream, stream
 
@@ -102,7 +102,7 @@ def _photographs(folder) -> tuple[list[pathlib.Path], list[str]]:
 
 
 def _refuse_few(counts: Mapping[str, int], folder) -> None:
-  """Raises if too few classes have two photographs."""
+  """Raises an error if too few classes have two photographs."""
   enough = sum(count > 1 for count in counts.values())
   if enough < _FEWEST_CLASSES:
     raise InputError(
@@ -113,8 +113,8 @@ def _refuse_few(counts: Mapping[str, int], folder) -> None:
 
 
 def _encode(trained, view, paths, labels, options, progress):
-  """The photographs as nodes, without those that cannot be read and those that
-  are alone in their class."""
+  """Encodes photographs to nodes. It leaves out those that cannot be read and
+  those that are alone in their class."""
   import numpy as np
 
   from deepemd_jax.inference import feature_cache, image_encoder

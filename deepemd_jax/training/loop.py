@@ -1,4 +1,4 @@
-"""The one training loop: resume, metrics, checkpoints, stop when asked."""
+"""The training loop, which resumes, logs, saves, and stops on request."""
 
 import contextlib
 import dataclasses
@@ -21,20 +21,20 @@ from deepemd_jax.utils import terminal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What `fit` does.
+  """The training that `fit` does.
 
   Attributes:
-    directory: holds `checkpoints/`, `metrics.jsonl` and TensorBoard events; its
-      name is the stage's.
+    directory: the folder of `checkpoints/`, `metrics.jsonl` and TensorBoard
+      events. Its name is that of the stage.
     step: `(state, batch) -> (state, metrics)`, from `state.make_step`.
-    batch: step number -> this process's share (see `sharding`) of what `step`
-      takes; a pure function of the number, so that a resumed run sees the same
-      data.
-    total_steps: where to stop.
-    validate_every: steps between validations; each saves a checkpoint.
+    batch: a function of the step number that returns this process's share (see
+      `sharding`) of the batch for `step`. It is pure, so that a resumed run
+      sees the same data.
+    total_steps: the number of steps.
+    validate_every: steps between validations. Each one saves a checkpoint.
     validate: backbone variables -> {"accuracy": ..., ...}; raises
       `StopRequested` when it is time to stop.
-    workers: processes that call `batch`; 0 for threads of this one.
+    workers: processes that call `batch`; 0 uses threads of this process.
   """
 
   directory: pathlib.Path
@@ -47,32 +47,33 @@ class Plan:
 
   @property
   def name(self) -> str:
-    """Of the stage."""
+    """The name of the stage."""
     return self.directory.name
 
   @property
   def checkpoints(self) -> pathlib.Path:
-    """Where checkpoints are."""
+    """The folder of the checkpoints."""
     return self.directory / "checkpoints"
 
   def is_validated_at(self, step: int) -> bool:
-    """Whether there is a validation after `step` steps."""
+    """Tells whether there is a validation after `step` steps."""
     return step % self.validate_every == 0 or step == self.total_steps
 
 
 def fit(plan: Plan, state: TrainState) -> None:
-  """Trains until `total_steps`, from wherever the directory left off.
+  """Trains until `total_steps`, starting from the latest checkpoint.
 
-  The state after training is read back from the checkpoints: the best by
-  `validate`'s "accuracy", which the start takes part in too.
+  Later stages read the trained state from the checkpoints. They take the best
+  one by the "accuracy" of `validate`. The state before the first step is
+  validated and saved, too.
 
   Args:
-    plan: what to do.
+    plan: the training to do.
     state: the state before the first step, used when there is no checkpoint.
 
   Raises:
     InputError: the loss is not finite.
-    StopRequested: SIGTERM or SIGINT; the same call goes on from here.
+    StopRequested: SIGTERM or SIGINT came; the same call continues the training.
   """
   state = sharding.replicate(state)
   with Checkpoints(plan.checkpoints) as saved, runtime.stop_on_signal():
@@ -102,7 +103,7 @@ class _Training:
 
   def __init__(self, plan: Plan, saved: Checkpoints, log: MetricLog) -> None:
     self._plan, self._saved, self._log = plan, saved, log
-    self._metrics: list[dict] = []  # of the steps since the last validation
+    self._metrics: list[dict] = []  # one for each step since the validation
 
   def train(self, state: TrainState, start: int) -> None:
     """Takes the steps from `start` to the end."""
@@ -110,12 +111,12 @@ class _Training:
     batches = loader.prefetch(
       plan.batch, start, plan.total_steps, workers=plan.workers
     )
-    with contextlib.closing(batches):  # ends its processes
+    with contextlib.closing(batches):  # this ends the worker processes
       for index, data in enumerate(batches, start):
         batch = sharding.shard_batch(data)
         runtime.mark_progress()
         state, measured = plan.step(state, batch)
-        # Reading the step before keeps the device busy with this one.
+        # Only the step before is read, so that the device stays busy.
         self._check_finite(index)
         self._metrics.append(measured)
         if len(self._metrics) > 1:
@@ -124,7 +125,8 @@ class _Training:
           self._check_finite(index + 1)
           self.validate(state)
         if index == start:
-          # Until all processes have compiled it: then none is far ahead.
+          # Wait until all processes have compiled the step, so that none is far
+          # ahead.
           jax.block_until_ready(measured)
         if runtime.should_stop():
           self._stop(state)
@@ -134,7 +136,7 @@ class _Training:
     try:
       values = self._plan.validate(state.variables)
     except StopRequested:
-      self._save_and_stop(state)  # to be validated when it goes on
+      self._save_and_stop(state)  # the run validates it when it continues
     step = int(state.step)
     score = values["accuracy"]
     self._saved.save(step, **state.to_items(), meta={}, score=score)
@@ -145,7 +147,7 @@ class _Training:
   def _stop(self, state: TrainState) -> NoReturn:
     if self._metrics:
       self._save_and_stop(state)
-    self._saved.wait()  # for what the validation has saved
+    self._saved.wait()  # the validation may still be saving
     raise self._stopped(state)
 
   def _save_and_stop(self, state: TrainState) -> NoReturn:
@@ -173,7 +175,7 @@ class _Training:
 
 
 def is_finished(directory: pathlib.Path, total_steps: int) -> bool:
-  """Whether `fit` has nothing left to do in this directory."""
+  """Tells whether `fit` has nothing left to do in this directory."""
   with Checkpoints(directory / "checkpoints", read_only=True) as saved:
     latest = saved.latest() or 0
     # A stop may have come before the last validation.

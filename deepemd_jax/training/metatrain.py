@@ -1,10 +1,10 @@
 """Stage 2: train the backbone through the EMD layer, episode by episode.
 
-Each step takes the cross-entropy of DeepEMD's logits on one or more few-shot
-episodes of training classes. Batch norm sees one episode at a time, support and
-query together, as in the official code, whatever the number of episodes a step
-and of devices. The running statistics are the mean of what each episode makes
-of them.
+Each step minimizes the cross-entropy of DeepEMD's logits on one or more
+few-shot episodes of training classes. As in the official code, batch norm sees
+one episode at a time, support and query together. This does not depend on the
+number of episodes per step or of devices. The new running statistics are the
+mean over those of the episodes.
 
 References:
   DeepEMD, CVPR 2020, section 4.2; official `train_meta.py`.
@@ -37,11 +37,11 @@ STAGE = "metatrain"
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
-  """Trains in `workdir/metatrain`; does nothing if that is finished.
+  """Trains in `workdir/metatrain`; does nothing if training is finished.
 
   Raises:
     InputError: there is no pre-trained encoder, or the loss is not finite.
-    StopRequested: a signal asked to stop; the same call goes on from here.
+    StopRequested: a signal asked to stop; the same call continues the training.
   """
   spec = settings.metatrain
   total_steps = spec.optimizer.epochs * spec.steps_per_epoch
@@ -76,7 +76,7 @@ def _tell_idle_devices(batch_size: int) -> None:
 
 
 def _start(settings: Settings, workdir: pathlib.Path) -> dict:
-  """The best pre-trained encoder, or a fresh one if there was no such stage."""
+  """Returns the best pre-trained encoder, or a fresh one without that stage."""
   backbone = settings.backbone
   before = workdir / "pretrain"
   if not before.exists() and "pretrain" not in settings.stages:
@@ -89,7 +89,7 @@ def _start(settings: Settings, workdir: pathlib.Path) -> dict:
 
 
 def make_batches(settings: Settings, images: ImageSet) -> EpisodeBatches:
-  """The batches of the stage, from the images of the training split."""
+  """Makes the batches of the stage from the images of the training split."""
   size, view = settings.metatrain.batch_size, settings.view
   return EpisodeBatches(
     EpisodeSampler(
@@ -107,7 +107,7 @@ def make_batches(settings: Settings, images: ImageSet) -> EpisodeBatches:
 
 
 def loss_function(settings: Settings):
-  """The mean loss of a step's episodes; see `state.make_step`."""
+  """Returns the loss function of a step's episodes; see `state.make_step`."""
   size = settings.metatrain.batch_size
   each = functools.partial(_episode_losses, settings)
   on_devices = sharding.shard_map_batch(each, whole=2)
@@ -115,7 +115,7 @@ def loss_function(settings: Settings):
   def loss(params, extra, batch_stats, batch):
     del extra
     values = on_devices(params, batch_stats, batch["support"], batch["query"])
-    # Without those that fill up the devices.
+    # Leave out the repeated episodes that fill up the devices.
     value, stats, accuracy = jax.tree.map(lambda x: x[:size].mean(0), values)
     return value, (stats, {"accuracy": accuracy})
 
@@ -123,7 +123,8 @@ def loss_function(settings: Settings):
 
 
 def _episode_losses(settings: Settings, params, batch_stats, support, query):
-  """Loss, running statistics and percent right of each episode, [e] each."""
+  """Computes the loss [e], the running statistics [e, ...] and the accuracy in
+  percent [e] of each episode."""
   spec, view = settings.metatrain, settings.view
   crop = jax.vmap(functools.partial(crop_on_device, view, view.size))
   variables = {"params": params, "batch_stats": batch_stats}
@@ -147,7 +148,7 @@ def _episode_losses(settings: Settings, params, batch_stats, support, query):
   labels = jnp.broadcast_to(jnp.arange(way)[:, None], logits.shape[:-1])
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   right = logits.argmax(-1) == labels
-  if spec.batch_norm == "fixed":  # they have no axis of episodes yet
+  if spec.batch_norm == "fixed":  # the statistics have no axis of episodes yet
     stats = jax.tree.map(
       lambda x: jnp.broadcast_to(x, (count, *x.shape)), stats
     )

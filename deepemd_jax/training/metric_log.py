@@ -1,7 +1,7 @@
 """Metrics of a training stage: a JSON-lines file, TensorBoard, progress.
 
-The JSON lines are the truth. A run that resumes at step s keeps the rows up to
-s and writes the others again.
+The JSON lines are authoritative. A run that resumes at step s keeps the rows up
+to s and writes the others again.
 """
 
 import json
@@ -16,10 +16,10 @@ from deepemd_jax.utils.progress import Progress
 
 
 class MetricLog:
-  """Writes scalars by step; a context manager.
+  """A context manager that writes scalars by step.
 
-  Rates and times left count the steps of this process alone, so they are right
-  after a resume too.
+  Rates and remaining times count only the steps of this process, so that they
+  are right after a resume, too.
   """
 
   def __init__(
@@ -34,11 +34,13 @@ class MetricLog:
     """Opens `directory/metrics.jsonl` and the TensorBoard events beside it.
 
     Args:
-      directory: made when missing; None for a log that nobody reads.
-      total_steps: for the time left.
-      start_step: rows after it are dropped: they will be written again.
-      name: shown in front of each progress line.
-      stream: for progress; default stderr.
+      directory: the folder, which is made if it is missing; None writes
+        nothing.
+      total_steps: the number of steps, for the remaining time.
+      start_step: rows after this step are dropped, because they will be written
+        again.
+      name: the text in front of each progress line.
+      stream: the stream for progress; None is stderr.
     """
     self._file: typing.Any = None
     self._board: typing.Any = None
@@ -55,7 +57,7 @@ class MetricLog:
     from tensorboardX import SummaryWriter
 
     self._board = SummaryWriter(str(directory), purge_step=start_step + 1)
-    self.progress(start_step)  # from here on the rate counts
+    self.progress(start_step)  # this starts the clock of the rate
 
   def __enter__(self) -> "MetricLog":
     return self
@@ -64,23 +66,24 @@ class MetricLog:
     self.close()
 
   def close(self) -> None:
-    """Flushes and closes both files; leaves the terminal on a fresh line."""
+    """Flushes and closes both files, and ends the progress line."""
     self._progress.close()
     if self._file:
       self._file.close()
       self._board.close()
 
   def write(self, step: int, **scalars: float) -> None:
-    """One row, a TensorBoard point for each scalar, a progress line that stays.
+    """Writes a row, TensorBoard points, and a progress line that stays.
 
     Args:
-      step: not before the last one written.
-      **scalars: what is not finite becomes "nan", "inf" or "-inf" in the row.
+      step: a step that is not before the last one written.
+      **scalars: numbers. One that is not finite becomes "nan", "inf" or "-inf"
+        in the row.
     """
     if not self._file:
       return
     row = {key: float(value) for key, value in scalars.items()}
-    # JSON has neither.
+    # JSON has neither NaN nor infinity.
     safe = {k: v if math.isfinite(v) else str(v) for k, v in row.items()}
     self._file.write(json.dumps({"step": step, **safe}) + "\n")
     for key, value in row.items():
@@ -88,6 +91,6 @@ class MetricLog:
     self._progress.stay(self._name, step, self._total_steps, **row)
 
   def progress(self, step: int, **scalars: float) -> None:
-    """Refreshes the terminal's bar; elsewhere writes a line now and then."""
+    """Updates the bar on a terminal; elsewhere writes a line now and then."""
     if self._file:
       self._progress(self._name, step, self._total_steps, **scalars)

@@ -6,10 +6,10 @@ from deepemd_jax.config.settings import OptimizerSpec
 
 
 def learning_rate(spec: OptimizerSpec, steps_per_epoch: int) -> optax.Schedule:
-  """The learning rate by step.
+  """Returns the learning rate as a function of the step.
 
   "step" is learning_rate * decay_rate ** (epoch // decay_every); "cosine" falls
-  to 0 at the end. Either rises linearly from 0 first, if there is a warm-up.
+  to 0 at the end. With a warm-up, both first rise linearly from 0.
   """
   total = spec.epochs * steps_per_epoch
   warmup = spec.warmup_epochs * steps_per_epoch
@@ -33,10 +33,10 @@ def learning_rate(spec: OptimizerSpec, steps_per_epoch: int) -> optax.Schedule:
 def make_optimizer(
   spec: OptimizerSpec, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-  """The optimizer of a stage.
+  """Makes the optimizer of a stage.
 
-  "sgd" has Nesterov momentum 0.9 and L2 decay on everything, batch norm
-  included, as the official code; "adamw" is optax's.
+  "sgd" has Nesterov momentum 0.9 and L2 decay of all parameters, including
+  those of batch norm, as in the official code. "adamw" is optax's.
   """
   rate = learning_rate(spec, steps_per_epoch)
   if spec.name == "adamw":

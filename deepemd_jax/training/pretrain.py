@@ -1,8 +1,8 @@
-"""Stage 1: learn to classify the base classes; keep what matches best.
+"""Stage 1: learn to classify the base classes, and keep the best encoder.
 
 The backbone with global average pooling and a linear layer is trained by
 cross-entropy over all training classes. After every few epochs the backbone is
-judged by what it is for: DeepEMD on validation episodes. Batch norm sees the
+judged by the accuracy of DeepEMD on validation episodes. Batch norm sees the
 images of a step together, however many devices share them.
 
 References:
@@ -33,11 +33,11 @@ STAGE = "pretrain"
 
 
 def run(settings: Settings, workdir: pathlib.Path) -> None:
-  """Trains in `workdir/pretrain`; does nothing if that is finished.
+  """Trains in `workdir/pretrain`; does nothing if training is finished.
 
   Raises:
     InputError: the batch does not fit the devices, or the loss is not finite.
-    StopRequested: a signal asked to stop; the same call goes on from here.
+    StopRequested: a signal asked to stop; the same call continues the training.
   """
   spec, seed = settings.pretrain, settings.seed
   source = open_source(settings.data)
@@ -71,12 +71,12 @@ def run(settings: Settings, workdir: pathlib.Path) -> None:
 
 
 def init_backbone(backbone: Backbone, seed: int) -> dict:
-  """Fresh variables, a function of the seed alone."""
+  """Makes fresh variables as a function of the seed alone."""
   return backbone.init(random_key(seed, Stream.BACKBONE))
 
 
 def init_classifier(seed: int, channels: int, classes: int) -> dict:
-  """A linear layer on pooled features: PyTorch's uniform +-1/sqrt(c).
+  """Makes a linear layer on pooled features: PyTorch's uniform +-1/sqrt(c).
 
   Returns:
     {"kernel": [channels, classes], "bias": [classes]}.
@@ -90,7 +90,7 @@ def init_classifier(seed: int, channels: int, classes: int) -> dict:
 
 
 def loss_function(settings: Settings):
-  """The cross-entropy of a batch; see `state.make_step`."""
+  """Returns the loss function, the cross-entropy; see `state.make_step`."""
   view, spec = settings.view, settings.pretrain
   crop = sharding.shard_map_batch(
     functools.partial(crop_on_device, view, spec.image_size)
@@ -108,7 +108,7 @@ def loss_function(settings: Settings):
       logits, batch["labels"]
     ).mean()
     if spec.label_smoothing:
-      even = -jax.nn.log_softmax(logits).mean()  # all classes alike
+      even = -jax.nn.log_softmax(logits).mean()  # for uniform labels
       value += spec.label_smoothing * (even - value)
     accuracy = 100 * (logits.argmax(-1) == batch["labels"]).mean()
     return value, (batch_stats, {"accuracy": accuracy})

@@ -1,8 +1,8 @@
-"""Learns a linear map of nodes through a head, the EMD as a rule.
+"""Learns a linear map of nodes through a head, usually the EMD.
 
-The backbone is frozen, so every image is encoded once, and a step is
-milliseconds: it draws an episode, maps its nodes, matches them, and follows the
-gradient of the exact EMD back into the map.
+The backbone is frozen, so every image is encoded once, and a step takes
+milliseconds. A step draws an episode, maps its nodes, matches them, and
+propagates the gradient of the exact EMD back into the map.
 
 References:
   Zhang, Cai, Lin, Shen, "DeepEMD", CVPR 2020, section 4.2: meta-training.
@@ -35,14 +35,16 @@ Projection = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How a map is learned; chosen on validation classes of photographs.
+  """The settings for learning a map.
+
+  The defaults were chosen on validation classes of photographs.
 
   Attributes:
-    channels: that are left.
-    steps: of Adam, one episode each.
-    learning_rate: at the beginning; it falls to 0 as a cosine.
-    dropout: share of the channels that an episode goes without.
-    episode: its shape, where there are enough classes and images.
+    channels: the number of channels after the map.
+    steps: steps of Adam, with one episode each.
+    learning_rate: the first learning rate; it falls to 0 as a cosine.
+    dropout: share of the channels that an episode leaves out.
+    episode: the shape of an episode, if there are enough classes and images.
   """
 
   channels: int = 512
@@ -53,7 +55,7 @@ class Recipe:
 
 
 _TEST = EpisodeShape(way=5, shot=1, query=15)
-_TEST_EPISODES = 200  # of each fold
+_TEST_EPISODES = 200  # in each fold
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,8 +64,8 @@ class Labeled:
 
   Attributes:
     nodes: float32 [N, n, c].
-    labels: int [N], the number of each one's class.
-    classes: their names; each has two images or more.
+    labels: int [N], the class number of each image.
+    classes: the names of the classes; each class has two images or more.
   """
 
   nodes: np.ndarray
@@ -71,14 +73,15 @@ class Labeled:
   classes: tuple[str, ...]
 
   def of(self, numbers: np.ndarray) -> "Labeled":
-    """Returns the images of some classes: numbers int [k], ascending."""
+    """Returns the images of some classes; numbers is int [k], ascending."""
     rows = np.isin(self.labels, numbers)
     labels = np.searchsorted(numbers, self.labels[rows])
     names = tuple(self.classes[i] for i in numbers)
     return Labeled(self.nodes[rows], labels, names)
 
   def sampler(self, shape: EpisodeShape, seed: int, name: str):
-    """Episodes of this shape, or smaller ones where it has less."""
+    """Makes a sampler of episodes of this shape, or of a smaller one if there
+    are too few classes or images."""
     spare = int(np.bincount(self.labels).min()) - shape.shot
     shape = dataclasses.replace(
       shape,
@@ -92,17 +95,17 @@ class Labeled:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What maps are worth on classes that they were not learned from.
+  """The accuracy of maps on classes from which they were not learned.
 
-  Intervals are over classes: they say how other classes would do.
+  Intervals are over classes, so that they hold for other classes.
 
   Attributes:
-    classes: how many there were.
-    folds: parts of the classes, each of which was held out once.
-    way: classes of an episode.
+    classes: the number of classes.
+    folds: the number of parts of the classes; each part was held out once.
+    way: the number of classes of an episode.
     before: accuracy without a map, percent.
-    after: accuracy with it.
-    gain: the difference on the same episodes, points.
+    after: accuracy with a map, percent.
+    gain: the difference on the same episodes, percentage points.
   """
 
   classes: int
@@ -135,25 +138,25 @@ def judge(
   seed: int,
   progress: Progress,
 ) -> Verdict:
-  """Tries maps on classes that they were not learned from.
+  """Tests maps on classes from which they were not learned.
 
-  Classes are dealt out into three or four parts; each part is held out once.
-  The rival is the better one of two that learn nothing: nodes as they are, and
-  nodes centered by the images which the map was learned from.
+  Classes are divided into three or four parts, and each part is held out once.
+  The baseline is the better one of two that learn nothing: the original nodes,
+  and nodes centered by the images from which the map was learned.
 
   Args:
-    images: of at least six classes.
-    recipe: how to learn.
-    head: through which it is learned and judged.
-    seed: of what is random.
-    progress: shows how far it is.
+    images: images of at least six classes.
+    recipe: settings for learning.
+    head: the head through which the map is learned and judged.
+    seed: seed of all random choices.
+    progress: shows the progress.
   """
   count = len(images.classes)
   folds = 3 if count < 20 else 4
   way = min(_TEST.way, count // folds)
   order = stream(seed, Stream.CLASS_SPLIT).permutation(count)
   scorer = EpisodeScorer(head, seed)
-  found = []  # of each class, accuracy in three ways
+  found = []  # for each fold, the accuracy of each class in three ways
   for k in range(folds):
     held_out = images.of(np.sort(order[k::folds]))
     rest = images.of(np.sort(np.delete(order, np.s_[k::folds])))
@@ -174,7 +177,7 @@ def judge(
 
 
 def _by_class(scorer, nodes, sampler, progress) -> np.ndarray:
-  """The accuracy of each class's queries, percent."""
+  """Returns the accuracy of each class's queries, percent, [classes]."""
   right = scorer.right(
     DeviceNodes(sharding.replicate(nodes)),
     sampler,
@@ -195,20 +198,21 @@ def learn(
   seed: int,
   progress: Progress,
 ) -> Projection:
-  """Learns a map; it begins as the nodes' principal components.
+  """Learns a map, starting from the principal components of the nodes.
 
   Args:
-    images: to learn from.
-    recipe: how.
-    head: whose logits are to be right.
-    seed: of the episodes, and of the channels that they go without.
-    progress: shows how far it is.
+    images: the images to learn from.
+    recipe: settings for learning.
+    head: the head whose logits are trained.
+    seed: seed of the episodes and of the channels that they leave out.
+    progress: shows the progress.
 
   Returns:
-    The map of nodes as they are, whose values are to be scaled to length 1.
+    The map of the original nodes, kernel [c, channels] and bias [channels]. Its
+    results must be scaled to length 1.
   """
   center = Center.of_nodes([images.nodes])
-  # So that a step is as large for all channels.
+  # With scaled nodes, a step is equally large for all channels.
   nodes = center.scaled(images.nodes)
   projection = principal_components(nodes, recipe.channels)
   nodes = jnp.asarray(nodes)
@@ -217,7 +221,7 @@ def learn(
   rng = stream(seed, Stream.ADAPT_CHANNELS)
   loss = None
   for number in range(recipe.steps):
-    if loss is not None:  # reading the last one keeps the device busy
+    if loss is not None:  # the loss of the step before
       progress("steps", number, recipe.steps, loss=float(loss))
     kept = rng.random(nodes.shape[-1]) >= recipe.dropout
     own = sampler(number)
@@ -232,13 +236,13 @@ def learn(
 
 
 def mapped(nodes, projection: Projection):
-  """Nodes [..., c] as the heads see them: mapped, and scaled to length 1."""
+  """Maps nodes [..., c] and scales them to length 1, as the heads need them."""
   return node_functions.unit(linear(nodes, projection))
 
 
 def principal_components(nodes: np.ndarray, channels: int) -> Projection:
-  """The map of nodes [N, n, c] onto the directions in which they differ most,
-  scaled to length 1."""
+  """Returns the map onto the principal components of nodes [N, n, c], which are
+  scaled to length 1 first, but not centered."""
   flat = nodes.reshape(-1, nodes.shape[-1])
   flat = flat / (np.linalg.norm(flat, axis=-1, keepdims=True) + 1e-12)
   _, vectors = np.linalg.eigh(flat.T @ flat / len(flat))
@@ -265,7 +269,8 @@ def _step(projection, state, support, query, kept, *, recipe, head):
 
 
 def _loss(projection, support, query, head):
-  """Cross-entropy of an episode: nodes [way, shot, n, c], [way, q, n, c]."""
+  """Computes the cross-entropy of an episode with support nodes [way, shot, n,
+  c] and query nodes [way, q, n, c]."""
   way, count = query.shape[:2]
   support, query = (mapped(x, projection) for x in (support, query))
   queries = query.reshape(way * count, *query.shape[2:])

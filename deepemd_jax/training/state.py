@@ -1,4 +1,4 @@
-"""What a training step reads and returns, and the step itself."""
+"""The state of training, and the training step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ class TrainState(NamedTuple):
   """The state of training; all of it is saved.
 
   Attributes:
-    step: int32 scalar, steps done.
+    step: int32 scalar, the number of finished steps.
     params: the backbone's parameters.
     extra: other trained parameters: pre-training's classifier, or {}.
     batch_stats: the backbone's running statistics.
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
     return {"params": self.params, "batch_stats": self.batch_stats}
 
   def to_items(self) -> dict[str, dict]:
-    """The parts of a checkpoint; `from_items` is the opposite."""
+    """Returns the parts of a checkpoint; `from_items` is the inverse."""
     return {
       "model": self.variables,
       "train": {
@@ -46,14 +46,14 @@ class TrainState(NamedTuple):
 
   @classmethod
   def from_items(cls, model: dict, train: dict) -> "TrainState":
-    """From the parts of a checkpoint."""
+    """Makes a state from the parts of a checkpoint."""
     return cls(
       params=model["params"], batch_stats=model["batch_stats"], **train
     )
 
 
 def new_state(variables: Variables, optimizer, extra=None) -> TrainState:
-  """The state before the first step."""
+  """Makes the state before the first step."""
   extra = extra or {}
   trained = (variables["params"], extra)
   return TrainState(
@@ -61,13 +61,13 @@ def new_state(variables: Variables, optimizer, extra=None) -> TrainState:
     params=variables["params"],
     extra=extra,
     batch_stats=variables["batch_stats"],
-    # One program, not one for each array's shape.
+    # With jit, this compiles one program, not one for each array's shape.
     opt_state=jax.jit(optimizer.init)(trained),
   )
 
 
 def make_step(loss_function: Callable, optimizer) -> Callable:
-  """A jitted `(state, batch) -> (state, metrics)`.
+  """Makes a jitted function `(state, batch) -> (state, metrics)`.
 
   Args:
     loss_function: `(params, extra, batch_stats, batch) -> (loss, (batch_stats,
@@ -84,7 +84,7 @@ def make_step(loss_function: Callable, optimizer) -> Callable:
       loss, has_aux=True
     )(trained)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-    # pyrefly: ignore[not-iterable]: a tree of the kind that `trained` is
+    # pyrefly: ignore[not-iterable]: it is a tree like `trained`
     params, extra = optax.apply_updates(trained, updates)
     state = TrainState(state.step + 1, params, extra, stats, opt_state)
     return state, {"loss": value, **measured}

@@ -1,1 +1,1 @@
-"""What every room may use: files, progress, the terminal."""
+"""Utilities for all other packages: files, progress, the terminal."""

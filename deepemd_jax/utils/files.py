@@ -1,8 +1,8 @@
-"""The one way to write a file: whole, or not at all; and to read a stranger's.
+"""Functions that write a file whole or not at all, and read untrusted files.
 
 A scratch file beside the target is written first and renamed at the end, so
-nobody ever reads half of a file. If the disk is full, an `OSError` comes out,
-the scratch file is removed, and the old content stays.
+that nobody ever reads half of a file. If the disk is full, an `OSError` is
+raised, the scratch file is removed, and the old content stays.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
-# Every scratch file's name begins so; a killed process may leave one behind.
+# The names of all scratch files begin with this. A killed process may leave one
+# behind.
 SCRATCH_PREFIX = ".deepemd_jax."
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
@@ -26,8 +27,9 @@ def replacing(
   """Yields a scratch path to write to, which becomes `path` at the end.
 
   Args:
-    path: of the file; its folder exists.
-    follow: what a link points to is replaced; if not, the link itself.
+    path: path of the file, in a folder that exists.
+    follow: whether to replace the file that a link points to; if not, the link
+      itself is replaced.
 
   Raises:
     OSError: the file cannot be written.
@@ -36,13 +38,13 @@ def replacing(
   target = target.resolve() if follow else target.absolute()
   scratch = scratch_beside(target)
   try:
-    # Ours: not what a link of somebody's, who guessed the name, points to.
+    # The file must be new, and not a link of somebody who guessed the name.
     os.close(os.open(scratch, _NEW, 0o666))
     yield scratch
     os.replace(scratch, target)
   except OSError as error:
     if error.filename is None or str(error.filename) == str(scratch):
-      error.filename = os.fspath(path)  # which a person knows
+      error.filename = os.fspath(path)  # the path that the user knows
     raise
   finally:
     scratch.unlink(missing_ok=True)
@@ -75,13 +77,13 @@ def write_together(contents: Mapping[str, bytes | str]) -> None:
 
 @contextlib.contextmanager
 def opened_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a regular file to read; no pipe or device, nor waits for one.
+  """Opens a regular file to read. It refuses a pipe or device without waiting.
 
   Args:
-    path: of the file; a link is followed.
+    path: path of the file; a link is followed.
 
   Raises:
-    OSError: it cannot be read, or is not a regular file.
+    OSError: the file cannot be read, or is not a regular file.
   """
   handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
   try:
@@ -94,14 +96,14 @@ def opened_regular(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
-  """The content of a regular file; see `opened_regular`.
+  """Returns the content of a regular file; see `opened_regular`.
 
   Args:
-    path: of the file.
-    limit: bytes; a larger file is not read.
+    path: path of the file.
+    limit: the largest size in bytes; a larger file is not read.
 
   Raises:
-    OSError: it cannot be read, is not a regular file, or is too large.
+    OSError: the file cannot be read, is not a regular file, or is too large.
   """
   with opened_regular(path) as file:
     if limit is not None and os.fstat(file.fileno()).st_size > limit:
@@ -110,13 +112,14 @@ def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
 
 
 def scratch_beside(target: pathlib.Path) -> pathlib.Path:
-  """A new scratch path for `target`, in the same folder."""
-  # Not the name itself: together they might be too long for a file system.
+  """Returns a new scratch path for `target`, in the same folder."""
+  # It does not contain the target's name, because the whole might be too long
+  # for a file system.
   return target.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(8)}.tmp")
 
 
 def probe_beside(target: pathlib.Path) -> None:
-  """Makes a scratch file and removes it; raises OSError where that fails."""
+  """Makes a scratch file and removes it; raises OSError if that fails."""
   scratch = scratch_beside(target)
   os.close(os.open(scratch, _NEW, 0o666))
   scratch.unlink()

@@ -1,4 +1,4 @@
-"""How far a long piece of work has come, on stderr."""
+"""The progress of long work, on stderr."""
 
 import functools
 import io
@@ -10,7 +10,7 @@ from typing import Any
 from deepemd_jax.utils import terminal
 
 _REDRAW = 0.2  # seconds between two updates of a bar
-_SIGN_OF_LIFE = 30.0  # seconds between two lines where there is no terminal
+_SIGN_OF_LIFE = 30.0  # seconds between two lines if there is no terminal
 _BAR = (
   "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
   "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
@@ -22,20 +22,20 @@ _LINE = (
 
 @functools.cache
 def _bar_class():
-  # Not at import time: --help does not need it.
+  # Imported here, because --help does not need it.
   from tqdm import std
 
   class Bar(std.tqdm):
     monitor_interval = 0  # no thread that watches the bars
 
-  # The usual lock is shared with other processes and starts a helper process
-  # on some systems. Only this process draws.
+  # tqdm's own lock is shared with other processes and starts a helper process
+  # on some systems. It is not needed, because only this process draws.
   Bar.set_lock(threading.RLock())
   return Bar
 
 
 class Progress:
-  """Shows progress: a bar on a terminal, elsewhere a line every 30 seconds.
+  """A progress display: a bar on a terminal, else a line every 30 seconds.
 
       with Progress() as progress:
         for done, image in enumerate(images):
@@ -46,10 +46,10 @@ class Progress:
   """
 
   def __init__(self, stream=None) -> None:
-    """Shows nothing yet.
+    """Makes a display that shows nothing yet.
 
     Args:
-      stream: where to write; default stderr.
+      stream: the stream to write to; None is stderr.
     """
     self._stream = stream or sys.stderr
     self._on_terminal = self._stream.isatty()
@@ -68,25 +68,25 @@ class Progress:
   def __call__(
     self, name: str, done: int, total: int, **scalars: float
   ) -> None:
-    """Notes how far the work is, and shows it if it is time to.
+    """Notes the progress, and shows it if the display is due for an update.
 
     Args:
-      name: what is counted: "images" or a training stage, say. Another name
+      name: what is counted, such as "images" or a training stage. Another name
         ends the bar and begins a new one. "bytes" are shown as MB and GB.
       done: how many are done.
-      total: of how many.
-      **scalars: shown behind the bar.
+      total: how many there are in total.
+      **scalars: numbers to show behind the bar.
     """
     if self._note(name, done, total, scalars) and self._is_due():
       self._show()
 
   def stay(self, name: str, done: int, total: int, **scalars: float) -> None:
-    """The same, as a line that stays, above the bar; always shown."""
+    """Notes the progress, and always shows it, as a line that stays."""
     if self._note(name, done, total, scalars):
       self.line(self.text())
 
   def _note(self, name: str, done: int, total: int, scalars: dict) -> bool:
-    """Whether there is anybody to show it to."""
+    """Notes the progress; returns whether it may be shown."""
     if terminal.is_silent():
       return False
     if name != self._name or self._bar is None:
@@ -100,7 +100,8 @@ class Progress:
   def _begin(self, name: str, done: int, total: int) -> None:
     self.close()
     self._name, self._shown = name, time.monotonic()
-    # tqdm draws wherever it is; without a terminal `_show` prints its text.
+    # tqdm always draws. Without a terminal it draws to a buffer, and `_show`
+    # prints its text.
     self._bar = _bar_class()(
       desc=name,
       initial=done,
@@ -120,14 +121,14 @@ class Progress:
       self._write(self.text())
 
   def text(self) -> str:
-    """What was noted last, as one line without a bar; "" if nothing was."""
+    """Returns the last progress as a line without a bar; "" if none."""
     if self._bar is None:
       return ""
     values = self._bar.format_dict | {
       "bar_format": _LINE,
       "postfix": _joined(self._scalars),
     }
-    # tqdm pads the rate.
+    # tqdm pads the rate with spaces.
     return " ".join(self._bar.format_meter(**values).split())
 
   def line(self, text: str) -> None:
@@ -147,7 +148,7 @@ class Progress:
     self._stream.flush()
 
   def close(self) -> None:
-    """Ends the bar: it stays as it is, and the next line is below it."""
+    """Ends the bar. It stays visible, and the next line is below it."""
     if self._bar is not None:
       if self._on_terminal:
         self._bar.set_postfix_str(_joined(self._scalars), refresh=False)

@@ -1,8 +1,8 @@
-"""Names that a person may choose, and what stands behind them.
+"""Registries: names that a user may choose, and the objects that they name.
 
-A registry is a plain dict: name -> a frozen entry with a title, and with the
-path of what it stands for, "package.module:name". The path is followed on first
-use, so that `--help` and a wrong name answer without loading JAX.
+A registry is a plain dict from a name to a frozen entry, which has a title and
+the path of the object, "package.module:name". The object is imported on first
+use, so that `--help` and a wrong name are answered without loading JAX.
 """
 
 import difflib
@@ -12,13 +12,13 @@ from typing import Any
 
 
 def load(path: str) -> Any:
-  """What "package.module:name" stands for; imports the module."""
+  """Imports the module of "package.module:name" and returns the object."""
   module, _, name = path.partition(":")
   return getattr(importlib.import_module(module), name)
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-  """What to do about an unknown name: the nearest ones, or all of them."""
+  """Returns advice on an unknown name: the nearest names, or all of them."""
   known = list(known)
   near = difflib.get_close_matches(name, known, 2)
   if near:

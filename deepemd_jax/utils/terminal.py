@@ -1,4 +1,4 @@
-"""What a program says to the person at the terminal."""
+"""Messages to the user at the terminal."""
 
 import functools
 import sys
@@ -8,7 +8,7 @@ _silent = False
 
 
 def silence() -> None:
-  """Makes this process say nothing more: no notes and no progress.
+  """Makes this process write no more notes and no more progress.
 
   Call it in all processes of a distributed run but the first.
   """
@@ -17,13 +17,15 @@ def silence() -> None:
 
 
 def is_silent() -> bool:
-  """Whether `silence` was called."""
+  """Tells whether `silence` was called."""
   return _silent
 
 
 def hush_libraries() -> None:
-  """Keeps Pillow from warning of oddities in files that it reads nevertheless;
-  for a command, whose process is its own."""
+  """Turns off Pillow's warnings about odd files that it can still read.
+
+  Only a command may call it, because it affects the whole process.
+  """
   warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -35,26 +37,28 @@ def note(message: str) -> None:
 
 @functools.lru_cache(maxsize=1000)
 def note_once(message: str) -> None:
-  """As `note`, but not the same line again, however often it is asked for."""
+  """Writes a line as `note` does, but the same line only once."""
   note(message)
 
 
 def harmless(text: str) -> str:
-  """The text without characters that steer a terminal: names in it may come
-  from anybody's files. Line feeds stay."""
+  """Escapes characters that control a terminal; line feeds stay.
+
+  Names in a text may come from untrusted files.
+  """
   return "".join(
     c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text
   )
 
 
 def printable(name: str) -> str:
-  """The name of a file in a form that cannot steer the terminal: itself, or
-  its `repr`."""
+  """Returns the name of a file, or its `repr` if the name could control the
+  terminal."""
   return name if name.isprintable() else repr(name)
 
 
 def human_size(count: int) -> str:
-  """A number of bytes in words: 1150585339 is "1.2 GB"."""
+  """Formats a number of bytes: 1150585339 is "1.2 GB"."""
   for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if count >= size:
       return f"{count / size:.1f} {unit}"

@@ -2,11 +2,12 @@
 
     python -m deepemd_jax.emd.native.build
 
-compiles it where a C++ compiler is at hand; `pip install` and `make` do so by
-themselves. Where there is none, POT's compiled core serves.
+compiles it if there is a C++ compiler; `pip install` and `make` do this, too.
+Without a compiler, POT's compiled core is used instead.
 
 `transport_simplex.cc` has the method, for balanced problems with positive
-masses. `transport_problem.cc` takes any problem: units, unequal totals,
-forbidden pairs; and it bounds the error. `handler.cc` is what XLA calls, with a
-batch, on several threads. `build.py` compiles it, and `library.py` finds it.
+masses. `transport_problem.cc` handles units, unequal totals and forbidden
+pairs, and bounds the error. XLA calls `handler.cc` with a batch, which it
+solves on several threads. `build.py` compiles the code, and `library.py` finds
+it.
 """

@@ -1,9 +1,9 @@
-"""Compiles the native network simplex, where there is a C++ compiler.
+"""Compiles the native network simplex if there is a C++ compiler.
 
     python -m deepemd_jax.emd.native.build
 
-It takes the compiler of the environment variable CXX, else `c++`, `g++` or
-`clang++`. Loads neither JAX nor NumPy.
+It uses the compiler of the environment variable CXX, else `c++`, `g++` or
+`clang++`. It loads neither JAX nor NumPy.
 """
 
 import importlib.util
@@ -20,28 +20,28 @@ NAME = "_transport"
 
 
 def include_dir() -> str:
-  """The folder of the headers that come with jaxlib."""
+  """Returns the folder of the headers that come with jaxlib."""
   spec = importlib.util.find_spec("jaxlib")
   assert spec is not None and spec.origin is not None
   return str(pathlib.Path(spec.origin).parent / "include")
 
 
 def find_compiler() -> str | None:
-  """A C++ compiler's name, or None."""
+  """Returns the name of a C++ compiler, or None."""
   own = os.environ.get("CXX")
   names = [own] if own else ["c++", "g++", "clang++"]
   return next((name for name in names if shutil.which(name)), None)
 
 
 def build(target: pathlib.Path, *flags: str) -> str:
-  """Compiles into a file; it is replaced as a whole, or not at all.
+  """Compiles into a file, which is replaced as a whole or not at all.
 
   Args:
     target: the library to write.
     *flags: more flags of the compiler.
 
   Returns:
-    What went wrong, in one line; "" if nothing did.
+    An error message of one line, or "" if the compilation succeeded.
   """
   compiler = find_compiler()
   if compiler is None:
@@ -64,7 +64,7 @@ def build(target: pathlib.Path, *flags: str) -> str:
 
 
 def main() -> None:
-  """Compiles into this folder; says what became of it."""
+  """Compiles into this folder and prints the result."""
   problem = build(HERE / f"{NAME}.so")
   if problem:
     print(f"deepemd_jax: {problem}; POT's network simplex serves instead")

@@ -1,4 +1,4 @@
-"""Finds the compiled network simplex, and tells XLA of it."""
+"""Finds the compiled network simplex and registers it with XLA."""
 
 import ctypes
 import functools
@@ -15,14 +15,14 @@ def target(dtype) -> str:
   """Returns the name by which XLA calls the code: one for each dtype.
 
   Args:
-    dtype: of costs and masses, float32 or float64.
+    dtype: the dtype of costs and masses, float32 or float64.
   """
   return f"deepemd_transport_{dtype}"
 
 
 @functools.cache
 def load() -> bool:
-  """Whether the library is there; tells XLA of it, once a process."""
+  """Returns whether the library exists; registers it, once per process."""
   folder = pathlib.Path(build.__file__).parent
   found = [
     path
@@ -33,7 +33,7 @@ def load() -> bool:
     try:
       library = ctypes.CDLL(str(path))
       functions = [getattr(library, target(dtype)) for dtype in _TYPES]
-    except (OSError, AttributeError):  # of another machine, or another version
+    except (OSError, AttributeError):  # built for another machine or version
       continue
     for dtype, function in zip(_TYPES, functions, strict=True):
       jax.ffi.register_ffi_target(
