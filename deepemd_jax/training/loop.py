@@ -115,6 +115,8 @@ class _Training:
       for index, data in enumerate(batches, start):
         batch = sharding.shard_batch(data)
         runtime.mark_progress()
+        if index == start:
+          self._log.line(f"{plan.name}: compiling a step")
         state, measured = plan.step(state, batch)
         # Only the step before is read, so that the device stays busy.
         self._check_finite(index)

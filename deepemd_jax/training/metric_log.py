@@ -90,6 +90,11 @@ class MetricLog:
       self._board.add_scalar(key, value, step)
     self._progress.stay(self._name, step, self._total_steps, **row)
 
+  def line(self, text: str) -> None:
+    """Writes a line that stays, above the bar."""
+    if self._file:
+      self._progress.line(text)
+
   def progress(self, step: int, **scalars: float) -> None:
     """Updates the bar on a terminal; elsewhere writes a line now and then."""
     if self._file:

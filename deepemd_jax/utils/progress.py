@@ -10,7 +10,7 @@ from typing import Any
 from deepemd_jax.utils import terminal
 
 _REDRAW = 0.2  # seconds between two updates of a bar
-_SIGN_OF_LIFE = 30.0  # seconds between two lines if there is no terminal
+_SIGN_OF_LIFE = 20.0  # seconds between two lines if there is no terminal
 _BAR = (
   "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
   "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
@@ -35,7 +35,7 @@ def _bar_class():
 
 
 class Progress:
-  """A progress display: a bar on a terminal, else a line every 30 seconds.
+  """A progress display: a bar on a terminal, else a line every 20 seconds.
 
       with Progress() as progress:
         for done, image in enumerate(images):
