@@ -28,8 +28,8 @@ smartquotes = False
 myst_enable_extensions = []  # without formulas, the site loads no MathJax
 myst_heading_anchors = 4
 
-# The build and the kernels of the notebooks use sockets in files. With TCP, other
-# users of the machine could listen, and Jupyter warns about it.
+# The build and the kernels of the notebooks use sockets in files. With TCP,
+# other users of the machine could listen, and Jupyter warns about it.
 KernelManager.transport.default_value = "ipc"
 # A cell that fails ends the build. No outputs of earlier builds are used.
 nb_execution_mode = "force"
@@ -37,7 +37,7 @@ nb_execution_timeout = 900  # seconds a cell, on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
-# The text of a docstring has the shapes and types, so signatures leave them out.
+# The text of a docstring has the shapes and types. Signatures leave them out.
 autodoc_typehints = "none"
 autoclass_content = "both"
 strip_signature_backslash = True  # so that `classes_` keeps its underscore
