@@ -282,7 +282,7 @@ def test_a_file_that_calls_something_is_refused(
 
 @pytest.mark.parametrize("old", [False, True])
 def test_damage_is_told(old, torch, tmp_path):
-  """A file that is cut or changed gives an error or is read; it never crashes."""
+  """A cut or changed file gives an error or is read; it never crashes."""
   path = tmp_path / "x.pth"
   save(path, {"a": Tensor(np.arange(64, dtype=np.float32))}, old)
   whole = path.read_bytes()

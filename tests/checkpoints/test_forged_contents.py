@@ -85,7 +85,7 @@ def test_only_files_of_the_checkpoint_are_read(four, place, followed):
 
 
 def zstd(content: bytes, zeros: int) -> bytes:
-  """Returns a frame of `content` and zeros; 128 KiB of zeros take four bytes."""
+  """Returns a frame of `content` and zeros: four bytes for 128 KiB of zeros."""
   most = 2**17
   sizes = [most] * (zeros // most) + [zeros % most]
   header = lambda size, kind: (size << 3 | kind << 1).to_bytes(3, "little")  # noqa: E731

@@ -94,7 +94,7 @@ def test_preprocessors_write_it_in_many_ways(fields, size, mean, std, tmp_path):
 
 
 def test_a_tower_within_a_larger_model_in_several_files(tmp_path):
-  """SigLIP 2 is published with a text tower; large models have several files."""
+  """SigLIP 2 has a text tower, too, and large models have several files."""
   whole = hugging_face.read(hugging_face.create(str(SIGLIP)).weights)
   fields = json.loads((SIGLIP / CONFIG).read_text())
   own = {"hidden_act", "layer_norm_eps", "model_type"}  # defaults
@@ -312,7 +312,7 @@ def test_images_that_are_smaller_than_a_patch(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-  """The requests to a local hub; the client is loaded again with its address."""
+  """Serves a local hub; yields its requests. The client is loaded again."""
   for name in [x for x in sys.modules if x.startswith("huggingface_hub")]:
     monkeypatch.delitem(sys.modules, name)
   with tiny_hub.serving("owner/tiny", DINOV2) as (address, asked):

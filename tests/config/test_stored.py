@@ -164,7 +164,7 @@ def test_what_is_refused(path, text, message):
 
 
 def test_a_checksum_does_not_hide_depth(path):
-  """A file may have few enough brackets to be read, but too many to be written."""
+  """A file that can be read may be nested too deeply to be written."""
   for depth in range(50, 1500, 50):
     nested = "[" * depth + "]" * depth
     path.write_text('{"checksum": "", "seed": ' + nested + "}")
