@@ -28,7 +28,7 @@ def pictures(rng, count, height, width):
 
 
 def pil(image, box, flip, size, passes=2):
-  """Resizes in two passes in Pillow 13's order, or in one pass as Pillow does."""
+  """Resizes in two passes, in the order of Pillow 13, or in one pass."""
   crop = Image.fromarray(image).crop(tuple(int(v) for v in box))
   if passes == 2:
     tall = crop.height - size > max(0, 2 * (crop.width - size))

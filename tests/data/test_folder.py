@@ -206,7 +206,7 @@ def test_links_inside_the_folder_and_to_it_are_fine(tmp_path):
 
 @contextlib.contextmanager
 def unprivileged():
-  """Changes to the user nobody for a block, because root may read everything."""
+  """Becomes the user nobody for a block, because root may read everything."""
   user = os.geteuid()
   if user == 0:
     os.seteuid(65534)

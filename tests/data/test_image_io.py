@@ -122,7 +122,7 @@ def test_tiles_far_larger_than_the_image_are_refused():
     return head + b"".join(entries) + bytes(54)
 
   assert "tiles of 900000000 pixels" in problem(tiff(30_000))
-  assert "tiles of" not in problem(tiff(128))  # this file is damaged in another way
+  assert "tiles of" not in problem(tiff(128))  # damaged in another way
 
 
 def encoded(image, kind, **options):

@@ -169,7 +169,7 @@ def same(first, second):
 @pytest.mark.parametrize(
   "workers",
   [
-    pytest.param(1, marks=pytest.mark.soak),  # the next test also has one worker
+    pytest.param(1, marks=pytest.mark.soak),  # as in the next test
     2,
     pytest.param(4, marks=pytest.mark.soak),
   ],

@@ -13,7 +13,7 @@ from copies import MadeAgain, check, items, load
 
 
 def killed_at(tmp_path, moments):
-  """Kills a process; its copies are complete, or the next process makes them."""
+  """Kills a process; copies are complete, or the next process makes them."""
   made, before, ended = items(60), items(60, first=5), []
   for moment, there in itertools.product(moments, (False, True)):
     place = tmp_path / f"{moment}{there}" / "kept"

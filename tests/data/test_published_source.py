@@ -53,7 +53,7 @@ def test_a_published_data_set_is_as_counted(cub, capfd):
       images = source.load(split)
       assert counted(images) == source.counts(split)
       assert list(source.counts(split)) == list(images.class_names)
-      assert (images.sizes == (16, 20)).all()  # the size of the boxes in the archive
+      assert (images.sizes == (16, 20)).all()  # the size of the boxes
       for key, label in zip(images.keys, images.labels, strict=True):
         assert images.class_names[label] in key
       place = (
