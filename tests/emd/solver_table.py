@@ -67,7 +67,7 @@ FLOAT64 = {name: row for name, row in TABLE.items() if row.float64}
 
 
 def each(table=TABLE, soak=()):
-  """Runs a test for each solver of a table; for those in `soak`, in `make soak`.
+  """Runs a test for each solver of a table; for those in `soak`, only there.
 
   The test takes `solver`, and `x64` if the solver computes in float64.
   """

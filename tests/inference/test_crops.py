@@ -1,4 +1,4 @@
-"""Views cut on the host from originals of all sizes."""
+"""The host cuts views from originals of all sizes."""
 
 import dataclasses
 import functools
