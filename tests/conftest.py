@@ -28,11 +28,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FAST = "--xla_backend_optimization_level=0"
 _FAST += " --xla_llvm_disable_expensive_passes=true"
 _FAST += " --xla_cpu_parallel_codegen_split_count=1"
-# Which take two thirds of the time. Later versions end at a flag they do not
-# know.
+# XLA's fusion emitters take two thirds of the time. Later versions do not know
+# this flag, and abort.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   _FAST += " --xla_cpu_use_fusion_emitters=false"
-# `make soak` sets it to nothing, which is how users run.
+# `make soak` sets it to nothing, as it is for users.
 os.environ.setdefault("XLA_FLAGS", _FAST)
 # All workers, and the commands that they start, share their compiled programs.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

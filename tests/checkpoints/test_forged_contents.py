@@ -131,7 +131,7 @@ def test_the_memory_of_a_forged_table_is_not_bounded(four):
   # is two here, and five more numbers before the names.
   settings = content[14 : content.index(name) - 6]
   assert content[14 + len(settings)] == 2
-  files = 2**24  # three columns of numbers, each zero
+  files = 2**24  # three columns of zeros
   table = zstd(settings + number(files), 3 * files)
   content = content[:13] + b"\1" + table
   length = (len(content) + 4).to_bytes(8, "little")
