@@ -34,7 +34,7 @@ def degenerate(rng, count, n, m):
   """Makes problems of integers, with very many ties."""
   cost = rng.integers(0, 4, (count, n, m)).astype(np.float64)
   cost[: count // 4] = cost[:, :1, :1][: count // 4]  # all costs are equal
-  cost[count // 4 : count // 2] = cost[count // 4 : count // 2, :1]  # equal rows
+  cost[count // 4 : count // 2] = cost[count // 4 : count // 2, :1]  # same rows
   a = rng.integers(0, 3, (count, n)).astype(np.float64)
   b = rng.integers(0, 3, (count, m)).astype(np.float64)
   a[:, 0], b[:, 0] = a[:, 0] + 1, b[:, 0] + 1
