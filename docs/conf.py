@@ -1,4 +1,4 @@
-"""Sphinx settings of the site. `make docs` builds it."""
+"""Settings of Sphinx for the site, which `make docs` builds."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from sphinx.domains.python import PyObject
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-# The notebooks run in processes of their own, on the CPU.
+# The notebooks run in separate processes, on the CPU.
 os.environ["PYTHONPATH"] = str(ROOT)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -24,26 +24,27 @@ default_role = "code"
 language = "en"
 smartquotes = False
 
-# Markdown. Links to headings work as they do on GitHub.
+# Settings of Markdown. Links to headings work as they do on GitHub.
 myst_enable_extensions = []  # without formulas, the site loads no MathJax
 myst_heading_anchors = 4
 
-# Notebooks talk to the build through files. Through TCP others on the machine
-# could listen, and Jupyter warns of it.
+# The build and the kernels of the notebooks use sockets in files. With TCP,
+# other users of the machine could listen, and Jupyter warns about it.
 KernelManager.transport.default_value = "ipc"
-# A cell that fails ends the build; nothing is taken from an earlier one.
+# A cell that fails ends the build. No outputs of earlier builds are used.
 nb_execution_mode = "force"
 nb_execution_timeout = 900  # seconds a cell, on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
-# Shapes and types are in the text of a docstring, not in its signature.
+# The text of a docstring has the shapes and types. Signatures leave them out.
 autodoc_typehints = "none"
 autoclass_content = "both"
 strip_signature_backslash = True  # so that `classes_` keeps its underscore
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-# Types of attributes that belong to other packages, and to private rooms.
+# The reference has no pages for these types: they belong to other packages, or
+# to parts of this package that it does not describe.
 nitpick_ignore_regex = [
   ("py:class", r"(collections|flax|jax|numpy|PIL)\..*"),
   ("py:class", r"deepemd_jax\.evaluation\..*"),
@@ -60,12 +61,12 @@ html_show_sourcelink = False
 html_copy_source = False
 
 # Docstrings are plain text with a few conventions of Markdown. These are the
-# headings of their sections, which napoleon reads.
+# headings of their sections. napoleon reads them.
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|References):$")
 
 
 def _to_restructured_text(app, what, name, obj, options, lines):
-  """Indented blocks are code; bars and stars are themselves."""
+  """Makes indented blocks code, and escapes bars and stars."""
   del app, what, name, obj, options
   result, in_section, in_block = [], False, False
   for line in lines:
@@ -83,19 +84,22 @@ def _to_restructured_text(app, what, name, obj, options, lines):
 
 
 def _skip_fields(app, what, name, obj, skip, options):
-  """Fields of named tuples are in the text of the class."""
+  """Skips fields of named tuples, which the text of the class describes."""
   del app, what, name, skip, options
   return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def _keep_intervals(app, docname, source):
-  """A number and its interval stay on one line of a table."""
+  """Keeps a number and its interval on one line of a table."""
   del app, docname
   source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")
 
 
 def setup(app):
-  """Called by Sphinx; before napoleon, whose priority is 500."""
+  """Connects the functions above. Sphinx calls it.
+
+  The docstrings are changed before napoleon reads them; its priority is 500.
+  """
   for field in PyObject.doc_field_types:
     if field.name == "variable":
       field.label = "Attributes"  # as in the docstrings; not "Variables"

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# One run as N processes on this machine.
+# Starts one run as N processes on this machine.
 #
 #   launch/local.sh [--dry-run] N ARGS...
 #   launch/local.sh 2 --config=configs/quickstart.py --workdir=runs/two
 #
-# ARGS are the arguments of `python -m deepemd_jax.main`. Each process gets one
-# GPU, if there are GPUs. CUDA_VISIBLE_DEVICES lists the GPUs that may be used,
-# and JAX_PLATFORMS=cpu uses none. A single process uses all devices and needs
-# no launcher.
+# ARGS are the arguments of `python -m deepemd_jax.main`. If the machine has
+# GPUs, each process gets one of them. CUDA_VISIBLE_DEVICES says which GPUs may
+# be used. With JAX_PLATFORMS=cpu no GPU is used. You do not need this script
+# for a single process, which uses all devices by itself.
 #
-# TERM and INT are sent to all processes. If a process ends with a code other
-# than 0, the others end by themselves, or are killed after DEEPEMD_GRACE
-# seconds (90). The exit code is the first one that is not 0. After 143 or 75,
-# the same command continues the run. PYTHON names another interpreter than
-# `python`. The script needs bash 4.4.
+# SIGTERM and SIGINT are passed on to all processes. When one process ends with
+# a code other than 0, the others end by themselves, or are killed after
+# DEEPEMD_GRACE seconds (90). The exit code is the first one that was not 0. If
+# it is 143 or 75, give the same command again. To use another interpreter than
+# `python`, set PYTHON. The script needs bash 4.4.
 set -euo pipefail
 
 refuse() {
@@ -46,13 +46,13 @@ fi
 ((${#gpus[@]} == 0 || ${#gpus[@]} >= count)) || refuse \
   "$count processes, but ${#gpus[@]} GPU(s); use fewer, or JAX_PLATFORMS=cpu"
 
-# The port is below those that systems assign automatically.
+# These ports are below those that systems assign automatically.
 port=$((20000 + RANDOM % 12000))
 while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
   port=$((20000 + RANDOM % 12000))
 done
 
-# Sets `command` to the command of process $1; the other arguments are ARGS.
+# Sets `command` to the command of process $1. The other arguments are ARGS.
 command_of() {
   local number=$1
   command=()
@@ -73,15 +73,15 @@ if [[ $dry_run ]]; then
   exit 0
 fi
 
-# Sends signal $1 to the processes or -groups in the other arguments, some of
-# which may have ended.
+# Sends signal $1 to the processes or -groups in the other arguments. Some of
+# them may have ended.
 signal() {
   local id
   for id in "${@:2}"; do kill -s "$1" -- "$id" 2>/dev/null || :; done
 }
 
-# Reads the ids of the processes and then "end". If "end" never comes, the
-# script was killed, and the guard ends the processes. In both cases the guard
+# Reads the ids of the processes, and then "end". If "end" never comes, the main
+# script was killed, and the guard ends the processes. In both cases it also
 # kills everything that the processes have started.
 guard() {
   trap '' INT TERM HUP
@@ -100,15 +100,15 @@ guard() {
 running=()
 prefixing=()
 code=0
-stopped= # yes after a signal
-waiting= # signals that were not sent on yet
+stopped= # by a signal
+waiting= # signals that have not been passed on
 deadline=
-# Signals are sent on below, because a process may have started that is not in
-# `running` yet.
+# Signals are passed on in the loop below, because a process that has just
+# started may not be in `running` yet.
 trap 'stopped=yes; waiting+=" TERM"' TERM HUP
 trap 'stopped=yes; waiting+=" INT"' INT
 
-set -m # each process gets its own group, and does not ignore INT
+set -m # each process gets a group of its own, and does not ignore SIGINT
 exec 3> >(guard >/dev/null 2>&1)
 guard=$!
 for ((i = 0; i < count && ! ${#stopped}; i++)); do
@@ -116,7 +116,8 @@ for ((i = 0; i < count && ! ${#stopped}; i++)); do
   if ((i == 0)); then
     exec {out}>&1 {err}>&2
   else
-    # sed ignores signals, so that it prints the last lines before it ends.
+    # sed ignores signals, so that it prints the last lines of the process. It
+    # ends when its input ends.
     exec {out}> >(trap '' INT TERM HUP && exec sed -u "s/^/[$i] /" 3>&-)
     prefixing+=($!)
     exec {err}>&"$out"
@@ -128,19 +129,19 @@ for ((i = 0; i < count && ! ${#stopped}; i++)); do
 done
 set +m
 
-exec {say}>&2 2>/dev/null # hides the messages of bash about killed processes
+exec {say}>&2 2>/dev/null # hides bash's messages about killed processes
 while ((${#running[@]})); do
   sleep 0.2
   passing=$waiting
   for name in $passing; do signal "$name" "${running[@]}"; done
-  waiting=${waiting#"$passing"} # another signal may have come
+  waiting=${waiting#"$passing"} # another signal may have arrived meanwhile
   bad=0
   for i in "${!running[@]}"; do
     if kill -0 "${running[i]}"; then continue; fi
     ended=0
     wait "${running[i]}" || ended=$?
     unset "running[i]"
-    # Of several codes at once, the smallest counts: 2, not the 75 of others.
+    # If several end at once, the smallest code counts: 2, not the others' 75.
     if ((ended && (bad == 0 || ended < bad))); then bad=$ended; fi
   done
   if ((code == 0)); then code=$bad; fi

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# One run on all machines of a Cloud TPU slice.
+# Starts one run on all machines of a Cloud TPU slice.
 #
-#   export TPU=my-v5e-16 ZONE=us-west4-a        # and PROJECT, if not gcloud's own
+#   export TPU=my-v5e-16 ZONE=us-west4-a        # PROJECT: if not gcloud's default
 #   launch/tpu_vm.sh [--dry-run] ARGS...        copies the committed files,
-#                                              installs and runs them
-#   launch/tpu_vm.sh [--dry-run] --stop         the run saves and ends
+#                                              installs the package, and runs
+#   launch/tpu_vm.sh [--dry-run] --stop         saves and ends the run
 #   launch/tpu_vm.sh --config=configs/cub.py --workdir=/shared/runs/cub
 #
 # ARGS are the arguments of `python -m deepemd_jax.main`. --workdir must be a
-# folder that all machines share, such as a Filestore share mounted on each. JAX
-# finds the other machines by itself. Ctrl-C does the same as --stop. Call
-# `ssh-add ~/.ssh/google_compute_engine` first, because gcloud connects to all
-# machines at once.
+# folder that all machines share, such as a Filestore share that is mounted on
+# each machine. JAX finds the other machines by itself. Ctrl-C does the same as
+# --stop. Run `ssh-add ~/.ssh/google_compute_engine` first, because gcloud
+# connects to all machines at the same time.
 #
-# After code 143 or 75, a signal or a lost connection (255), the run starts
-# again after RESTART_PAUSE (10) seconds and continues, at most MAX_RESTARTS
-# (20) times. After a mistake (2) it does not. A slice that was taken away must
-# be created again.
+# After 143, after 75, after a signal has ended the run, and after the connection
+# was lost (255), the run starts again after RESTART_PAUSE (10) seconds, and
+# resumes. This happens at most MAX_RESTARTS (20) times. After a mistake (2) the
+# run does not start again. If the slice was preempted, create it again first.
 set -euo pipefail
 
 refuse() {
@@ -53,12 +53,12 @@ on_all() {
 }
 
 if [[ $1 == --stop ]]; then
-  # The brackets keep the pattern from matching the shell that searches for it.
+  # The brackets keep the pattern from matching the shell that runs pkill.
   on_all 'pkill -TERM -f "[d]eepemd_jax.main" || echo "nothing is running"'
   exit
 fi
 
-# The machines' images have Python 3.10, and uv finds or installs a newer one.
+# The images of TPU machines have Python 3.10. uv finds or downloads a newer one.
 archive=${TMPDIR:-/tmp}/deepemd_jax.tar
 run git -C "$(cd "$(dirname "$0")/.." && pwd)" archive --output="$archive" HEAD
 run gcloud compute tpus tpu-vm scp "$archive" "$TPU:deepemd_jax.tar" \
@@ -76,10 +76,10 @@ stopped=
 trap 'stopped=yes; "$0" --stop || :' INT TERM HUP
 for ((try = 0; ; try++)); do
   code=0
-  on_all "$program" & # in the background, so that signals are handled at once
+  on_all "$program" & # in the background, so that a signal is handled at once
   wait $! || code=$?
   if [[ $stopped ]]; then wait $! || code=$?; fi
-  # The code of gcloud is that of a machine whose code is not 0.
+  # gcloud returns the code of a machine whose code was not 0.
   if ((code != 143 && code != 75 && code <= 128)) || [[ $stopped ]]; then
     exit "$code"
   fi

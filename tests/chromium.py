@@ -1,4 +1,4 @@
-"""A real Chromium without a screen, driven over its DevTools protocol."""
+"""Controls a real Chromium without a screen, over its DevTools protocol."""
 
 import base64
 import contextlib
@@ -14,18 +14,18 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def path() -> str | None:
-  """Where a Chromium is, or None."""
+  """Returns the path of an installed Chromium, or None."""
   return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
 class Page:
-  """A tab. What it does to the page are real events of mouse and keys."""
+  """A tab of the browser. It sends real events of mouse and keys."""
 
   def __init__(self, socket) -> None:
     self._socket = socket
     self._number = 0
     self.problems: list[str] = []  # exceptions and errors in the console
-    self.addresses: list[str] = []  # of all requests
+    self.addresses: list[str] = []  # the addresses of all requests
     for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
       self.call(f"{domain}.enable")
 
@@ -53,7 +53,7 @@ class Page:
       self.problems.append(f"dialog: {details['message']}")
 
   def evaluate(self, expression: str):
-    """The value of an expression in JavaScript."""
+    """Returns the value of an expression in JavaScript."""
     found = self.call(
       "Runtime.evaluate",
       expression=expression,
@@ -118,7 +118,7 @@ class Page:
       self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
   def write(self, text: str) -> None:
-    """Types where the focus is."""
+    """Types text into the element that has the focus."""
     self.call("Input.insertText", text=text)
 
   def press(self, key: str, code: int) -> None:
@@ -129,17 +129,17 @@ class Page:
     self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
   def screenshot(self, file, whole: bool = True) -> None:
-    """Writes a PNG of the page, or of what the window shows of it."""
+    """Writes a PNG of the page, or of its part that the window shows."""
     found = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
     pathlib.Path(file).write_bytes(base64.b64decode(found["data"]))
 
 
 @contextlib.contextmanager
 def started(folder):
-  """Starts a Chromium and gives its page.
+  """Starts a Chromium and yields its page.
 
   Args:
-    folder: empty; gets the browser's profile.
+    folder: an empty folder for the browser's profile.
   """
   process = subprocess.Popen(
     [
@@ -169,7 +169,7 @@ def started(folder):
 
 
 def _address(folder: pathlib.Path, process) -> str:
-  """Of the browser's socket, which it writes into its profile."""
+  """Returns the address of the browser's socket, which is in its profile."""
   file = folder / "DevToolsActivePort"
   end = time.monotonic() + 60
   while time.monotonic() < end:

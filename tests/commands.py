@@ -1,4 +1,4 @@
-"""Calling the one command, in this process, and images for it to work on."""
+"""Calls the command in this process, and makes images for it."""
 
 import csv
 import re
@@ -12,14 +12,14 @@ COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 def call(capsys, *arguments):
-  """Exit code, stdout and stderr of `python -m deepemd_jax ARGUMENTS`."""
+  """Returns exit code, stdout and stderr of `deepemd_jax ARGUMENTS`."""
   capsys.readouterr()
   code = command.main([str(argument) for argument in arguments])
   return code, *capsys.readouterr()
 
 
 def assert_refused(result, message):
-  """One line that matches `message`, and exit code 2."""
+  """Asserts that a call ended with code 2 and one line that fits `message`."""
   code, out, errors = result
   assert code == 2 and out == "", (out, errors)
   assert errors.startswith("deepemd_jax: error: ") and errors.count("\n") == 1
@@ -27,7 +27,7 @@ def assert_refused(result, message):
 
 
 def paint(path, color, seed, size=(24, 30)):
-  """Writes an image of one color with noise; makes its folder."""
+  """Writes an image of one color with noise, and makes its folder."""
   rng = np.random.default_rng(seed)
   pixels = np.array(color) + rng.integers(-30, 30, (*size, 3))
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def paint(path, color, seed, size=(24, 30)):
 
 
 def paint_folders(directory):
-  """Two examples and two queries of each color, in support/ and query/."""
+  """Paints two examples and two queries of each color: support/ and query/."""
   for k, (name, color) in enumerate(COLORS.items()):
     for i in range(2):
       paint(directory / "support" / name / f"{i}.png", color, 10 * k + i)
@@ -43,6 +43,6 @@ def paint_folders(directory):
 
 
 def rows(path="out.csv"):
-  """The rows of a CSV, by column."""
+  """Returns the rows of a CSV, each as a dictionary."""
   with open(path, newline="", encoding="utf-8-sig") as file:
     return list(csv.DictReader(file))

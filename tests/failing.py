@@ -1,6 +1,8 @@
-"""The command line, but one process fails in the middle of training, or hangs
-though it is alive, or gets a signal in the middle of its second validation, or
-right after its first checkpoint.
+"""Runs the command line, and makes one process fail.
+
+The process raises an error in the middle of training (`fail`), stops making
+progress (`hang`), or gets a signal: in the middle of its second validation
+(`signal`), or right after its first checkpoint (`saved`).
 
     python tests/failing.py fail|hang|signal|saved PROCESS FLAGS
 """
@@ -26,12 +28,12 @@ calls = itertools.count(1)
 
 
 def is_victim(number):
-  """Whether this is the victim's call of that number, from 1."""
+  """Whether this process is the victim, and this is its call of that number."""
   return jax.process_index() == victim and next(calls) == number
 
 
 def fail_or_hang(make, *arguments, **options):
-  """Prefetches batches, up to a certain one."""
+  """Prefetches batches, and fails or hangs at a certain batch."""
 
   def batch(index):
     if index == 3 and jax.process_index() == victim:
@@ -44,7 +46,7 @@ def fail_or_hang(make, *arguments, **options):
 
 
 def save_then_signal(*arguments, **options):
-  """Saves, and gives all processes time to hear of the signal."""
+  """Saves, sends the signal, and gives all processes time to receive it."""
   save(*arguments, **options)
   if is_victim(1):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -52,7 +54,7 @@ def save_then_signal(*arguments, **options):
 
 
 def signal_then_score(*arguments, **options):
-  """A validation scores twice, once for each head."""
+  """Sends the signal in the second validation; each validation scores twice."""
   if is_victim(3):
     os.kill(os.getpid(), signal.SIGTERM)
   return score(*arguments, **options)

@@ -1,6 +1,6 @@
-"""Small archives and folders built like the official ones, for tests.
+"""Makes small archives and folders with the layout of the official ones.
 
-`small` makes a benchmark that expects as few images as these hold.
+`small` makes a benchmark that expects the few images that they have.
 """
 
 import functools
@@ -19,14 +19,17 @@ from deepemd_jax.data.published import catalogue, splits
 
 @functools.cache
 def fine_labels():
-  """The 100 fine labels of CIFAR-100, in their order."""
+  """Returns the 100 fine labels of CIFAR-100, in their order."""
   lists = splits.load("fc100")["splits"]
   return sorted(name for split in lists.values() for name in split)
 
 
 def cifar_files(per_class=2):
-  """cifar-100-binary: the first image of a class in train.bin, and so on; about
-  a sixth, at least one, in test.bin. Pixels are random."""
+  """Makes cifar-100-binary with random pixels.
+
+  The first images of a class are in train.bin. About a sixth of them, at least
+  one, are in test.bin.
+  """
   rng = np.random.default_rng(0)
   files = {}
   held_out = max(per_class // 6, 1)
@@ -36,20 +39,23 @@ def cifar_files(per_class=2):
     records[:, 1] = np.arange(100 * each) % 100
     files[f"cifar-100-binary/{part}.bin"] = records.tobytes()
   labels = "\n".join(fine_labels()) + "\n"
-  # After the images, as nothing says that it comes first.
+  # This file comes after the images: its place in the archive is not fixed.
   files["cifar-100-binary/fine_label_names.txt"] = labels.encode()
   files["cifar-100-binary/coarse_label_names.txt"] = b"aquatic_mammals\n"
   return files
 
 
 def cifar_archive(path, per_class=2):
-  """cifar-100-binary.tar.gz with `per_class` images of each of 100 classes."""
+  """Makes cifar-100-binary.tar.gz, with `per_class` images of each class."""
   return tar(pathlib.Path(path), cifar_files(per_class))
 
 
 def cub_files(per_class=2, classes=None, change=None):
-  """CUB_200_2011: images of 24 x 32 with the box 4 2 20 16; `change` replaces
-  {path below images/: bytes}."""
+  """Makes CUB_200_2011, with images of 24 x 32 and the box 4 2 20 16.
+
+  Args:
+    change: files to replace, as {path below images/: bytes}.
+  """
   images = {}
   for label in classes or all_names("cub"):
     for i in range(per_class):
@@ -67,13 +73,16 @@ def cub_files(per_class=2, classes=None, change=None):
 
 
 def cub_archive(path, per_class=2, classes=None, change=None):
-  """CUB_200_2011.tgz."""
+  """Makes CUB_200_2011.tgz."""
   return tar(pathlib.Path(path), cub_files(per_class, classes, change))
 
 
 def ilsvrc_files(per_class=2, classes=None):
-  """{wnid: {file name: bytes}} with the first of easyfsl's numbers where the
-  class is miniImageNet's, and one image that it does not take."""
+  """Returns {wnid: {file name: bytes}}.
+
+  A class of miniImageNet has images with the first numbers in easyfsl's list,
+  and one image that is not in this list.
+  """
   listed = splits.file_numbers("miniimagenet")
   files = {}
   for label in classes or all_names("miniimagenet"):
@@ -86,14 +95,14 @@ def ilsvrc_files(per_class=2, classes=None):
 
 
 def ilsvrc_folder(path, per_class=2, classes=None):
-  """<wnid>/*.JPEG for each class."""
+  """Makes a folder with <wnid>/*.JPEG for each class."""
   for label, files in ilsvrc_files(per_class, classes).items():
     unpack(files, pathlib.Path(path) / label)
   return path
 
 
 def ilsvrc_archive(path, per_class=2, classes=None):
-  """ILSVRC2012_img_train.tar: a tar of tars."""
+  """Makes ILSVRC2012_img_train.tar, which is a tar of tars."""
   inner = {}
   for label, files in ilsvrc_files(per_class, classes).items():
     file = io.BytesIO()
@@ -107,7 +116,7 @@ def ilsvrc_archive(path, per_class=2, classes=None):
 
 
 def products_files(per_class=2, classes=3):
-  """Stanford_Online_Products."""
+  """Makes the files of Stanford_Online_Products."""
   files, number = {}, 0
   for split, table in (("train", "Ebay_train"), ("test", "Ebay_test")):
     lines = ["image_id class_id super_class_id path"]
@@ -123,7 +132,7 @@ def products_files(per_class=2, classes=3):
 
 
 def products_archive(path, per_class=2, classes=3):
-  """Stanford_Online_Products.zip."""
+  """Makes Stanford_Online_Products.zip."""
   with zipfile.ZipFile(path, "w") as archive:
     for name, content in products_files(per_class, classes).items():
       archive.writestr(name, content)
@@ -131,8 +140,10 @@ def products_archive(path, per_class=2, classes=3):
 
 
 def ready_files(name, per_class=2, classes=3, side=0):
-  """{split: {class: {file name: bytes}}} for the ready layouts; with a side,
-  the images are squares."""
+  """Returns {split: {class: {file name: bytes}}} for the ready layouts.
+
+  If a side is given, the images are squares of this side.
+  """
   side = side or catalogue.BENCHMARKS[name].native
   size = {"height": side, "width": side} if side else {}
   return {
@@ -150,8 +161,11 @@ def ready_files(name, per_class=2, classes=3, side=0):
 
 
 def ready_folders(root, name, per_class=2, classes=3, *, meta=False):
-  """{train,val,test}/<class>/<image>, the official DeepEMD layout of FC100,
-  CIFAR-FS (`meta`: meta-train and so on) and tieredImageNet."""
+  """Makes {train,val,test}/<class>/<image>.
+
+  This is the layout of FC100, CIFAR-FS and tieredImageNet in the official code
+  of DeepEMD. With `meta`, the folders are meta-train and so on.
+  """
   root = pathlib.Path(root)
   for split, labels in ready_files(name, per_class, classes).items():
     for label, files in labels.items():
@@ -162,8 +176,11 @@ def ready_folders(root, name, per_class=2, classes=3, *, meta=False):
 def ready_tables(
   root, name, per_class=2, classes=3, *, below="images/", side=0
 ):
-  """images/ and split/*.csv, the official DeepEMD layout of miniImageNet and
-  CUB, and FEAT's, whose header has spaces."""
+  """Makes images/ and split/*.csv.
+
+  This is the layout of miniImageNet and CUB in the official code of DeepEMD. It
+  is also the layout of FEAT, whose header has spaces.
+  """
   root = pathlib.Path(root)
   for split, labels in ready_files(name, per_class, classes, side).items():
     lines = ["filename, label"]
@@ -175,7 +192,7 @@ def ready_tables(
 
 
 def easyfsl_tables(root, name, per_class=2, classes=3):
-  """images/<class>/<image> and {split}.csv: class_name,image_name."""
+  """Makes images/<class>/<image> and {split}.csv: class_name,image_name."""
   root = pathlib.Path(root)
   for split, labels in ready_files(name, per_class, classes).items():
     lines = [",class_name,image_name"]
@@ -187,7 +204,7 @@ def easyfsl_tables(root, name, per_class=2, classes=3):
 
 
 def easyfsl_lists(root, name, per_class=2, classes=3):
-  """images/<class>/<image> and {split}.json: class_names, class_roots."""
+  """Makes images/<class>/<image> and {split}.json: class_names, class_roots."""
   root = pathlib.Path(root)
   for split, labels in ready_files(name, per_class, classes).items():
     for label, files in labels.items():
@@ -200,8 +217,8 @@ def easyfsl_lists(root, name, per_class=2, classes=3):
   return root
 
 
-# How the source of a published data set is made: `make(path, per_class)`. One
-# that is not here is a ready folder.
+# The function that makes the source of a published data set:
+# `make(path, per_class)`. A data set that is not listed is a ready folder.
 SOURCES = {
   "cub": cub_archive,
   "cub_full": cub_archive,
@@ -215,13 +232,16 @@ SOURCES = {
 
 
 def classes_of(name, classes=3):
-  """How many classes a split has in the source: CIFAR's has them all."""
+  """Returns the number of classes of a split in the source; CIFAR's has all."""
   return 100 if SOURCES.get(name) is cifar_archive else classes
 
 
 def source(name, path, per_class=2, classes=3):
-  """Makes what a data set is prepared from; returns its path and a benchmark
-  that expects what is in there."""
+  """Makes the source of a data set.
+
+  Returns:
+    Its path, and a benchmark that expects its images.
+  """
   make = SOURCES.get(name)
   if make is None:
     ready_folders(path, name, per_class, classes)

@@ -1,4 +1,4 @@
-"""What small archives and folders are made of, for tests: see `fake`."""
+"""Basic functions for `fake`, which makes small archives and folders."""
 
 import dataclasses
 import functools
@@ -14,9 +14,14 @@ from deepemd_jax.data.published import catalogue
 
 
 def small(name, per_class=2, classes=3):
-  """A published benchmark with its first few classes of each split, and so many
-  images of each. `per_class` may be a function of the class name. Copies have
-  16 pixels: those of 160 would enlarge the images, which is refused."""
+  """Returns a published benchmark with the first few classes of each split.
+
+  Copies have 16 pixels. Copies of 160 pixels would enlarge the images, which is
+  refused.
+
+  Args:
+    per_class: the number of images of a class, or a function of its name.
+  """
   benchmark = catalogue.BENCHMARKS[name]
   count = per_class if callable(per_class) else lambda name: per_class
   lists = {
@@ -34,7 +39,7 @@ def small(name, per_class=2, classes=3):
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-  """Hashable and equal by content, as the published ones are."""
+  """Lists that are hashable and equal by content, like the published ones."""
 
   text: str
 
@@ -43,7 +48,7 @@ class Lists:
 
 
 def names(name, split, classes=3):
-  """The first classes of a split of a published benchmark."""
+  """Returns the first classes of a split of a published benchmark."""
   return list(catalogue.BENCHMARKS[name].counts(split))[:classes]
 
 
@@ -54,7 +59,7 @@ def all_names(name, classes=3):
 
 @functools.cache
 def picture(seed, height=24, width=32, kind="JPEG", mode="RGB", **options):
-  """The bytes of an image: smooth random colors, another for each seed."""
+  """Returns the bytes of an image of smooth random colors; the seed decides."""
   rng = np.random.default_rng(abs(hash_of(seed)))
   pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
   image = Image.fromarray(pixels).resize((width, height)).convert(mode)
@@ -64,15 +69,15 @@ def picture(seed, height=24, width=32, kind="JPEG", mode="RGB", **options):
 
 
 def hash_of(seed):
-  """A number for a text or a number, the same in every process."""
+  """Returns a number for a text or a number, the same in every process."""
   return int.from_bytes(str(seed).encode()[-8:], "big")
 
 
 def tar(path, files, mode="w:gz"):
-  """Writes {member name: bytes} into a tar, in that order."""
+  """Writes {member name: bytes} into a tar, in this order."""
   path.parent.mkdir(parents=True, exist_ok=True)
   target = path
-  if mode == "w:gz":  # as the real ones: one stream, compressed a little
+  if mode == "w:gz":  # like the real archives: one stream, low compression
     target = gzip.open(path, "wb", compresslevel=1)
     mode = "w|"
   with tarfile.open(
@@ -88,7 +93,7 @@ def tar(path, files, mode="w:gz"):
 
 
 def unpack(files, root):
-  """Writes {name: bytes} below a folder."""
+  """Writes the files {name: bytes} below a folder."""
   for name, content in files.items():
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)

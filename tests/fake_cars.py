@@ -1,4 +1,4 @@
-"""Small copies of Cars196, as an archive and as mirrors have it."""
+"""Makes small copies of Cars196: the archive, and the folders of mirrors."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from deepemd_jax.data.published import catalogue
 
 
 def cars_folder(root, per_class=2, classes=3):
-  """car_ims.tgz and cars_annos.mat, side by side."""
+  """Makes car_ims.tgz and cars_annos.mat in one folder."""
   root = pathlib.Path(root)
   root.mkdir(parents=True, exist_ok=True)
   files, numbers = {}, {}
@@ -24,8 +24,10 @@ def cars_folder(root, per_class=2, classes=3):
 
 
 def mirrored_cars(root, classes=3, *, tables=("devkit", "devkit")):
-  """cars_train/ and cars_test/ with an image of each class; their tables lie in
-  these folders."""
+  """Makes cars_train/ and cars_test/ with an image of each class.
+
+  Their tables are in these folders, too.
+  """
   root = pathlib.Path(root)
   for part, file, place in (
     ("cars_train", "cars_train_annos.mat", tables[0]),
@@ -46,7 +48,7 @@ def _number_of_car(label):
 
 
 def _cars_table(path, column, numbers):
-  """A file of MATLAB's that has the class's number of each image."""
+  """Returns a MATLAB file with the class number of each image."""
   columns = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", column)
   table = np.empty((1, len(numbers)), [(name, "O") for name in columns])
   for i, (name, number) in enumerate(numbers.items()):

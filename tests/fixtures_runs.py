@@ -1,6 +1,6 @@
 """A tiny run of all stages through the command line, made once for all tests.
 
-Workers share it; a test that changes a workdir copies it first.
+All workers share it. A test that changes a workdir copies it first.
 """
 
 import fcntl
@@ -41,10 +41,10 @@ TINY = {
 
 
 def command(workdir, images, fields=None) -> list[str]:
-  """The command line of the tiny run.
+  """Returns the command line of the tiny run.
 
   Args:
-    workdir: where it goes.
+    workdir: the folder of the run.
     images: the folder of images.
     fields: {name: value} that differ from `TINY`, such as "metatrain.lr".
   """
@@ -54,29 +54,29 @@ def command(workdir, images, fields=None) -> list[str]:
 
 
 def call(arguments, code=0) -> subprocess.CompletedProcess:
-  """Runs a command to its end, which has to be `code`."""
+  """Runs a command, and asserts that its exit code is `code`."""
   ended = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
   assert ended.returncode == code, ended.stderr[-3000:]
   return ended
 
 
 def run(workdir, images, fields=None) -> None:
-  """The same as `command`, in this process; raises what `main` explains."""
+  """Runs `command` in this process; raises the errors that `main` explains."""
   config = runpy.run_path(str(RECIPE))["get_config"]()
-  with config.ignore_type():  # of tuples, of any length
+  with config.ignore_type():  # tuples of a config may have any length
     config.update_from_flattened_dict(_fields(images, fields))
   main.run(config.lock(), pathlib.Path(workdir))
 
 
 def results(workdir) -> dict:
-  """results.json without what may differ between equal runs."""
+  """Returns results.json without the fields that differ between equal runs."""
   fields = json.loads((workdir / "results.json").read_text())
   fields.pop("timing")
   return fields
 
 
 def rows(directory, stage) -> list[dict]:
-  """What a training stage has logged so far."""
+  """Returns the metrics that a training stage has logged so far."""
   path = directory / stage / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   return [json.loads(line) for line in lines]
@@ -88,7 +88,7 @@ def _fields(images, fields) -> dict:
 
 
 def draw(folder: pathlib.Path) -> None:
-  """Ten classes of eight drawings: a polygon of class-specific corners."""
+  """Draws ten classes of eight polygons, which differ in their corners."""
   rng = np.random.default_rng(0)
   for corners in range(3, 13):
     (folder / f"corners_{corners:02d}").mkdir(parents=True)
@@ -104,7 +104,7 @@ def draw(folder: pathlib.Path) -> None:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> pathlib.Path:
-  """A folder that all workers have: `images`, `run` and `run.stdout`."""
+  """A folder that all workers share, with `images`, `run` and `run.stdout`."""
   place = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     place = place.parent
@@ -112,7 +112,7 @@ def shared(tmp_path_factory) -> pathlib.Path:
   place.mkdir(exist_ok=True)
   with (place / "lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    printed = place / "run.stdout"  # comes last
+    printed = place / "run.stdout"  # is written last
     if not printed.exists():
       shutil.rmtree(place / "images", ignore_errors=True)
       shutil.rmtree(place / "run", ignore_errors=True)
@@ -123,17 +123,17 @@ def shared(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def images(shared) -> pathlib.Path:
-  """The images of the tiny run; to be copied before they are changed."""
+  """The images of the tiny run. Copy them before you change them."""
   return shared / "images"
 
 
 @pytest.fixture
 def finished(shared) -> pathlib.Path:
-  """The tiny run's workdir; to be copied before anything is changed."""
+  """The workdir of the tiny run. Copy it before you change it."""
   return shared / "run"
 
 
 @pytest.fixture
 def copy(finished, tmp_path) -> pathlib.Path:
-  """A workdir of the finished run that a test may change."""
+  """A copy of the workdir of the tiny run, which a test may change."""
   return shutil.copytree(finished, tmp_path / "copy")

@@ -1,11 +1,11 @@
-"""Feeds the reader of PyTorch files with hostile ones; run as a process.
+"""Gives hostile files to the reader of PyTorch files. Run it as a process.
 
     python tests/hostile_state_dicts.py SEED COUNT
 
-Every file is a state dict that was changed somewhere: bytes, instructions of
-the pickle, types and sizes, the archive around it. What must not happen ends
-the process: an error that is not told in a line, a tensor of other bytes than
-the file's, seconds, memory, or a signal.
+Every file is a state dict in which something was changed: bytes, instructions
+of the pickle, types and sizes, or the archive around it. The process fails if
+an error is not reported in one line, if a tensor has bytes that are not in the
+file, if reading takes too long or too much memory, or if a signal ends it.
 """
 
 import collections
@@ -26,8 +26,8 @@ import torch_files
 from deepemd_jax.checkpoints import torch_file
 from deepemd_jax.errors import InputError
 
-SECONDS = 5.0  # of a processor
-MEMORY = 64 * 2**20  # bytes, beside three times the file
+SECONDS = 5.0  # processor time for one file
+MEMORY = 64 * 2**20  # bytes, in addition to three times the file
 NUMBERS = [
   *(0, 1, -1, 2, 7, 255, 256, 65535, 2**31 - 1, -(2**31), 2**31, 2**32),
   *(2**48 - 1, 2**48, 2**62, 2**63 - 1, -(2**63), 2**63, 2**64 - 1),
@@ -69,7 +69,7 @@ def main(seed: int, count: int) -> None:
 
 
 class limited:
-  """So many bytes more than now, and no more."""
+  """Limits the memory to so many bytes more than now."""
 
   def __init__(self, more):
     self.more = more
@@ -84,7 +84,7 @@ class limited:
 
 
 def check(found, content: bytes) -> None:
-  """Every array lies in a copy of the file's bytes."""
+  """Asserts that every array has only bytes of the file."""
   total = 0
   for value in walk(found, set()):
     if not isinstance(value, np.ndarray):
@@ -102,7 +102,7 @@ def check(found, content: bytes) -> None:
     start = np.frombuffer(whole, np.uint8).ctypes.data
     low, high = np.lib.array_utils.byte_bounds(value)
     assert start <= low < high <= start + len(content)
-    value.sum(dtype=np.float64)  # touches all of it
+    value.sum(dtype=np.float64)  # reads all of the array
   assert total <= 20_000
 
 
@@ -118,7 +118,7 @@ def walk(value, seen):
 
 
 def hostile(rng: random.Random) -> bytes:
-  """A file, changed in one way or several."""
+  """Returns a file that was changed in one or several ways."""
   old = rng.random() < 0.4
   pickled, arrays = state_dict(rng, old)
   storages = [array.tobytes() for array in arrays]
@@ -143,7 +143,7 @@ def hostile(rng: random.Random) -> bytes:
 
 
 def row(pickled, storages, counts) -> bytes:
-  """The older format, of numbers that it can hold."""
+  """Makes a file of the older format, without storages if they do not fit."""
   try:
     return torch_files.row(pickled, storages, counts)
   except struct.error:
@@ -151,7 +151,7 @@ def row(pickled, storages, counts) -> bytes:
 
 
 def state_dict(rng, old):
-  """A pickle, and the arrays of its storages."""
+  """Returns a pickle, and the arrays of its storages."""
   state = collections.OrderedDict()
   for k in range(rng.randrange(1, 4)):
     array = np.arange(
@@ -171,10 +171,10 @@ def state_dict(rng, old):
 
 
 def instructions(rng, pickled):
-  """Takes out, doubles, swaps or puts in instructions."""
+  """Removes, doubles, swaps or inserts instructions of the pickle."""
   try:
     parts = list(pickletools.genops(pickled))
-  except Exception:  # changed already
+  except Exception:  # the pickle was damaged before
     return flips(rng, pickled)
   starts = [place for _, _, place in parts] + [len(pickled)]
   pieces = [pickled[a:b] for a, b in zip(starts, starts[1:], strict=False)]
@@ -197,7 +197,7 @@ def instructions(rng, pickled):
 
 
 def piece(rng) -> bytes:
-  """One instruction, of all there are."""
+  """Returns a random instruction, of any kind."""
   code = rng.choice(pickletools.opcodes).code.encode("latin-1")
   kind = rng.randrange(6)
   if kind == 0:
@@ -213,7 +213,7 @@ def piece(rng) -> bytes:
 
 
 def number(rng) -> bytes:
-  """A number of some type, as an instruction."""
+  """Returns an instruction that pushes a number or another small object."""
   value = rng.choice(NUMBERS)
   kind = rng.randrange(4)
   if kind == 0:
@@ -227,7 +227,7 @@ def number(rng) -> bytes:
 
 
 def numbers(rng, pickled):
-  """Other numbers, or other types, where numbers were."""
+  """Replaces numbers by other numbers or other types."""
   try:
     parts = list(pickletools.genops(pickled))
   except Exception:
@@ -247,8 +247,11 @@ def numbers(rng, pickled):
 
 
 def laughs(rng):
-  """Lists in lists, doubled again and again, or one in itself; much of what
-  costs a byte and takes more."""
+  """Returns a small pickle that makes large objects.
+
+  It has lists in lists that are doubled many times, a list that contains
+  itself, or instructions of one byte that take more memory.
+  """
   kind = rng.randrange(4)
   if kind == 0:
     body = b"]q\x00" + b"".join(
@@ -265,7 +268,7 @@ def laughs(rng):
 
 
 def flips(rng, content):
-  """Other bytes, fewer, or some twice."""
+  """Changes, removes or doubles bytes."""
   content = bytearray(content)
   for _ in range(rng.randrange(1, 4)):
     if not content:
@@ -282,13 +285,13 @@ def flips(rng, content):
 
 
 def zipped(rng, pickled, storages) -> bytes:
-  """The zip format, at times with something wrong about the archive."""
+  """Makes a file of the zip format, sometimes with a faulty archive."""
   kind = rng.randrange(12)
   if kind > 4:
     return torch_files.archive(pickled, storages)
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of names that are there twice
+    warnings.simplefilter("ignore")  # about names that occur twice
     squeeze = zipfile.ZIP_DEFLATED if kind == 0 else zipfile.ZIP_STORED
     archive.writestr("archive/data.pkl", pickled, squeeze)
     if kind == 1:
@@ -301,7 +304,7 @@ def zipped(rng, pickled, storages) -> bytes:
         archive.writestr(
           f"archive/data/{i}", bytes(10**6), zipfile.ZIP_DEFLATED
         )
-      if kind == 4:  # the sizes in the directory
+      if kind == 4:  # change the sizes in the directory
         info = archive.infolist()[-1]
         info.file_size = rng.choice([0, 1, 2**31, 2**40, info.file_size + 1])
         if rng.random() < 0.5:

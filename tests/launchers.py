@@ -1,7 +1,7 @@
-"""Calling the scripts in launch/.
+"""Calls the scripts in launch/ with fake programs.
 
-Programs with the names of the real ones, on PATH, note how they were called and
-do as they are told.
+The fake programs have the names of the real ones, and are on PATH. They record
+their arguments and do what the test says.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ ARGUMENTS = ["--config=configs/cub.py:5shot", "--workdir=/a b", "it's", "$x;*"]
 
 
 def calls(tmp_path, name):
-  """The argument lists that a program got, in order."""
+  """Returns the argument lists that a program got, in order."""
   text = (tmp_path / f"{name}.calls").read_text()
   return [each.split("\0")[:-1] for each in text.split("\1\0")[:-1]]
 

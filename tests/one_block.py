@@ -1,9 +1,10 @@
-"""One block of ResNet-12 as a backbone, and the command with it.
+"""A backbone of one block of ResNet-12, and the command with this backbone.
 
-    python -m tests.one_block ...           # as python -m deepemd_jax.main
+    python -m tests.one_block ...           # like python -m deepemd_jax.main
 
-It has batch norm, a shortcut and a pool as the whole network has, and takes a
-third of the time to trace and to compile: for tests of what is around it.
+The block has batch norm, a shortcut and a pool, as the whole network has. It
+takes a third of the time to trace and to compile. It is for tests in which the
+network itself does not matter.
 """
 
 import functools
@@ -17,7 +18,8 @@ from deepemd_jax.models import backbone, resnet12
 
 NAME = "one_block"
 MODULE = "tests.one_block"
-SIDE, CHANNELS = 8, 16  # of the patches that the block gets; of its maps
+# The side of the patches that the block gets, and the channels of its maps.
+SIDE, CHANNELS = 8, 16
 
 
 def make(rngs, precision="float32"):
@@ -36,7 +38,7 @@ def _abstract(precision):
 
 
 def apply(variables, images, *, train, precision="float32"):
-  """Images [..., N, H, W, 3] to maps [..., N, H // 16, W // 16, 16]."""
+  """Maps images [..., N, H, W, 3] to [..., N, H // 16, W // 16, 16]."""
   graph, *states = _abstract(precision)
   states = [jax.tree.map(lambda x: x, state) for state in states]
   for state, name in zip(states, ("params", "batch_stats"), strict=True):
@@ -68,7 +70,7 @@ ENTRY = backbone.Entry("one block, for tests", f"{MODULE}:create")
 
 
 def register(monkeypatch):
-  """Makes it one that a config can name, until the test ends."""
+  """Adds this backbone to those that a config can name, until the test ends."""
   monkeypatch.setitem(backbone.BACKBONES, NAME, ENTRY)
 
 

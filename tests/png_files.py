@@ -1,4 +1,4 @@
-"""Encoded images without a disk, for tests of image sets."""
+"""Encoded images in memory, for tests of image sets."""
 
 import io
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 
 class PngFiles:
-  """PNGs in memory."""
+  """A list of PNG files in memory."""
 
   def __init__(self, pixels):
     self._files = []

@@ -1,4 +1,4 @@
-"""Small runs by one process, by two, or on several devices of one."""
+"""Small runs by one process, by two, or by one with several devices."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from paths import ROOT
 
 from deepemd_jax.checkpoints import integrity
 
-# All stages, checkpoints close together, and time to send a signal. Learning
-# rates are low, so that rounding stays rounding, and three episodes a step do
-# not divide by any number of devices here.
+# The run has all stages. It saves checkpoints often, and leaves time to send a
+# signal. Learning rates are low, so that rounding errors stay small. Three
+# episodes a step cannot be divided by the numbers of devices in these tests.
 LONG = {
   "pretrain.epochs": 6,
   "pretrain.batch_size": 16,
@@ -29,8 +29,8 @@ LONG = {
   "evaluate.pictures": 0,
 }
 SHORT = LONG | {"pretrain.epochs": 2}
-# The network does not matter to how work is shared, as long as it has batch
-# norm; the long tests have the whole one.
+# How the work is shared does not depend on the network, as long as it has batch
+# norm. The long tests use the whole network.
 NETWORKS = {
   "one block": (one_block.MODULE, {"model.backbone": one_block.NAME}),
   "resnet12": ("deepemd_jax.main", {}),
@@ -38,7 +38,7 @@ NETWORKS = {
 
 
 def command_of(network, workdir, images, fields=None):
-  """The tiny run's command with one of `NETWORKS`."""
+  """Returns the command of the tiny run with one of `NETWORKS`."""
   module, more = NETWORKS[network]
   arguments = command(workdir, images, LONG | more | (fields or {}))
   return [module if x == "deepemd_jax.main" else x for x in arguments]
@@ -51,7 +51,7 @@ def free_port():
 
 
 def flags_for(devices):
-  """XLA's flags for so many CPU devices."""
+  """Returns the flags of XLA for so many CPU devices."""
   flags = os.environ.get("XLA_FLAGS", "")
   if devices > 1:
     flags += f" --xla_force_host_platform_device_count={devices}"
@@ -59,7 +59,7 @@ def flags_for(devices):
 
 
 def run(workdir, images, fields=None, *, devices=1, network="resnet12"):
-  """One process, so many CPU devices; it must end well."""
+  """Runs one process with so many CPU devices, and asserts that it succeeds."""
   done = subprocess.run(
     command_of(network, workdir, images, fields),
     capture_output=True,
@@ -71,15 +71,15 @@ def run(workdir, images, fields=None, *, devices=1, network="resnet12"):
 
 
 class Pair:
-  """Two processes of one run; a context manager that leaves none behind.
+  """Two processes of one run; a context manager that ends both.
 
   Args:
-    arguments: of both.
-    folder: for what they say.
+    arguments: of both processes.
+    folder: for the output of the processes.
     positional: whether (coordinator, count, index) follow as plain arguments,
       not as flags.
-    more: further arguments of the second.
-    devices: CPU devices of each.
+    more: further arguments of the second process.
+    devices: the number of CPU devices of each process.
   """
 
   def __init__(
@@ -98,7 +98,7 @@ class Pair:
           subprocess.Popen(
             [*arguments, *place, *(more if i else ())],
             cwd=ROOT,
-            # Otherwise the coordinator listens to the network.
+            # By default the coordinator listens on the network.
             env={
               **os.environ,
               "JAX_COORDINATOR_BIND_ADDRESS": address,
@@ -118,16 +118,16 @@ class Pair:
       process.wait()
 
   def wait(self, seconds=240):
-    """The exit codes."""
+    """Waits for both processes, and returns their exit codes."""
     end = time.monotonic() + seconds
     return [p.wait(max(end - time.monotonic(), 0.1)) for p in self.processes]
 
   def errors(self, index):
-    """What a process has said so far."""
+    """Returns what a process has written to stderr so far."""
     return self.logs[index].read_text()
 
   def wait_for_progress(self, workdir, index, progress):
-    """Until that process has reached so many collectives."""
+    """Waits until a process has reached so many collectives."""
     end = time.monotonic() + 240
     while time.monotonic() < end:
       assert [p.poll() for p in self.processes] == [None, None], self.errors(0)
@@ -144,7 +144,7 @@ class Pair:
 
 
 def arrays(workdir, stage):
-  """All arrays of a stage's last checkpoint, by place."""
+  """Returns all arrays of the last checkpoint of a stage, by their paths."""
   steps = [p for p in (workdir / stage / "checkpoints").iterdir()]
   last = max((p for p in steps if p.name.isdigit()), key=lambda p: int(p.name))
   return {
@@ -155,7 +155,7 @@ def arrays(workdir, stage):
 
 
 def rows(workdir, stage):
-  """A stage's metrics, without speed."""
+  """Returns the metrics of a stage, without those of speed."""
   return [
     {k: v for k, v in json.loads(line).items() if "second" not in k}
     for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()
@@ -163,22 +163,25 @@ def rows(workdir, stage):
 
 
 def scores(workdir):
-  """What an evaluation has measured: of each head, and paired."""
+  """Returns the results of an evaluation: of each head, and paired."""
   found = json.loads((workdir / "results.json").read_text())
   for encoder in found["encoders"].values():
-    del encoder["sha256"]  # of weights that may differ in the last digit
+    del encoder["sha256"]  # the weights may differ in the last digit
   return {name: found[name] for name in ("heads", "paired", "encoders")}
 
 
 def assert_same_training(one, other, stage, *, parts=("model", "train")):
-  """Every array of the last checkpoint: of `model` parameters and running
-  statistics, of `train` the momentum, which is the last steps' gradients."""
+  """Asserts that the arrays of the last checkpoints are equal up to rounding.
+
+  `model` has the parameters and the running statistics. `train` has the
+  momentum, which comes from the gradients of the last steps.
+  """
   first, second = arrays(one, stage), arrays(other, stage)
   assert first.keys() == second.keys() and len(first) > 30
   for name, expected in first.items():
     if not name.startswith(parts):
       continue
-    # Of a gradient a single number may differ by more: rounding decides which
+    # A single number of a gradient may differ by more: rounding decides which
     # of two nearly equal values a max pool takes.
     scale = max(1.0, np.abs(expected).max())
     scale *= 10 if name.startswith("train") else 1

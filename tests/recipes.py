@@ -1,4 +1,4 @@
-"""Inputs that several tests rebuild from their seeds."""
+"""Inputs that several tests make from seeds."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from deepemd_jax.models import resnet12
 
 
 def recipe_state_dict():
-  """The state dict that the recording used, rebuilt from its seed."""
+  """Makes the state dict of the recording again, from its seed."""
   recorded = json.loads((GOLDEN / "resnet12_state_dict.json").read_text())
   rng = np.random.default_rng(0)
   state = {}
@@ -43,8 +43,10 @@ def recipe_state_dict():
 
 
 def tiny_run(workdir, *, stages=("pretrain",), seed=0, **fields):
-  """A workdir as a run leaves it: a random ResNet-12 on 32 pixels. All variants
-  have four nodes, so that one program serves them."""
+  """Makes the workdir of a run: a random ResNet-12 for images of 32 pixels.
+
+  All variants have four nodes, so that they share one compiled program.
+  """
   config = {
     "image": {"size": 32, "crop": "whole", "flip": True},
     "model": {"width": 1 / 16},
@@ -73,8 +75,10 @@ def tiny_run(workdir, *, stages=("pretrain",), seed=0, **fields):
 
 
 def config(fields=(), **sections):
-  """The default config with some fields changed: `{"nodes.kind": "grid"}`, or
-  `nodes={"kind": "grid"}`. It has been validated."""
+  """Returns the default config with some fields changed, after validation.
+
+  Fields are given as `{"nodes.kind": "grid"}`, or as `nodes={"kind": "grid"}`.
+  """
   made = defaults.get_config()
   made.update_from_flattened_dict(dict(fields))
   for name, values in sections.items():
@@ -87,13 +91,16 @@ def config(fields=(), **sections):
 
 
 def settings(fields=(), **sections):
-  """The settings of `config`."""
+  """Returns the settings of `config`."""
   return resolve(config(fields, **sections))
 
 
 def draw_polygons(root, counts, side=32):
-  """A folder of classes: white polygons on noise. `counts`: how many images of
-  each number of corners."""
+  """Makes a folder of classes, which have white polygons on noise.
+
+  Args:
+    counts: the number of images for each number of corners.
+  """
   root.mkdir()
   rng = np.random.default_rng(0)
   for corners, count in counts.items():
@@ -114,8 +121,10 @@ def draw_polygons(root, counts, side=32):
 
 
 def evaluation_of_folders(directory, episodes=2, images=3):
-  """The config of an evaluation of a `tiny_run` on a folder of small images,
-  two classes in each split, that is made in `directory`."""
+  """Returns the config of an evaluation of a `tiny_run` on small images.
+
+  The folder of images is made in `directory`. Each split has two classes.
+  """
   splits, names = ("train", "val", "test"), "ab"
   for split, name, number in itertools.product(splits, names, range(images)):
     path = directory / "images" / split / f"{split}_{name}" / f"{number}.png"

@@ -1,4 +1,4 @@
-"""Small checkpoints, for the tests that save and damage them."""
+"""Makes small checkpoints, for the tests that save and damage them."""
 
 import pathlib
 
@@ -20,7 +20,7 @@ def model(seed=0, width=3):
 
 def train(step):
   rng = np.random.default_rng(step)
-  # Larger than the files that orbax writes beside the arrays.
+  # This is larger than the files that orbax writes beside the arrays.
   momentum = rng.standard_normal((4, 2048), np.float32)
   return {"step": jnp.int32(step), "momentum": jnp.asarray(momentum)}
 
@@ -43,7 +43,7 @@ def assert_equal(a, b):
 
 
 def save_four(directory):
-  """Steps 1..4 with scores 5, 9, 9, 7; step 1 is not kept."""
+  """Saves steps 1 to 4 with scores 5, 9, 9, 7. Step 1 is not kept."""
   with Checkpoints(directory) as saved:
     for step, score in enumerate((5.0, 9.0, 9.0, 7.0), 1):
       save(saved, step, score)

@@ -1,5 +1,8 @@
-"""The house: which room may import which, how high it is, how large its files
-and functions are. Read off the source, nothing is run."""
+"""Tests of the structure of the package, which read its source.
+
+They check which part may import which, how many layers there are, and how long
+files and functions are. A part is called a room here, and a layer a floor.
+"""
 
 import ast
 import functools
@@ -11,13 +14,13 @@ import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / "deepemd_jax"
-# Without the package's face, which hands names on and loads none of them.
+# The package's `__init__.py` is left out: it only loads names on first use.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 
 # room -> the rooms that it may import, besides itself. A room is a folder or a
-# file of the package. Registries (of stages, commands, backbones, solvers) name
-# what they load by a path in text: they are how a lower room may start a higher
-# one without knowing it, and are no arrows.
+# file of the package. Registries (of stages, commands, backbones, solvers) load
+# functions by a path in a string. Through a registry a lower room can start a
+# higher one without an import, and this does not count as an arrow.
 MAY_IMPORT = {
   "errors": set(),
   "utils": set(),
@@ -50,10 +53,10 @@ MAY_IMPORT = {
 MOST_FLOORS = 7
 MOST_LINES_OF_A_FILE = 350
 MOST_LINES_OF_A_FUNCTION = 60
-# Tables: every field of a config once, with its unit, legal values and source.
+# These functions are tables, which may be longer: all fields of a config.
 TABLES = {"get_config"}
-# Third-party packages that only these files, or files of these rooms, may
-# import.
+# Each of these third-party packages may be imported only by the given files, or
+# by files of the given rooms.
 ONLY_IN = {
   "flax": {"models/", "evaluation/protocol.py"},
   "orbax": {"checkpoints/manager.py"},
@@ -83,7 +86,7 @@ def room_of(path: pathlib.Path) -> str:
 
 
 def imports(path: pathlib.Path):
-  """Every name that a file imports, whole: package.module.name."""
+  """Yields every name that a file imports, in full: package.module.name."""
   for node in ast.walk(tree(path)):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
@@ -94,7 +97,7 @@ def imports(path: pathlib.Path):
 
 
 def rooms_imported(path: pathlib.Path) -> set[str]:
-  """The other rooms of ours that a file imports."""
+  """Returns the other rooms that a file imports."""
   rooms = set()
   for name in imports(path):
     package, *rest = name.split(".")
@@ -126,7 +129,7 @@ def test_rooms_import_only_what_they_may(path):
 
 
 def test_the_house_has_at_most_seven_floors():
-  """A room stands above all that it imports; a circle has no floor."""
+  """A room is above all rooms that it imports, so a cycle has no floor."""
   arrows: dict[str, set[str]] = {}
   for path in FILES:
     arrows.setdefault(room_of(path), set()).update(rooms_imported(path))
@@ -152,7 +155,7 @@ def test_no_two_files_import_each_other_in_a_circle():
   arrows = {
     module: {name for name in imports(path) if name in modules} - {module}
     for module, path in modules.items()
-    if path.name != "__init__.py"  # a package's face hands names on
+    if path.name != "__init__.py"  # it only passes names on
   }
   left = dict(arrows)
   while left:
@@ -181,7 +184,7 @@ def test_files_and_functions_are_short(folder):
   "room", ["training", "evaluation", "models", "inference"]
 )
 def test_no_config_goes_below_the_stages(room):
-  """They see frozen settings, never a ConfigDict."""
+  """These functions get frozen settings, never a ConfigDict."""
   for path in (PACKAGE / room).rglob("*.py"):
     assert "ml_collections" not in path.read_text()
     for function in functions(path):

@@ -1,6 +1,6 @@
-"""Each published data set through its recipe: from an archive to results.
+"""Each published data set runs with its recipe, from an archive to results.
 
-The network is one block of ResNet-12; `test_end_to_end` has all of it.
+The network is one block of ResNet-12. `test_end_to_end` has the whole network.
 """
 
 import importlib
@@ -20,8 +20,8 @@ from deepemd_jax.training import metatrain
 
 PER_CLASS = 4
 SOAK = pytest.mark.soak
-# The full name that a result has; the small archives get copies of 16 pixels.
-# Retrieval needs 20 classes a split: every tenth is held out.
+# The full names in the results. The small archives get copies of 16 pixels.
+# Retrieval needs 20 classes in a split, because every tenth is held out.
 FEW_SHOT = {
   "cub": "cub:16",
   "fc100": "fc100:32",
@@ -43,7 +43,7 @@ def small_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-  """One folder for all runs: they share their compiled programs."""
+  """One folder for all runs, so that they share their compiled programs."""
   return tmp_path_factory.mktemp("runs")
 
 
@@ -69,8 +69,10 @@ def recipe(name, place, arguments="laptop"):
 
 
 def tiny(config, place):
-  """Two steps of each training stage, two test episodes, a small network; no
-  pictures, which `test_end_to_end` looks at."""
+  """Makes a config small: two steps a stage, two episodes, a small network.
+
+  It draws no pictures. `test_end_to_end` tests the pictures.
+  """
   config.data.directory = str(place / "data")
   config.image.size = 32
   config.model.backbone = one_block.NAME
@@ -109,7 +111,7 @@ def test_a_recipe_opens_its_data_and_makes_a_batch(name, place, make_ready):
   assert len(set.union(*keys)) == sum(map(len, keys))
   if name in RETRIEVAL:
     assert [len(k) / PER_CLASS for k in keys] == [18, 2, 20]
-    # The same rows of one stored split, held out or not.
+    # Held-out classes and others are rows of the same stored split.
     whole = fake.names(name, "train", 20)
     assert list(images["val"].class_names) == whole[9::10]
     assert "tenth training class held out" in source.title
@@ -142,7 +144,7 @@ def test_a_config_trains_and_tests(name, place, make_ready, capsys):
 @SOAK
 @pytest.mark.parametrize("variant", ["grid", "5shot", "cross_cub"])
 def test_a_trained_encoder_is_tested_another_way(variant, place, make_ready):
-  """In the same workdir, without training, and without wiping out a result."""
+  """The test uses the same workdir, trains nothing and keeps other results."""
   trained = place / "miniimagenet"
   if not trained.exists():
     pytest.skip("the run of miniimagenet has failed")
@@ -168,8 +170,10 @@ def test_a_trained_encoder_is_tested_another_way(variant, place, make_ready):
 @SOAK
 @pytest.mark.parametrize("name", RETRIEVAL)
 def test_a_config_trains_and_retrieves(name, place, make_ready):
-  """Archive to table; trained without the classes that settings are chosen on,
-  nor those that are looked for."""
+  """The run goes from an archive to a table.
+
+  Training uses neither the validation classes nor the test classes.
+  """
   config = recipe(name, place)
   make_ready(name)
   main.run(config, place / name)

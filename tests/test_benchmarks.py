@@ -1,4 +1,4 @@
-"""Every benchmark runs, small: a few at once, all of them in `make soak`."""
+"""Every benchmark runs in a small form; the slow ones only in `make soak`."""
 
 import importlib
 import json
@@ -13,11 +13,11 @@ SCRIPTS = sorted(
   path.stem
   for path in (ROOT / "benchmarks").glob("[a-z]*.py")
   if 'if __name__ == "__main__":' in path.read_text()
-  # They have no small form, and tests of their own: see test_reproduce.py.
+  # These have no small form. test_reproduce.py tests them.
   and path.stem not in ("compare_runs", "reproduce")
 )
-# The keys of a row in their JSON, which the tables of docs/COST.md were made
-# from.
+# The keys of a row in the JSON of a benchmark. The tables of docs/COST.md were
+# made from these rows.
 STEP = {
   *("stage", "case", "load", "step_s", "formula_gflop"),
   *("gflop", "gbyte", "argument_mb", "temporary_mb"),
@@ -40,7 +40,7 @@ ROWS = {
     "devices 2": {"stage", "case", "load", "evaluate_16_s", "pretrain_s"}
   },
 }
-# Seconds of a processor each.
+# Each of these takes seconds of processor time.
 SLOW = {
   *("data", "device_sharing", "emd_solvers", "episode", "evaluation_step"),
   *("photographs", "training_step"),
@@ -48,7 +48,7 @@ SLOW = {
 
 
 def named(names):
-  """A case for each benchmark; those that take long are for the soak."""
+  """Returns a case for each benchmark; slow ones are marked for `make soak`."""
   return [
     pytest.param(x, marks=[pytest.mark.soak] * (x in SLOW))
     for x in sorted(names)
@@ -70,7 +70,7 @@ def test_a_benchmark_says_what_it_does(name, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", named(set(SCRIPTS) - set(ROWS)))
 def test_a_benchmark_prints_its_table(name, monkeypatch, capsys):
-  # One of them adds a data set.
+  # One of the benchmarks adds a data set to this dictionary.
   monkeypatch.setattr(catalogue, "BENCHMARKS", dict(catalogue.BENCHMARKS))
   run(name, monkeypatch, "--smoke")
   assert capsys.readouterr().out.strip()
@@ -116,6 +116,6 @@ def test_a_benchmark_of_a_stage_writes_its_rows(
 def test_a_benchmark_runs_with_what_takes_long_to_compile(
   name, flags, monkeypatch, capsys
 ):
-  """ResNet-12, and all solvers: `--smoke` leaves them out."""
+  """These are ResNet-12 and all solvers, which `--smoke` leaves out."""
   run(name, monkeypatch, *flags.split())
   assert capsys.readouterr().out.strip()

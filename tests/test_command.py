@@ -1,4 +1,4 @@
-"""The one command: what its names are, and how commands end."""
+"""The command `deepemd`: its subcommands, and how they end."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from paths import ROOT
 from deepemd_jax import __main__ as command
 from deepemd_jax.errors import InputError, MissingData
 
-# Runs the command, then says on stderr which of these it has loaded.
+# Runs the command, and prints on stderr which of these modules it has loaded.
 LOADED = """
 import sys
 from deepemd_jax import __main__ as command
@@ -28,7 +28,7 @@ print(code, [name for name in names if name in sys.modules], file=sys.stderr)
 
 
 def loaded(*arguments):
-  """What a fresh process printed, its exit code, and what it has loaded."""
+  """Returns the output of a fresh process, its exit code and loaded modules."""
   done = subprocess.run(
     [sys.executable, "-c", LOADED, *arguments],
     capture_output=True,
@@ -100,7 +100,7 @@ def test_wrong_names_are_told_in_one_line(arguments, message, capsys):
 
 @pytest.fixture
 def stub(monkeypatch):
-  """Makes a command of a function; its name is stub."""
+  """Makes a command named `stub` that calls a function."""
 
   def making(run, **attributes):
     module = types.SimpleNamespace(
@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_written_is_told(stub, tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_a_long_computation(stub, capsys):
-  """Where there is nothing to clean up, it need not come to an end."""
+  """Without anything to clean up, the command ends at once."""
 
   def run(options):
     os.kill(os.getpid(), signal.SIGINT)
@@ -215,7 +215,7 @@ def test_a_closed_pipe_is_no_error():
   [(["--config=configs/quickstar.py"], 2), ([], 2), (["--help"], 0)],
 )
 def test_train_is_main(arguments, code):
-  """Same output, same exit code."""
+  """Both print the same and have the same exit code."""
   train, main = (
     subprocess.run(
       [sys.executable, "-m", *module, *arguments],

@@ -1,5 +1,7 @@
-"""CONTRIBUTING.md: its recipes are followed, word for word, in copies of the
-files that they name. The copies are then imported in the places of these."""
+"""Follows the recipes of CONTRIBUTING.md word for word, in copies of files.
+
+The copies are then imported in place of the original files.
+"""
 
 import importlib.util
 import json
@@ -21,8 +23,8 @@ STEP = re.compile(
   r"[^\n]*:\n\n```\w+\n(?P<text>.*?)^```",
   re.MULTILINE | re.DOTALL,
 )
-# Where a step adds something: before the end of a table, or before a definition
-# and its decorators.
+# A step adds its text before the end of a table, or before a definition and its
+# decorators.
 PLACES = {
   "to": r"^{}\b[^\n]*[({{]\n.*?(?=^[)}}])",
   "above": r"(?=^(?:@[^\n]*\n)*(?:class|def) {}\b)",
@@ -30,7 +32,7 @@ PLACES = {
 
 
 class Copies:
-  """Copies of files, as a recipe leaves them."""
+  """Copies of files, changed as a recipe says."""
 
   def __init__(self, recipe, place, monkeypatch):
     self._place, self._patch = place, monkeypatch
@@ -42,7 +44,7 @@ class Copies:
     assert section.count("```") == 2 * len(STEP.findall(section)) > 0
 
   def _after(self, step, copy):
-    """What a file holds after a step."""
+    """Returns the text of a file after a step."""
     original = ROOT / step["path"]
     if not step["where"]:
       assert not original.exists()
@@ -55,7 +57,7 @@ class Copies:
     return before[: place.end()] + text + before[place.end() :]
 
   def load(self, path, name=""):
-    """Imports a copy in the place of its module, until the test ends."""
+    """Imports a copy in place of its module, until the test ends."""
     copy = self._place / path
     if not copy.exists():
       copy.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +75,12 @@ class Copies:
     return module
 
   def load_test(self, path):
-    """Imports a test file, as one that pytest collects."""
+    """Imports a test file as pytest does."""
     self._patch.syspath_prepend(str((ROOT / path).parent))
     return self.load(path, pathlib.Path(path).stem)
 
   def check_style(self):
-    """What `make lint` says of the files."""
+    """Asserts that the files pass the checks of ruff in `make lint`."""
     ruff = [sys.executable, "-m", "ruff"]
     settings = ["--config", str(ROOT / "pyproject.toml"), "--no-cache"]
     for command in (["check"], ["format", "--check"]):
@@ -89,7 +91,7 @@ class Copies:
 
 @pytest.fixture
 def follow(tmp_path, monkeypatch):
-  """Follows a recipe, whose result has the project's style."""
+  """Follows a recipe, and checks the style of the result."""
 
   def copies(recipe):
     made = Copies(recipe, tmp_path / "copies", monkeypatch)

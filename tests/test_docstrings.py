@@ -1,4 +1,4 @@
-"""Docstrings: what a reader can count on. Read off the source."""
+"""Checks what docstrings contain, by reading the source."""
 
 import ast
 import functools
@@ -10,12 +10,12 @@ from paths import ROOT
 PACKAGE = ROOT / "deepemd_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 100
-# They send a reader away without saying where.
+# These words send a reader elsewhere without saying where.
 VAGUE = re.compile(r"\bsee there\b|\blikewise\b", re.IGNORECASE)
 IS_ARRAY = re.compile(r"\b(Array|ndarray)\b")
 SHAPE_IN_THE_ANNOTATION = re.compile(r"\b(Bool|Float|Int|Shaped)\[")
-# What other programs call; see test_public_names. A class has its shapes in its
-# own docstring or in those of its methods.
+# The functions that other programs call; see test_public_names. The shapes of a
+# class are in its docstring or in those of its methods.
 PUBLIC = {
   "checkpoints/resnet12_names.py": ("from_torch",),
   "data/crop_resize.py": ("crop_resize",),
@@ -42,7 +42,7 @@ def tree(path):
 
 
 def described(path):
-  """Everything with a docstring: (where it is, what it is, its docstring)."""
+  """Yields (place, node, docstring) of everything that has a docstring."""
   for node in ast.walk(tree(path)):
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
       if text := ast.get_docstring(node, clean=False):
@@ -50,14 +50,14 @@ def described(path):
 
 
 def parameters(function):
-  """The parameters of a function, without `self` and `cls`."""
+  """Returns the parameters of a function, without `self` and `cls`."""
   given = function.args
   every = (*given.posonlyargs, *given.args, *given.kwonlyargs)
   return [x for x in every if x.arg not in ("self", "cls")]
 
 
 def public_functions(path):
-  """Public functions and methods, with their docstrings."""
+  """Yields public functions and methods, with their docstrings."""
   for node in tree(path).body:
     is_class = isinstance(node, ast.ClassDef)
     for member in node.body if is_class else [node]:
@@ -75,8 +75,10 @@ def test_no_docstring_is_vague_or_wide():
 
 
 def test_functions_of_arrays_give_the_shapes():
-  """In brackets, in the docstring or in the annotations. A random key has
-  none."""
+  """Shapes are in brackets, in the docstring or in the annotations.
+
+  A random key has no shape.
+  """
   for path in FILES:
     for function, text in public_functions(path):
       hints = [x.annotation for x in parameters(function) if x.arg != "key"]

@@ -1,5 +1,7 @@
-"""The README and the pages of docs/: snippets run, links lead somewhere, and
-the reference has every public name."""
+"""Checks the README and the pages of docs/.
+
+Snippets run, no link is broken, and the reference has every public name.
+"""
 
 import importlib
 import json
@@ -34,7 +36,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def text_of(page) -> str:
-  """Markdown; of a notebook, that of its cells of text."""
+  """Returns the Markdown of a page; for a notebook, that of its text cells."""
   text = page.read_text("utf-8")
   if page.suffix != ".ipynb":
     return text
@@ -44,7 +46,7 @@ def text_of(page) -> str:
 
 
 def anchors(page) -> set[str]:
-  """Of a page's headings, as GitHub makes them."""
+  """Returns the anchors of a page's headings, as GitHub makes them."""
   headings = re.findall(r"^#+ (.*)", CODE.sub("", text_of(page)), re.M)
   plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
   return {heading.strip().replace(" ", "-") for heading in plain}
@@ -68,7 +70,7 @@ def test_links_within_the_repository_lead_somewhere(page):
 
 
 def test_every_page_is_linked_from_the_start():
-  """From the site's index or the index of the reference."""
+  """The link is on the index of the site or on the index of the reference."""
   docs = ROOT / "docs"
   for index in (docs / "index.md", docs / "api" / "index.md"):
     trees = re.findall(
@@ -102,7 +104,7 @@ def readme_snippets() -> list[str]:
 
 
 def test_the_readmes_classifier_runs(tmp_path, monkeypatch):
-  """As it stands, with a tiny encoder in place of EfficientNet-Lite0."""
+  """The snippet is run unchanged, with a tiny encoder as the default."""
   classifier, _, _ = readme_snippets()
   for i, (name, color) in enumerate(
     (("cat1", "red"), ("cat2", "red"), ("dog", "blue"), ("unknown", "blue"))
@@ -127,7 +129,7 @@ def test_the_readmes_distance_runs():
 
 
 def test_the_readmes_module_runs():
-  """Shapes alone: the numbers of a network of full size take long."""
+  """Only shapes are computed: numbers take long with the full network."""
   _, _, module = readme_snippets()
 
   def logits():
@@ -149,7 +151,7 @@ def test_every_command_and_variant_is_on_a_page():
 
 
 def in_the_reference() -> set[str]:
-  """Full names: of directives, and of what the modules among them define."""
+  """Returns the full names in directives, and the names in their modules."""
   found = set()
   for page in (ROOT / "docs" / "api").glob("*.md"):
     for kind, name, options in re.findall(
@@ -163,7 +165,7 @@ def in_the_reference() -> set[str]:
 
 
 def public(module) -> set[str]:
-  """The functions and classes that a module lists, or defines."""
+  """Returns the functions and classes that a module lists or defines."""
   if hasattr(module, "__all__"):
     return set(module.__all__)
   return {
@@ -183,7 +185,7 @@ def test_every_public_name_is_in_the_reference():
   for module in pkgutil.iter_modules(models.__path__, "deepemd_jax.models."):
     names = public(importlib.import_module(module.name))
     expected |= {f"{module.name}.{name}" for name in names}
-  # Known by shorter names.
+  # These have shorter names in the reference.
   reference.add("deepemd_jax.models.deepemd.DeepEMD")
   expected |= {"deepemd_jax.models.DeepEMD", "deepemd_jax.FewShotClassifier"}
   missing = sorted(expected - reference)

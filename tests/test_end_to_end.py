@@ -1,7 +1,7 @@
-"""From images to results: what a run leaves behind, repeats and refuses.
+"""A whole run: its files, its repetition, and what it refuses.
 
-The run itself is one call of the real command; see `fixtures_runs`. What comes
-after it happens in this process.
+The run itself is one call of the real command; see `fixtures_runs`. The tests
+after it run in this process.
 """
 
 import json
@@ -20,7 +20,7 @@ EVALUATE = {"stages": ("evaluate",), "evaluate.pictures": 0}
 
 
 def refusal(workdir, images, fields=None) -> str:
-  """The line that a person reads when the run is refused."""
+  """Returns the message of a run that is refused."""
   with pytest.raises(InputError) as error:
     run(workdir, images, fields)
   assert "\n" not in str(error.value)
@@ -66,7 +66,7 @@ def test_the_same_again_trains_nothing_and_repeats(copy, images):
 
 
 def test_a_data_set_that_is_not_there_is_explained(tmp_path):
-  """Before anything is made, and before JAX is loaded."""
+  """The run is refused before it makes a file or loads JAX."""
   missing = {"data.name": "cub", "data.directory": tmp_path}
   python, *rest = command(tmp_path / "run", tmp_path / "images", missing)
   ended = call([python, "-X", "importtime", *rest], code=2)
@@ -102,13 +102,13 @@ def test_a_flipped_byte_in_a_checkpoint_is_found(copy, images):
 def test_a_checkpoint_of_another_width_lists_what_differs(copy, images):
   config = json.loads((copy / "config.json").read_text())
   config["model"]["width"] = 0.125
-  del config["checksum"]  # the edit is meant
+  del config["checksum"]  # an edit on purpose
   (copy / "config.json").write_text(json.dumps(config))
   line = refusal(copy, images, EVALUATE | {"model.width": 0.125})
   assert "layer1" in line
 
 
-# What `main.run` does first, without what it imports.
+# The first checks of `main.run`, without its imports.
 CHECK = """
 import pathlib, sys
 from deepemd_jax.config import workdir
@@ -121,7 +121,7 @@ def test_a_workdir_that_is_read_only_is_refused_at_once(tmp_path):
   workdir.mkdir()
   workdir.chmod(0o555)
   arguments = [sys.executable, "-c", CHECK, workdir]
-  if os.geteuid() == 0:  # whom permissions do not stop
+  if os.geteuid() == 0:  # permissions do not apply to root
     script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"'
     arguments = ["unshare", "-m", "sh", "-c", script, workdir, *arguments]
     if subprocess.run(["unshare", "-m", "true"]).returncode:

@@ -1,5 +1,7 @@
-"""JAX_ENABLE_X64 changes neither what is trained nor what is saved: a run goes
-on, and is read, with the flag or without."""
+"""JAX_ENABLE_X64 changes neither what is trained nor what is saved.
+
+A run can be resumed and read with the flag or without it.
+"""
 
 import contextlib
 import dataclasses
@@ -78,7 +80,7 @@ def image_set():
 
 
 def step_and_batch(stage, settings):
-  """The step of a stage, the state before it, and its first batch."""
+  """Returns the step of a stage, the state before it, and its first batch."""
   images = image_set()
   spec = getattr(settings, stage.STAGE).optimizer
   optimizer = make_optimizer(spec, 10)
@@ -101,7 +103,7 @@ def step_and_batch(stage, settings):
 
 @pytest.mark.parametrize("stage", [pretrain, metatrain])
 def test_what_a_step_makes_is_what_it_was_given(stage):
-  """So is what is saved; nothing is computed here."""
+  """Types stay the same in a step and in a checkpoint; nothing is computed."""
   made = recipes.settings(
     {"image.size": 16},
     episode={"way": 2, "query": 2},

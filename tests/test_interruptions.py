@@ -1,5 +1,7 @@
-"""Whatever ends or damages a run, the same command goes on, and the numbers at
-the end are those of a run that nothing happened to."""
+"""After an interruption or damage, the same command resumes a run.
+
+The final numbers are those of an uninterrupted run.
+"""
 
 import contextlib
 import json
@@ -28,7 +30,7 @@ NO_PICTURES = {"evaluate.pictures": 0}
 
 @contextlib.contextmanager
 def started(arguments, errors):
-  """A command that runs, writes stderr to `errors`, and ends with the block."""
+  """Runs a command during the block; its stderr goes to `errors`."""
   with errors.open("w") as file:
     process = subprocess.Popen(
       arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file
@@ -41,7 +43,7 @@ def started(arguments, errors):
 
 
 def send(process, number, when) -> int:
-  """Sends a signal as soon as `when()`; the exit code."""
+  """Sends a signal as soon as `when()` is true; returns the exit code."""
   while process.poll() is None and not when():
     time.sleep(0.01)
   assert process.poll() is None, "it has ended too early"
@@ -50,7 +52,7 @@ def send(process, number, when) -> int:
 
 
 def last_weights(workdir):
-  """All parameters and statistics at the end of pre-training, as bytes."""
+  """Returns all parameters and statistics after pre-training, as bytes."""
   fields = json.loads((workdir / "config.json").read_text())
   settings = dict(fields["model"])
   like = backbone.create(settings.pop("backbone"), **settings).abstract()
@@ -63,8 +65,11 @@ def last_weights(workdir):
 def test_killed_then_terminated_a_run_ends_as_if_nothing_had_happened(
   finished, images, tmp_path
 ):
-  """KILL while the first checkpoint is written, TERM as soon as training goes
-  on: one line, code 143."""
+  """SIGKILL comes while the first checkpoint is written.
+
+  SIGTERM comes as soon as training resumes. The run prints one line and ends
+  with code 143.
+  """
   workdir, errors = tmp_path / "run", tmp_path / "stderr"
   stage = {"stages": ("pretrain",)}
   arguments = command(workdir, images, stage)
@@ -91,8 +96,10 @@ def test_killed_then_terminated_a_run_ends_as_if_nothing_had_happened(
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
   finished, copy, images, capfd
 ):
-  """A run that was killed after step 5, say, by a failing disk: it ends as if
-  nothing had happened."""
+  """The damage is like that of a failing disk after step 5.
+
+  The final weights are those of an undamaged run.
+  """
   steps = copy / "metatrain" / "checkpoints"
   shutil.rmtree(steps / "6")
   shutil.copytree(steps / "3", steps / "5")
@@ -106,7 +113,7 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
 
 
 def fit(directory):
-  """Six steps of a small problem, with 400 kB in a checkpoint."""
+  """Trains a small problem for six steps; a checkpoint has 400 kB."""
 
   def loss(params, extra, batch_stats, batch):
     return jnp.square(params["w"] - batch).sum(), (batch_stats, {})
@@ -129,8 +136,10 @@ def fit(directory):
 
 @contextlib.contextmanager
 def full_disk():
-  """Files may not grow beyond 64 kB, which stands for a disk without room:
-  orbax gets the same error at the same place."""
+  """Limits files to 64 kB, to imitate a full disk.
+
+  orbax gets the same error at the same place as with a full disk.
+  """
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
   try:
@@ -169,7 +178,7 @@ def test_the_command_on_a_full_disk(finished, copy, images):
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(11))
 def test_killed_five_times_anywhere(seed, finished, images, tmp_path):
-  """Between the first import and the last figure."""
+  """The kills come anywhere between the first import and the last figure."""
   rng = np.random.default_rng(seed)
   arguments = command(tmp_path / "run", images)
   errors = tmp_path / "stderr"

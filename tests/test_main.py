@@ -1,4 +1,4 @@
-"""The command line refuses mistakes in one line, exit code 2."""
+"""The command line refuses mistakes with one line and exit code 2."""
 
 import json
 import os
@@ -44,7 +44,7 @@ MISTAKES = {
 }
 
 
-# Imports once, and calls the command for each case in a process of its own.
+# Imports the package once, and runs each case in a forked process.
 CALL_EACH = """
 import json, os, sys, tempfile
 from deepemd_jax import main
@@ -74,7 +74,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
-  """Exit code, stdout and stderr of each mistake; its workdir is its name."""
+  """Exit code, stdout and stderr of each mistake, whose workdir is its name."""
   place = tmp_path_factory.mktemp("runs")
   lines = {
     name: [*arguments, f"--workdir={place / name}"]
@@ -161,7 +161,7 @@ def test_a_gpu_is_told_to_sum_in_order(
     (tmp_path / "jax_plugins" / plugin).mkdir(parents=True)
     (tmp_path / "jax_plugins" / plugin / "__init__.py").touch()
   monkeypatch.setattr(sys, "path", [str(tmp_path)])
-  monkeypatch.setenv("XLA_FLAGS", given or "")  # so that it is put back
+  monkeypatch.setenv("XLA_FLAGS", given or "")  # so that it is restored
   if given is None:
     monkeypatch.delenv("XLA_FLAGS")
   command._sum_in_order_on_gpus()
@@ -169,7 +169,7 @@ def test_a_gpu_is_told_to_sum_in_order(
 
 
 def test_jax_knows_the_flag():
-  """It aborts at one that it does not know."""
+  """JAX aborts if it does not know a flag."""
   code = "import jax; print(jax.jit(lambda x: x + 1)(1))"
   flags = {**os.environ, "XLA_FLAGS": f"{ORDERLY}=true"}
   done = subprocess.run(

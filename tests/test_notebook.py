@@ -1,5 +1,8 @@
-"""launch/colab.ipynb: its cells run in this process on the tiny run of
-`fixtures_runs`; for soak, in a Jupyter kernel from the first to the last."""
+"""The cells of launch/colab.ipynb run in this process.
+
+They use the tiny run of `fixtures_runs`. In `make soak`, the whole notebook
+runs in a Jupyter kernel.
+"""
 
 import csv
 import json
@@ -15,7 +18,7 @@ from paths import ROOT
 from PIL import Image
 
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
-# What the quickstart does beyond the tiny run.
+# Makes the quickstart do no more than the tiny run.
 LESS = {
   "data.name": "folder",
   "image.pretrain_size": 32,
@@ -30,7 +33,7 @@ def notebook():
 
 
 def make_checkout(place):
-  """What the notebook needs of the repository, around a folder for it."""
+  """Copies the files of the repository that the notebook needs."""
   for name in ("deepemd_jax", "configs"):
     shutil.copytree(
       ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__")
@@ -41,8 +44,11 @@ def make_checkout(place):
 
 
 class Shell:
-  """Stands for a notebook's `!command`: notes it down, and runs nothing. The
-  first test has left results.json behind, and the second one does it again."""
+  """Replaces the shell of `!command` in a notebook.
+
+  It records each command and runs nothing. For a training command, it copies
+  the files of a finished run, with results.json.
+  """
 
   def __init__(self, names, finished):
     self._names, self._finished = names, finished
@@ -61,13 +67,13 @@ def test_it_is_committed_without_outputs(notebook):
   for cell in notebook.cells:
     if cell.cell_type == "code":
       assert cell.outputs == [] and cell.execution_count is None
-      assert before == "markdown"  # each is introduced
+      assert before == "markdown"  # a text introduces each code cell
     before = cell.cell_type
 
 
 @pytest.fixture(scope="module")
 def executed(notebook, shared, tmp_path_factory):
-  """(names after the last cell, what was printed, commands, images shown)."""
+  """Runs all cells; returns (names, printed lines, commands, shown images)."""
   root = make_checkout(tmp_path_factory.mktemp("notebook") / "checkout")
   names = {"__name__": "__main__"}
   shell = Shell(names, shared / "run")
@@ -76,7 +82,7 @@ def executed(notebook, shared, tmp_path_factory):
   transform = TransformerManager().transform_cell
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(root / "launch")
-    patch.syspath_prepend(root / "launch")  # puts sys.path back at the end
+    patch.syspath_prepend(root / "launch")  # restores sys.path at the end
     patch.delenv("DEEPEMD_FLAGS", raising=False)
     patch.setattr("IPython.display.display", shown.append)
     names["print"] = lambda *x, sep=" ": printed.append(sep.join(map(str, x)))
@@ -140,10 +146,10 @@ def check_predictions(workdir):
 
 @pytest.mark.soak
 def test_in_a_jupyter_kernel(images, tmp_path, monkeypatch):
-  """The real commands, with small numbers, and IPython's own shell."""
+  """This runs the real commands with small numbers, in IPython's shell."""
   import nbclient
 
-  notebook = nbformat.read(NOTEBOOK, as_version=4)  # outputs are put into it
+  notebook = nbformat.read(NOTEBOOK, as_version=4)  # outputs are added to it
   root = make_checkout(tmp_path / "checkout")
   data = {"data.folder": images, "data.directory": f"{images}-kept"}
   flags = [f"--config.{k}={v}" for k, v in (TINY | LESS | data).items()]

@@ -1,6 +1,7 @@
-"""The names that other programs call: each is there, and takes what it took.
+"""The public names exist and keep their arguments.
 
-What costs time to compile is only traced: other tests look at the numbers.
+Functions that take long to compile are only traced. Other tests check their
+numbers.
 """
 
 import functools

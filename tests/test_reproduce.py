@@ -1,4 +1,4 @@
-"""`benchmarks.reproduce` and `compare_runs`: schedules, stops, tables."""
+"""Tests of `benchmarks.reproduce` and `compare_runs`."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ time.sleep(60)
 @pytest.mark.parametrize("fraction", [1.0, 0.1, 0.001])
 def test_the_config_takes_what_it_changes(fraction):
   config = defaults.get_config()
-  with config.ignore_type():  # of tuples, of any length
+  with config.ignore_type():  # tuples of a config may have any length
     config.update_from_flattened_dict(reproduce.fields(fraction))
   validate.validate(config)
   assert config.pretrain.epochs == max(1, round(120 * fraction))
@@ -27,7 +27,7 @@ def test_the_config_takes_what_it_changes(fraction):
 
 
 def test_the_whole_schedule_is_the_papers():
-  """Nothing that is learned differs from the recipe but the precision."""
+  """The training differs from the recipe only in the precision."""
   config = defaults.get_config()
   own = reproduce.fields(1.0)
   differ = {
@@ -46,7 +46,7 @@ def test_its_data_sets_have_recipes():
 
 
 def test_it_asks_to_stop_and_goes_on_counting(tmp_path, monkeypatch, capsys):
-  """The run's own exit code comes out; seconds add up over commands."""
+  """It returns the exit code of the run, and adds up seconds over commands."""
   workdir = tmp_path / "run"
   workdir.mkdir()
   waits = [sys.executable, "-c", WAITS]
@@ -98,7 +98,7 @@ def test_the_table_has_each_test_and_its_leads():
 
 
 def test_runs_are_compared(copy, capsys, tmp_path):
-  """A row for each test of each run, whoever counted its seconds."""
+  """The table has a row for each test of each run."""
   results = json.loads((copy / "results.json").read_text())
   timed = [{"seconds": 60.0}, {"seconds": 93.0}]
   (copy / "reproduce.json").write_text(json.dumps(timed))

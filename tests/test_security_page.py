@@ -1,4 +1,4 @@
-"""SECURITY.md: each statement names a test, and the test is there."""
+"""Each statement of SECURITY.md names a test that exists."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ import re
 from paths import ROOT
 
 PAGE = (ROOT / "SECURITY.md").read_text("utf-8")
-# How lines begin that advise, or say what stands elsewhere on the page.
+# The beginnings of lines that give advice or summarize other lines of the page.
 ADVICE = (
   "#",
   "In short:",
@@ -14,7 +14,7 @@ ADVICE = (
   "- `deepemd demo` is for the person at the machine.",
   "- Report a fault privately",
   "What this program reads may come from strangers:",
-  "**",  # a heading of a list
+  "**",  # the heading of a list
   "Write to the maintainers",
 )
 

@@ -1,4 +1,7 @@
-"""What runs of what a stranger gives, and what does not: see SECURITY.md."""
+"""Which parts of a stranger's files are executed, and which are not.
+
+SECURITY.md has the promises.
+"""
 
 import contextlib
 import json
@@ -26,11 +29,11 @@ from deepemd_jax.inference import export
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """The workdir of a tiny run."""
+  """Makes the workdir of a tiny run."""
   return tiny_run(tmp_path_factory.mktemp("runs") / "run")
 
 
-# Reads all that is in a folder, and prints what Python was asked to run.
+# Reads all files of a folder, and prints what Python was asked to execute.
 READS = """
 import os, pathlib, sys
 sys.path[:0] = [f"{sys.argv[1]}/tests", f"{sys.argv[1]}/tests/data/published"]
@@ -76,12 +79,12 @@ assert len(asked) == 1
 
 
 def test_nothing_that_is_read_is_run(run, tmp_path):
-  """Python tells, before it runs a program or finds what a pickle names."""
+  """An audit hook of Python reports programs and the names in pickles."""
   (tmp_path / "pictures").mkdir()
   image = Image.effect_noise((40, 30), 80).convert("RGB")
   for kind in picture_files.FORMATS:
     mode = "1" if kind in ("XBM", "MSP") else "RGB"
-    with contextlib.suppress(KeyError, OSError):  # Pillow does not write it
+    with contextlib.suppress(KeyError, OSError):  # Pillow cannot write it
       image.convert(mode).save(tmp_path / "pictures" / f"a.{kind}", kind)
   assert len(list((tmp_path / "pictures").iterdir())) > 12
   shutil.copytree(GOLDEN / "torch", tmp_path / "torch")
@@ -99,7 +102,7 @@ def test_a_config_file_is_run(tmp_path):
   config.write_text(f"import os; os.mkdir({str(tmp_path / 'made')!r})")
   command = [sys.executable, "-m", "deepemd_jax.main", f"--config={config}"]
   done = subprocess.run(command, capture_output=True, cwd=ROOT)
-  assert done.returncode == 2  # it makes no config
+  assert done.returncode == 2  # the file makes no config
   assert (tmp_path / "made").is_dir()
 
 
@@ -116,7 +119,7 @@ def test_a_pickled_classifier_runs_what_it_says(tmp_path):
 
 @pytest.fixture
 def exported(run, tmp_path, monkeypatch):
-  """An export with programs of a stranger's, and with fitting checksums."""
+  """Makes an export with a stranger's programs, and with correct checksums."""
 
   def program(function, *shapes):
     shapes = [jax.ShapeDtypeStruct(x, np.uint8) for x in shapes]
@@ -138,7 +141,7 @@ def test_the_programs_of_an_export_are_run_whoever_wrote_them(exported):
 
 
 def test_the_encoders_of_an_export_are_data(run, exported):
-  """Whatever its programs are, nobody looks at them."""
+  """The programs of the export are never read."""
   for path in exported.glob("*.stablehlo"):
     path.unlink()
     os.mkfifo(path)

@@ -1,4 +1,4 @@
-"""A hub on this machine: what `huggingface_hub` asks of one, for one model."""
+"""A local hub with one model, which answers requests of `huggingface_hub`."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ COMMIT = "0123456789" * 4
 
 @contextlib.contextmanager
 def serving(repository: str, folder: pathlib.Path):
-  """Serves a folder as a repository.
+  """Serves a folder as the repository of a model.
 
   Yields:
     The hub's address, and a list that gets the path of every request.

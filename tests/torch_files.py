@@ -1,5 +1,8 @@
-"""Files as `torch.save` makes them, without PyTorch: two formats, and classes
-that are named by their place in PyTorch. And `.safetensors` files."""
+"""Makes files like those of `torch.save`, without PyTorch.
+
+There are two formats. Their pickles name classes by their place in PyTorch. The
+module also makes `.safetensors` files.
+"""
 
 import collections
 import io
@@ -15,7 +18,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def fake_torch() -> dict[str, types.ModuleType]:
-  """As much of PyTorch as a pickle names: modules for `sys.modules`."""
+  """Returns the modules of PyTorch that a pickle names, for `sys.modules`."""
   module, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
   for name in KINDS.values():
     setattr(module, name, type(name, (), {"__module__": "torch"}))
@@ -30,14 +33,14 @@ def fake_torch() -> dict[str, types.ModuleType]:
 
 
 class Storage:
-  """Of an array's elements."""
+  """The storage of an array's elements."""
 
   def __init__(self, array):
     self.array = array
 
 
 class Tensor:
-  """Pickles as a tensor; not contiguous ones keep their strides."""
+  """An array that is pickled as a tensor, with its strides."""
 
   def __init__(self, array, offset=0, shape=None, strides=None):
     self.arguments = (
@@ -72,7 +75,7 @@ class Pickler(pickle.Pickler):
 
 
 def save(path, found, old=False) -> None:
-  """As `torch.save`; `fake_torch` has to be among the modules."""
+  """Saves like `torch.save`; `fake_torch` must be in `sys.modules`."""
   data = io.BytesIO()
   pickler = Pickler(data, old)
   pickler.dump(found)
@@ -87,7 +90,7 @@ def save(path, found, old=False) -> None:
 
 
 def archive(pickled: bytes, storages) -> bytes:
-  """The zip format, of a pickle and the bytes of storages."""
+  """Makes a file of the zip format from a pickle and the bytes of storages."""
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w") as written:
     written.writestr("archive/data.pkl", pickled)
@@ -97,7 +100,7 @@ def archive(pickled: bytes, storages) -> bytes:
 
 
 def row(pickled: bytes, storages, counts) -> bytes:
-  """The older format."""
+  """Makes a file of the older format."""
   sizes = {"short": 2, "int": 4, "long": 4}
   system = {"protocol_version": 1001, "little_endian": True}
   parts = [
@@ -112,7 +115,7 @@ def row(pickled: bytes, storages, counts) -> bytes:
 
 
 def safetensors_of(state):
-  """A file of little-endian numbers behind a header, as the format says."""
+  """Returns a `.safetensors` file: a header, and little-endian numbers."""
   kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
   header, place = {}, 0
   for name, value in state.items():

@@ -1,5 +1,8 @@
-"""A second backbone: two convolutions and no batch norm. It compiles in no
-time, and shows what the program takes for granted."""
+"""A second backbone with two convolutions and no batch norm.
+
+It compiles fast. It shows if the program assumes something that only holds for
+ResNet-12.
+"""
 
 import functools
 
@@ -14,7 +17,7 @@ CHANNELS = 6
 
 
 def init(key):
-  """Fresh variables; there are no running statistics."""
+  """Makes fresh variables; there are no running statistics."""
   first, second = jax.random.split(key)
   shapes = (STRIDE, STRIDE, 3, 4), (2, 2, 4, CHANNELS)
   kernels = [
@@ -27,7 +30,7 @@ def init(key):
 
 
 def apply(variables, images, *, train):
-  """Images [..., N, H, W, 3] to maps [..., N, H // 8, W // 8, 6]."""
+  """Maps images [..., N, H, W, 3] to [..., N, H // 8, W // 8, 6]."""
   del train
   params = variables["params"]
   x = images.reshape(-1, *images.shape[-3:])
@@ -50,7 +53,7 @@ def _convolve(images, kernel, stride):
 
 @functools.cache
 def create(**settings):
-  """The backbone; it takes no settings."""
+  """Returns the backbone, which takes no settings."""
   assert not settings
   return Backbone(
     init=jax.jit(init),
@@ -64,11 +67,11 @@ def create(**settings):
 
 
 def register(monkeypatch):
-  """Makes it one that a config can name, until the test ends."""
+  """Adds this backbone to those that a config can name, until the test ends."""
   entry = Entry("two layers, for tests", "toy_backbone:create")
   monkeypatch.setitem(BACKBONES, NAME, entry)
 
 
 def variables(seed=0):
-  """Fresh variables as a checkpoint has them: arrays of NumPy."""
+  """Returns fresh variables as NumPy arrays, as a checkpoint has them."""
   return jax.tree.map(jnp.asarray, create().init(jax.random.key(seed)))

@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share."""
+"""Fixtures of the tests of checkpoints."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ from small_checkpoints import save_four
 
 @pytest.fixture(scope="session")
 def untouched(tmp_path_factory):
-  """Steps 2, 3 and 4, with scores 9, 9 and 7; not to be changed."""
+  """Steps 2, 3 and 4 with scores 9, 9 and 7. Do not change these files."""
   directory = tmp_path_factory.mktemp("checkpoints") / "c"
   save_four(directory)
   return directory
@@ -24,6 +24,6 @@ def four(untouched, tmp_path):
 
 @pytest.fixture
 def torch(monkeypatch):
-  """As much of PyTorch as a pickle names."""
+  """The fake modules of PyTorch that a pickle names."""
   for name, module in torch_files.fake_torch().items():
     monkeypatch.setitem(sys.modules, name, module)

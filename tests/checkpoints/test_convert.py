@@ -1,4 +1,4 @@
-"""The authors' files: read without PyTorch, and without trusting them."""
+"""Files of the authors are read without PyTorch and without being executed."""
 
 import collections
 import contextlib
@@ -31,7 +31,7 @@ from deepemd_jax.errors import InputError
 
 @functools.cache
 def narrow_state(divisor):
-  """The recorded parameters; every `divisor`th channel."""
+  """Returns every `divisor`th channel of the recorded parameters."""
 
   def narrow(value):
     steps = (divisor if size >= 64 else 1 for size in value.shape)
@@ -42,12 +42,12 @@ def narrow_state(divisor):
 
 
 def state_dict(prefix="", divisor=1):
-  """The same, as PyTorch's tensors."""
+  """Returns `narrow_state` as tensors of PyTorch."""
   state = collections.OrderedDict(
     (prefix + key, Tensor(value))
     for key, value in narrow_state(divisor).items()
   )
-  state._metadata = collections.OrderedDict(version=1)  # as PyTorch's has
+  state._metadata = collections.OrderedDict(version=1)  # like PyTorch's
   return state
 
 
@@ -74,7 +74,7 @@ def test_tensors_of_every_kind(old, torch, tmp_path):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_a_converted_file_is_a_run_with_its_parameters(old, torch, tmp_path):
-  """That these give the recorded maps is tested with the network."""
+  """Another test shows that the network then gives the recorded maps."""
   path = tmp_path / "max_acc.pth"
   state = state_dict("module.encoder.", divisor=16)
   save(path, {"params": state}, old)
@@ -99,7 +99,7 @@ def test_a_converted_file_is_tested_as_a_trained_one(
   state = {"params": state_dict("encoder.", divisor=16)}
   save(tmp_path / "max_acc.pth", state)
   convert.convert(tmp_path / "max_acc.pth", tmp_path / "run")
-  monkeypatch.undo()  # others would take that `torch` for the real one
+  monkeypatch.undo()  # other packages would use the fake `torch`
   main.run(evaluation_of_folders(tmp_path), tmp_path / "run")
   found = json.loads((tmp_path / "run" / "results.json").read_text())
   assert found["protocol"]["trained on"]["name"] == "converted checkpoint"
@@ -247,7 +247,7 @@ WRONG = {
 def test_what_does_not_fit_the_network_is_told(
   what, tmp_path, monkeypatch, capsys
 ):
-  """Before anything is written, and without steering the terminal."""
+  """Nothing is written, and names cannot control the terminal."""
   change, message = WRONG[what]
   state = narrow_state(16) | change
   monkeypatch.setattr(torch_file, "load", lambda path: state)
@@ -282,7 +282,7 @@ def test_a_file_that_calls_something_is_refused(
 
 @pytest.mark.parametrize("old", [False, True])
 def test_damage_is_told(old, torch, tmp_path):
-  """Cut or flipped anywhere: an error, or what was saved; never a crash."""
+  """A cut or changed file gives an error or is read; it never crashes."""
   path = tmp_path / "x.pth"
   save(path, {"a": Tensor(np.arange(64, dtype=np.float32))}, old)
   whole = path.read_bytes()

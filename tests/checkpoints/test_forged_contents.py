@@ -1,6 +1,6 @@
-"""A forged table of contents of a checkpoint leads to no file outside of it.
+"""A forged table of contents of a checkpoint cannot name files outside of it.
 
-It can take memory, though, as SECURITY.md says.
+It can make TensorStore take much memory, as SECURITY.md says.
 """
 
 import os
@@ -19,7 +19,7 @@ from deepemd_jax.errors import InputError
 
 
 def crc32c(content: bytes) -> int:
-  """The checksum of TensorStore's table of contents; slow and obvious."""
+  """Computes the checksum of TensorStore's table of contents, slowly."""
   value = 0xFFFFFFFF
   for byte in content:
     value ^= byte
@@ -30,14 +30,14 @@ def crc32c(content: bytes) -> int:
 
 def store(part: pathlib.Path) -> tensorstore.KvStore:
   base = {"driver": "file", "path": f"{part}/"}
-  # Names of files are hidden in what is compressed.
+  # Without compression, the test can find the names of files.
   config = {"compression": None}
   spec = {"driver": "ocdbt", "base": base, "config": config}
   return tensorstore.KvStore.open(spec).result()
 
 
 def write_again(part: pathlib.Path) -> bytes:
-  """Writes a part's arrays with one data file, and returns its name."""
+  """Writes the arrays of a part to one data file again; returns its name."""
   old = part.rename(part.with_name("old"))
   source = tensorstore.KvStore.open(
     {"driver": "ocdbt", "base": {"driver": "file", "path": f"{old}/"}}
@@ -54,9 +54,9 @@ def write_again(part: pathlib.Path) -> bytes:
 
 
 def forge(part: pathlib.Path, old: bytes, new: bytes) -> None:
-  """Has the table of contents name another file for the root of its tree."""
+  """Makes the table of contents name another file as the root of its tree."""
   path = part / "manifest.ocdbt"
-  # Its length and two others stand before a name.
+  # Before a name are its length and two other numbers.
   before, after = bytes([len(old), 0, 0]) + old, bytes([len(new), 0, 0]) + new
   content = path.read_bytes()[:-4]
   assert content.count(before) == 1
@@ -85,18 +85,18 @@ def test_only_files_of_the_checkpoint_are_read(four, place, followed):
 
 
 def zstd(content: bytes, zeros: int) -> bytes:
-  """A frame of `content` and then so many zeros, four bytes for 128 KiB."""
+  """Returns a frame of `content` and zeros: four bytes for 128 KiB of zeros."""
   most = 2**17
   sizes = [most] * (zeros // most) + [zeros % most]
   header = lambda size, kind: (size << 3 | kind << 1).to_bytes(3, "little")  # noqa: E731
   blocks = [header(len(content), 0) + content]
   blocks += [header(size, 1) + b"\0" for size in sizes]
-  blocks += [(1).to_bytes(3, "little")]  # the last one, empty
+  blocks += [(1).to_bytes(3, "little")]  # the last block is empty
   return b"\x28\xb5\x2f\xfd\x00\x38" + b"".join(blocks)
 
 
 def number(value: int) -> bytes:
-  """As TensorStore writes it: seven bits a byte, the lowest first."""
+  """Encodes a number as TensorStore does: seven bits a byte, lowest first."""
   rest = value >> 7
   return bytes([value & 127 | bool(rest) << 7]) + (
     number(rest) if rest else b""
@@ -121,16 +121,17 @@ with Checkpoints(sys.argv[1], read_only=True) as saved:
 
 @pytest.mark.soak
 def test_the_memory_of_a_forged_table_is_not_bounded(four):
-  """What SECURITY.md warns of. If this fails, TensorStore has mended it."""
+  """SECURITY.md warns of this. If the test fails, TensorStore has fixed it."""
   part = four / "4" / "model"
   name = write_again(part)
   path = part / "manifest.ocdbt"
   content = path.read_bytes()
-  # Magic number, length, version, compression; settings; and the table of data
-  # files, two here: how many, and five numbers before the names.
+  # The file has a magic number, length, version and compression, then settings,
+  # and then the table of data files. The table has the number of files, which
+  # is two here, and five more numbers before the names.
   settings = content[14 : content.index(name) - 6]
   assert content[14 + len(settings)] == 2
-  files = 2**24  # three columns of numbers, each zero
+  files = 2**24  # three columns of zeros
   table = zstd(settings + number(files), 3 * files)
   content = content[:13] + b"\1" + table
   length = (len(content) + 4).to_bytes(8, "little")

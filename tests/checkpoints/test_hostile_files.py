@@ -1,4 +1,4 @@
-"""The reader of PyTorch files, and files that mean harm."""
+"""The reader of PyTorch files gets hostile files."""
 
 import concurrent.futures
 import json
@@ -24,8 +24,7 @@ from deepemd_jax.errors import InputError
   [(1, 500), pytest.param(20, 2500, marks=pytest.mark.soak)],
 )
 def test_state_dicts_that_were_tampered_with(processes, files):
-  """No signal, no traceback, no seconds, no memory, no bytes but the file's:
-  see `hostile_state_dicts.py`."""
+  """The reader does no harm; `hostile_state_dicts.py` says what is checked."""
 
   def attack(seed):
     return subprocess.run(
@@ -42,7 +41,7 @@ def test_state_dicts_that_were_tampered_with(processes, files):
 
 
 def test_what_it_holds_cannot_be_called():
-  """Names stay names, and so does what was to be called with what."""
+  """Names and calls in a pickle become inert objects."""
   names = frozenset({"os.system"})
   named = b"\x80\x02cos\nsystem\n"
   value, end = inert_pickle.read(named + b".rest", names, frozenset())
@@ -58,7 +57,7 @@ def test_what_it_holds_cannot_be_called():
     inert_pickle.read(called, frozenset(), frozenset())
 
 
-OTHERS = {  # what Python's own machine does, and this one refuses
+OTHERS = {  # Python's unpickler reads these, and ours refuses them
   "an object": b"c__main__\nX\n)\x81.",
   "an object of old": b"(i__main__\nX\n.",
   "an extension": b"\x82\x01.",
@@ -90,7 +89,7 @@ def test_everything_else_is_refused(name):
 
 
 def test_a_checksum_comes_first(tmp_path):
-  """Nothing of a file is read that is not the one that was meant."""
+  """If the checksum of a file is wrong, its pickle is not read."""
   path = tmp_path / "x.pth"
   path.write_bytes(b"cos\nsystem\n.")
   with pytest.raises(InputError, match="SHA-256 is .* should be 00"):
@@ -124,7 +123,7 @@ def test_a_stride_of_zero_makes_no_terabytes(tmp_path, torch):
 
 
 def test_what_takes_for_ever_to_hash_is_refused(tmp_path):
-  """Keys of storages that are tuples of tuples; numbers of one hash."""
+  """These are keys of nested tuples, and numbers that have the same hash."""
   deep = b")q\x00" + b"".join(
     b"(" + b"h" + bytes([k]) + b"h" + bytes([k]) + b"tq" + bytes([k + 1])
     for k in range(14)
@@ -170,7 +169,7 @@ RECORDED = json.loads((GOLDEN / "torch" / "expected.json").read_text())
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_files_of_pytorch_itself(name):
-  """To the bit; `golden/torch/record.py` says how they were made."""
+  """Every bit is the same; `golden/torch/record.py` made the files."""
   found = torch_file.load(GOLDEN / "torch" / f"{name}.pth")
   for key, (dtype, shape, content) in RECORDED[name].items():
     value = found[key] if isinstance(found, dict) else found[int(key)]

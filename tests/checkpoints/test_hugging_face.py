@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's becomes an encoder, or one line says why not."""
+"""A folder in Hugging Face's layout becomes an encoder, or is refused."""
 
 import json
 import os
@@ -25,7 +25,7 @@ QUERY = "encoder.layer.1.attention.attention.query.weight"
 
 
 def copied(folder, target, state=None, **fields):
-  """A copy with other tensors, and with other fields of its config.json."""
+  """Copies a folder, with other tensors and other fields of its config.json."""
   shutil.copytree(folder, target)
   change(target / CONFIG, **fields)
   if state is not None:
@@ -94,10 +94,10 @@ def test_preprocessors_write_it_in_many_ways(fields, size, mean, std, tmp_path):
 
 
 def test_a_tower_within_a_larger_model_in_several_files(tmp_path):
-  """As SigLIP 2 is published, and large models are."""
+  """SigLIP 2 has a text tower, too, and large models have several files."""
   whole = hugging_face.read(hugging_face.create(str(SIGLIP)).weights)
   fields = json.loads((SIGLIP / CONFIG).read_text())
-  own = {"hidden_act", "layer_norm_eps", "model_type"}  # as by default
+  own = {"hidden_act", "layer_norm_eps", "model_type"}  # defaults
   vision = {k: x for k, x in fields.items() if k not in own}
   state = {f"vision_model.{k}": x for k, x in tensors(SIGLIP).items()}
   state["text_model.embeddings.token_embedding.weight"] = np.zeros((2, 3))
@@ -126,7 +126,7 @@ def test_a_tower_within_a_larger_model_in_several_files(tmp_path):
 
 
 def test_half_as_many_bits_are_read_as_well(tmp_path):
-  """Each tensor is what it is rounded to; what is folded is folded after."""
+  """Tensors are rounded, and then folded together as usual."""
   exact = hugging_face.read(hugging_face.create(str(DINOV2)).weights)
   for dtype in (np.float16, ml_dtypes.bfloat16):
     state = {k: x.astype(dtype) for k, x in tensors().items()}
@@ -186,7 +186,7 @@ def only_pickled(folder):
   (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
 
 
-# What is done to a folder, and the file and the reason that are told.
+# A change to a folder, and the file and the reason that the error names.
 DAMAGED = {
   "unknown kind": (in_config(model_type="swin"), CONFIG, "is 'swin'; .*dinov2"),
   "kind is no text": (in_config(model_type=[1]), CONFIG, "model_type is .1."),
@@ -274,7 +274,7 @@ def test_a_damaged_folder_is_one_line_that_names_the_file(kind, tmp_path):
 
 
 def test_300_changes_are_one_line_at_worst(tmp_path):
-  """A bit, an end, some characters: of what describes, and of the header."""
+  """Bits and characters of the JSON files and of the header are changed."""
   folder = copied(DINOV2, tmp_path / "model")
   rng = random.Random(0)
   refused = 0
@@ -312,7 +312,7 @@ def test_images_that_are_smaller_than_a_patch(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-  """What our own hub was asked; the client is loaded anew, and asks there."""
+  """Serves a local hub; yields its requests. The client is loaded again."""
   for name in [x for x in sys.modules if x.startswith("huggingface_hub")]:
     monkeypatch.delitem(sys.modules, name)
   with tiny_hub.serving("owner/tiny", DINOV2) as (address, asked):
@@ -328,7 +328,7 @@ def test_a_model_by_its_name_on_a_hub(hub):
   found = pretrained.load("hf:owner/tiny")
   assert found.fingerprint == pretrained.load(DINOV2).fingerprint
   gotten = {x.rpartition("/")[2] for x in hub if "/resolve/" in x}
-  assert gotten == {CONFIG, IMAGES, WEIGHTS}  # and not recorded.npz
+  assert gotten == {CONFIG, IMAGES, WEIGHTS}  # but not recorded.npz
   kept = pretrained.load(f"hf:owner/tiny@{tiny_hub.COMMIT}")
   assert kept.settings == found.settings
   for name in ("hf:owner/other", "hf:owner/tiny@v2"):

@@ -1,4 +1,4 @@
-"""Whatever is damaged, nothing wrong comes back, and the error says what."""
+"""A damaged checkpoint never gives wrong values, and the error names it."""
 
 import gc
 import json
@@ -54,7 +54,8 @@ def test_whatever_is_damaged_nothing_wrong_comes_back(untouched, data):
   with tempfile.TemporaryDirectory() as parent:
     copy = pathlib.Path(shutil.copytree(untouched, f"{parent}/c"))
     files = sorted(p for p in (copy / "4").rglob("*") if p.is_file())
-    # Most files are small and orbax reads but some: the rest is arrays.
+    # Most files are small, and orbax reads only some of them. The others are
+    # arrays.
     path = data.draw(st.sampled_from(files))
     change = data.draw(st.sampled_from([flip, cut]))
     place = data.draw(st.integers(0, 10**6))
@@ -92,7 +93,7 @@ def test_damaged_arrays_are_named_and_the_step_before_is_whole(
     assert f"checkpoint {four / '4'} is damaged" in str(error.value)
     assert "delete it" in str(error.value)
     assert_equal(saved.restore(3, model=model()).model, model(3))
-    # Another part of the same step is whole.
+    # Another part of the same step is undamaged.
     assert_equal(saved.restore(4, train=train(0)).train, train(4))
   gc.collect()
   assert capfd.readouterr().err == ""
@@ -117,7 +118,7 @@ def test_a_changed_meta_or_score_is_found(four, file, old, new):
 
 
 def test_a_forged_piece_gets_no_memory(four):
-  """TensorStore would make room for terabytes that a few bytes claim."""
+  """TensorStore would allocate the terabytes that a few bytes claim."""
   base = {"driver": "file", "path": f"{four / '4' / 'model'}/"}
   arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
   key = "params.a/.zarray"
@@ -154,7 +155,7 @@ def test_training_goes_on_from_the_step_before(four, damage, capfd):
     found = saved.restore_latest(model=model(), train=train(0))
     assert_equal(found.train, train(3))
     assert saved.latest() == 3
-    save(saved, 4, 7.0)  # made again
+    save(saved, 4, 7.0)  # saves the step again
   said = capfd.readouterr().err
   assert f"{four / '4'} is damaged" in said
   assert f"going on from the one before; kept as {four / 'damaged.4'}" in said
@@ -177,7 +178,7 @@ def test_nothing_whole_is_not_a_beginning(four):
 
 @pytest.mark.parametrize("name", ["score", "arrays", "link"])
 def test_a_pipe_is_not_waited_for(four, name):
-  """Nor a link to a folder, where one might lie."""
+  """A link to a folder is refused, too, because a pipe might be there."""
   place = four / "4" / {"score": "metrics/metrics"}.get(name, "model")
   if name == "arrays":
     place = largest_file(place)
@@ -197,7 +198,7 @@ def test_a_pipe_is_not_waited_for(four, name):
 )
 def test_a_score_that_is_none_is_damage(four, content):
   (four / "4" / "metrics" / "metrics").write_text(content)
-  (four / "1\u00b2" / "metrics").mkdir(parents=True)  # no step of ours
+  (four / "1\u00b2" / "metrics").mkdir(parents=True)  # not one of our steps
   (four / "1\u00b2" / "metrics" / "metrics").write_text("{}")
   with pytest.raises(InputError, match="its score is not what was saved"):
     Checkpoints(four, read_only=True)

@@ -1,4 +1,4 @@
-"""Checkpoints come back whole, the newest and the best are kept."""
+"""Checkpoints are restored completely; the newest and the best are kept."""
 
 import gc
 import os
@@ -27,7 +27,7 @@ from deepemd_jax.errors import InputError
 def test_round_trip_latest_and_best(four):
   with Checkpoints(four) as saved:
     assert saved.latest() == 4
-    assert saved.best() == 2  # the earlier of equals
+    assert saved.best() == 2  # the earlier of two equal ones
     assert saved.score(2) == 9.0
     assert sorted(int(p.name) for p in four.iterdir()) == [2, 3, 4]
     found = saved.restore(4, model=model(), train=train(0))
@@ -112,8 +112,10 @@ def test_a_deletion_that_was_interrupted_does_no_harm(four):
 
 @pytest.fixture
 def full_disk():
-  """Files may not grow beyond 16 kB, which orbax meets as it meets a disk
-  without room: the same error at the same place."""
+  """Limits files to 16 kB, to imitate a full disk.
+
+  orbax gets the same error at the same place as with a full disk.
+  """
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 1024, before[1]))
   yield
@@ -124,8 +126,10 @@ def full_disk():
 def test_a_full_disk_is_one_line_and_loses_nothing(
   four, full_disk, distributed, monkeypatch, capfd
 ):
-  """One of several processes must not wait for the others, which wait for what
-  it was to write."""
+  """A process with a full disk must not wait for the others.
+
+  They wait for the files that it was to write.
+  """
   monkeypatch.setattr(runtime, "is_distributed", lambda: distributed)
   began = time.monotonic()
   with pytest.raises(InputError, match="could not be written") as error:
@@ -142,7 +146,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
 
 def test_no_turn_is_counted_but_ours(tmp_path, monkeypatch):
-  """Orbax would ask with the steps' numbers, which are lower."""
+  """orbax would count turns by the numbers of steps, which are lower."""
   asked = []
   monkeypatch.setattr(
     multihost_utils,
@@ -225,12 +229,12 @@ def kill_while_saving(directory, times: int, seed: int) -> None:
     )
     assert int(process.stdout.readline()) >= durable
     for _ in range(rng.integers(2, 5)):
-      # A save waits for the one before it.
+      # A save waits until the previous one is finished.
       durable = int(process.stdout.readline()) - 1
     time.sleep(rng.uniform(0.0, 0.15))
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
-    assert errors == ""  # nor does saving print anything
+    assert errors == ""  # saving prints nothing
     with Checkpoints(directory) as saved:
       assert saved.latest() >= durable
       for step in {saved.latest(), saved.best()}:

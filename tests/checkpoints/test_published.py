@@ -1,4 +1,4 @@
-"""Published weights: found without importing, checked before they are read."""
+"""Published weights are found without an import, and checked before reading."""
 
 import importlib.util
 import sys
@@ -19,7 +19,7 @@ FROZEN = [
 
 @pytest.fixture(autouse=True)
 def unread():
-  """Weights that are read now."""
+  """Clears the cache, so that weights are read again."""
   published.read.cache_clear()
   yield
   published.read.cache_clear()

@@ -1,4 +1,4 @@
-"""Data that are not there, or too few, are told before anything is made."""
+"""Missing data and too few data are reported before a file is made."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from deepemd_jax.models import efficientnet_lite
 
 @pytest.fixture
 def counts(monkeypatch):
-  """What a pretended source counts, by split; change it in a test."""
+  """The counts of a fake source by split, which a test may change."""
   known = dict.fromkeys(("train", "val", "test"), dict.fromkeys("abcd", 6))
 
   class Source:
@@ -55,7 +55,7 @@ def test_the_split_test_may_be_of_another_data_set(tmp_path):
     ("test", "cub:84"),
   ):
     assert open_source(spec, split=split).protocol == protocol
-  data["name"] = "glyph_clutter"  # always there
+  data["name"] = "glyph_clutter"  # needs no download
   feasible.check_feasible(recipes.settings(data=data, stages=("pretrain",)))
   with pytest.raises(MissingData, match="cub:84 is not prepared"):
     feasible.check_feasible(recipes.settings(data=data, stages=("evaluate",)))
@@ -70,7 +70,7 @@ def test_the_split_test_may_be_of_another_data_set(tmp_path):
   ],
 )
 def test_retrieval_sets_hold_training_classes_out(name, classes, tmp_path):
-  """For validation; none is in two splits, and the title says it."""
+  """They are for validation. No class is in two splits."""
   made = recipes.settings(data={"name": name, "directory": str(tmp_path)})
   source = open_source(made.data)
   splits = [set(source.counts(s)) for s in ("train", "val", "test")]
@@ -107,7 +107,7 @@ def test_more_shots_need_more_images(counts):
 def test_every_split_that_a_stage_needs_is_looked_at(stage, split, counts):
   fields = {"stages": (stage,), "episode.way": 3, "episode.query": 2}
   feasible.check_feasible(recipes.settings(fields))
-  counts["test"] = {}  # which training does not touch
+  counts["test"] = {}  # training does not use this split
   feasible.check_feasible(recipes.settings(fields))
   counts[split] = {"a": 6}
   with pytest.raises(InputError, match=f"split '{split}' has 1"):

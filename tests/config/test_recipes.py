@@ -1,5 +1,7 @@
-"""Recipes: each is found by its name, each variant can run, means what it says,
-and no more."""
+"""Recipes are found by their names, and variants change what they should.
+
+They change nothing else, and every variant can run.
+"""
 
 import ast
 import importlib
@@ -11,7 +13,7 @@ from paths import ROOT
 from deepemd_jax.config import recipes, resolve, validate, variants
 from deepemd_jax.errors import InputError
 
-# Data set -> its training images.
+# Data set -> number of its training images.
 IMAGES = {
   "cub": 5_891,
   "fc100": 36_000,
@@ -27,7 +29,7 @@ def load(name):
 
 
 def changes(plain, changed, prefix=""):
-  """The names of the fields in which two configs differ."""
+  """Yields the names of the fields in which two configs differ."""
   for name in plain:
     if hasattr(plain[name], "items"):
       yield from changes(plain[name], changed[name], f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""From a config to frozen settings; no function below takes a config."""
+"""A config becomes frozen settings; no other function takes a config."""
 
 import ast
 import dataclasses
@@ -34,7 +34,7 @@ def test_settings_are_frozen_all_the_way_down():
 def test_a_field_left_open_is_as_the_backbone_wants_it():
   open_ = {"image.size": 0, "image.mean": (), "image.std": ()}
   left, stated = recipes.settings(open_).view, recipes.settings().view
-  assert left == stated  # the defaults are ResNet-12's own
+  assert left == stated  # the defaults are those of ResNet-12
   made = recipes.settings({"image.size": 42, "nodes.patches": 5})
   assert made.view.size == made.pretrain.image_size == 42
   assert made.data.image_size == 42
@@ -67,7 +67,7 @@ def test_a_solver_has_its_own_settings(name):
   made = recipes.config(emd=section, evaluate={"epsilon": 0.07})
   heads = resolve.resolve(made).heads
   assert heads.solver == SOLVERS[name]
-  assert heads.sinkhorn == emd.Sinkhorn(0.07)  # of the head alone
+  assert heads.sinkhorn == emd.Sinkhorn(0.07)  # only for the head
   assert heads.regularized_qp == SOLVERS["regularized_qp"]
 
 
@@ -101,7 +101,7 @@ def test_copies_of_a_folder_grow_with_the_images_that_are_seen():
 
 
 def test_what_an_earlier_run_was_trained_on_is_read_from_its_config(tmp_path):
-  """Whatever this run tests; what the file does not say is as here."""
+  """This run may test other data. Fields that the file lacks are this run's."""
   before = recipes.config(
     image={"size": 42},
     data={"name": "folder:61", "folder": "a", "fractions": (0.5, 0.25, 0.25)},
@@ -115,7 +115,7 @@ def test_what_an_earlier_run_was_trained_on_is_read_from_its_config(tmp_path):
 
 
 def test_a_stored_config_is_the_one_that_was_written(tmp_path):
-  """In the sections that new images need, and so are the settings."""
+  """Its settings, and the sections that new images need, are the same."""
   for made in (
     recipes.config(
       {"seed": 3, "image.mean": (), "image.size": 0, "nodes.pyramid": (2, 1)}
@@ -156,7 +156,7 @@ def functions(path):
   "room", ["training", "evaluation", "models", "inference"]
 )
 def test_no_function_takes_a_config(room):
-  """The ConfigDict ends at the door of a stage; settings are frozen values."""
+  """Stages and the functions below them get frozen settings."""
   taken = [
     f"{path.relative_to(ROOT)}:{node.lineno}"
     for path in sorted((ROOT / "deepemd_jax" / room).rglob("*.py"))

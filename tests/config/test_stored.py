@@ -1,4 +1,4 @@
-"""A config.json from a stranger, or a damaged one: refused, or as written."""
+"""A config.json from a stranger, or a damaged one, is read or refused."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def path(tmp_path):
 
 
 def refusal(path):
-  """The one line with which both readers refuse a file."""
+  """Returns the line with which both readers refuse a file."""
   with pytest.raises(InputError) as error:
     stored.read(path)
   with pytest.raises(InputError) as another:
@@ -35,7 +35,7 @@ def refusal(path):
 
 
 def flipped(content, rng):
-  """The content with another bit, or another byte, somewhere."""
+  """Returns the content with one bit or one byte changed."""
   place = rng.randrange(len(content))
   byte = content[place] ^ (1 << rng.randrange(8))
   if rng.random() < 0.5:
@@ -62,7 +62,7 @@ def test_500_flips_are_refused_or_change_nothing(path):
 
 
 def test_500_flips_of_a_file_without_a_checksum_are_one_line_at_worst(path):
-  """Older, converted and handwritten files have none."""
+  """Older, converted and handwritten files have no checksum."""
   content = json.dumps(FIELDS).encode()
   rng = random.Random(1)
   read = 0
@@ -105,7 +105,7 @@ def test_order_and_space_do_not_count(path):
 @pytest.mark.parametrize(
   "fields",
   [
-    {"model": {"width": 0.25}},  # of `convert`
+    {"model": {"width": 0.25}},  # written by `convert`
     {name: x for name, x in FIELDS.items() if name not in ("streams", "nodes")},
     FIELDS,
     {},
@@ -164,7 +164,7 @@ def test_what_is_refused(path, text, message):
 
 
 def test_a_checksum_does_not_hide_depth(path):
-  """Brackets that can be read may still be too many to be written."""
+  """A file that can be read may be nested too deeply to be written."""
   for depth in range(50, 1500, 50):
     nested = "[" * depth + "]" * depth
     path.write_text('{"checksum": "", "seed": ' + nested + "}")

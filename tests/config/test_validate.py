@@ -1,4 +1,4 @@
-"""Every mistake in a config is told in one line, before anything is loaded."""
+"""Mistakes in a config give one line, before other modules are loaded."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def test_the_defaults_are_legal_and_every_rule_is_of_a_field():
     validate._value(made, field)
 
 
-# field -> a value that is refused, and a word of the remedy
+# field -> a value that is refused, and a word of the advice in the message
 MISTAKES = {
   "seed": (-1, "integer"),
   "stages": (("train",), "metatrain"),
@@ -99,7 +99,7 @@ def test_what_float32_would_make_0_or_infinite_is_refused(field, value):
 
 
 def refusal(field, value):
-  """The message that refuses a value."""
+  """Returns the message that refuses a value."""
   made = config()
   section, _, last = field.rpartition(".")
   (made[section] if section else made)[last] = value

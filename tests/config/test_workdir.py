@@ -1,4 +1,4 @@
-"""A workdir belongs to one config: `config.json` says to which."""
+"""A workdir belongs to one config, which is in `config.json`."""
 
 import json
 
@@ -20,7 +20,7 @@ FIELDS = {
 
 
 def changed(**sections):
-  """FIELDS with other values; sections are merged."""
+  """Returns FIELDS with other values; sections are merged."""
   return {
     name: value | sections.get(name, {})
     if isinstance(value, dict)
@@ -112,7 +112,7 @@ def test_a_config_json_that_is_not_ours_is_refused(content, tmp_path):
 
 
 def test_damage_is_told_from_another_config(claimed):
-  """Whatever was trained there; a config of the same fields would fit."""
+  """The message names the damage, even if the config has the edited fields."""
   path = claimed / "config.json"
   path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
   for fields in (FIELDS, changed(seed=1)):
@@ -170,7 +170,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_other_random_draws_are_refused_where_they_count(tmp_path):
-  """In training, and where the seed says which classes are tested."""
+  """They count in training, and if the seed selects the test classes."""
   old = {name: x for name, x in FIELDS.items() if name != "streams"}
   folder = changed(data={"name": "folder:160"})
   workdirs.claim(tmp_path, old)

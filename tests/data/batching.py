@@ -1,10 +1,13 @@
-"""Batches for tests of the loader; light, for worker processes import it."""
+"""Batches for tests of the loader.
+
+The module imports little, because worker processes import it.
+"""
 
 import numpy as np
 
 
 def batch(images, step):
-  """A function of the step: rows, their labels and pixels."""
+  """Returns the rows, labels and pixels of a step."""
   rng = np.random.default_rng(step)
   rows = rng.integers(0, len(images.keys), 6)
   return {
@@ -15,7 +18,7 @@ def batch(images, step):
 
 
 def fail(step, at):
-  """The step, unless it is `at`."""
+  """Returns the step, or raises if it is `at`."""
   if step == at:
     raise KeyError(f"step {step}")
   return step

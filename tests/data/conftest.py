@@ -1,1 +1,1 @@
-"""Puts this folder on the path: tests below it use `crashes` and `forked`."""
+"""Puts this folder on the path, because tests below it use its modules."""

@@ -1,4 +1,4 @@
-"""Copies of random pictures: made, opened and compared."""
+"""Makes, opens and compares copies of random pictures."""
 
 import io
 
@@ -26,7 +26,7 @@ def items(count, first=0):
 
 
 class MadeAgain(Exception):
-  """Copies that should have been taken as they are."""
+  """Copies were made again that should have been used as they are."""
 
 
 def load(place, made, *, side=16, made_from="these", made_before=False):
@@ -47,7 +47,7 @@ def load(place, made, *, side=16, made_from="these", made_before=False):
 
 
 def check(found, made, side=16):
-  """Against the slow and obvious."""
+  """Compares copies with those of a slow and simple version."""
   assert found.keys == tuple(item.key for item in made)
   assert found.labels == tuple(item.label for item in made)
   assert found.sizes.dtype == np.int32

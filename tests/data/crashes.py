@@ -1,6 +1,6 @@
-"""What runs in processes that are killed, interrupted or out of disk space.
+"""Functions for processes that are killed, interrupted or out of disk space.
 
-`forked` calls these functions; they print what the test wants to know.
+`forked` calls these functions. They print the results for the test.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from deepemd_jax.errors import InputError
 
 
 def kill_at(module, name, moment, number=signal.SIGKILL, calls=None):
-  """The `moment`-th call of module.name sends a signal to this process."""
+  """Makes the `moment`-th call of module.name send a signal to this process."""
   function, calls = getattr(module, name), [] if calls is None else calls
 
   def until_killed(*arguments, **more):
@@ -31,25 +31,25 @@ def kill_at(module, name, moment, number=signal.SIGKILL, calls=None):
 
 
 def loaded(*names):
-  """Which of these modules are loaded."""
+  """Returns those of the given modules that are loaded."""
   return [name for name in names if name in sys.modules]
 
 
 def prepare_cub(directory, source):
-  """45 images of CUB; prints whether they are ready."""
+  """Prepares 45 images of CUB; prints whether they are ready."""
   benchmark = fake.small("cub", 5)
   prepare.prepare(benchmark, directory, source=source)
   print(prepare.is_ready(benchmark, directory), loaded("tensorflow", "jax"))
 
 
 def prepare_cub_until_killed(directory, source, image, number):
-  """The same, with a signal while this image is encoded."""
+  """Calls `prepare_cub`, with a signal while the given image is encoded."""
   kill_at(image_io, "as_rgb_file", image, number)
   prepare_cub(directory, source)
 
 
 def prepare_cub_on_a_full_disk(directory, source, limits):
-  """The same once for each limit, in bytes, at which writing a file fails."""
+  """Calls `prepare_cub` with each limit, in bytes, for the size of a file."""
   for limit in limits:
     try:
       with limited(limit):
@@ -59,7 +59,7 @@ def prepare_cub_on_a_full_disk(directory, source, limits):
 
 
 def load_glyphs(directory, variant, split):
-  """Prints how many images there are."""
+  """Loads glyphs; prints the number of images."""
   source = glyph_source.GlyphClutterSource(directory, variant=variant)
   images = source.load(split)
   heavy = loaded("tensorflow", "matplotlib", "jax")
@@ -67,13 +67,13 @@ def load_glyphs(directory, variant, split):
 
 
 def load_glyphs_until_killed(directory, variant, split, scene):
-  """The same, killed when this scene is drawn."""
+  """Calls `load_glyphs`, and is killed when the given scene is drawn."""
   kill_at(glyph_clutter, "scene", scene)
   load_glyphs(directory, variant, split)
 
 
 def make_copies(place, items):
-  """Copies of 16 pixels; a mistake is one line and exit code 1."""
+  """Makes copies of 16 pixels; an error is one line and exit code 1."""
   try:
     pixel_cache.load(
       place,
@@ -89,7 +89,7 @@ def make_copies(place, items):
 
 
 def make_copies_until_killed(place, items, moment):
-  """The same; decoding, syncing and renaming are moments."""
+  """Calls `make_copies`, and is killed at a decoding, syncing or renaming."""
   calls = []
   for module, name in ((os, "fsync"), (os, "rename"), (pixel_cache, "_copy")):
     kill_at(module, name, moment, calls=calls)
@@ -98,7 +98,7 @@ def make_copies_until_killed(place, items, moment):
 
 @contextlib.contextmanager
 def limited(size):
-  """Within, writing a file beyond so many bytes fails."""
+  """Inside this context, a file cannot grow beyond so many bytes."""
   signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   free = resource.RLIM_INFINITY
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, free))
@@ -109,13 +109,13 @@ def limited(size):
 
 
 def make_copies_on_a_full_disk(place, items, limit):
-  """The same where a file can have so many bytes."""
+  """Calls `make_copies`; a file cannot grow beyond so many bytes."""
   with limited(limit):
     make_copies(place, items)
 
 
 def prepare_from(url, directory):
-  """Downloads CUB from another place, without trying again."""
+  """Downloads CUB from another address, and does not retry."""
   cub = fake.small("cub", 5)
   archive = dataclasses.replace(cub.archives[0], url=url)
   prepare.prepare(dataclasses.replace(cub, archives=(archive,)), directory)

@@ -1,6 +1,6 @@
-"""Processes without their start-up time, for tests that need a real one.
+"""Starts processes fast, for tests that need a real process.
 
-A server imports once what is preloaded, and forks for each call.
+A server imports the preloaded modules once, and forks for each call.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tempfile
 import traceback
 from multiprocessing import forkserver
 
-# `crashes` has the functions, and imports nearly all that they need.
+# `crashes` has the functions. It imports nearly all modules that they need.
 PRELOADED = ["crashes", "deepemd_jax.data.published.tfds_builder"]
 
 
@@ -41,7 +41,7 @@ class Forked:
   folder: tempfile.TemporaryDirectory
 
   def communicate(self):
-    """Waits; returns (exit code, what it printed, what it wrote to stderr)."""
+    """Waits for the end; returns (exit code, stdout, stderr)."""
     self.process.join(60)
     assert self.process.exitcode is not None, "it does not end"
     texts = [
@@ -62,12 +62,15 @@ def start(function, *arguments):
 
 
 def run(function, *arguments):
-  """As `start`, and waits for it."""
+  """Calls a function like `start`, and waits for its process."""
   return start(function, *arguments).communicate()
 
 
 def _call(folder, function, arguments):
-  """Ends the process with 0, what it raises as SystemExit, 130 or 1."""
+  """Calls a function, and ends the process with an exit code.
+
+  The code is 0, or 1 after SystemExit, 130 after Ctrl-C, 70 after other errors.
+  """
   for number, name in ((1, "stdout"), (2, "stderr")):
     file = os.open(pathlib.Path(folder, name), os.O_WRONLY | os.O_CREAT)
     os.dup2(file, number)

@@ -1,4 +1,4 @@
-"""Shuffled batches: every image once an epoch, the same after a restart."""
+"""Shuffled batches have each image once an epoch, also after a restart."""
 
 import pickle
 

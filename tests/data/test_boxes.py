@@ -1,4 +1,4 @@
-"""Boxes: torchvision's random crops and the official grid."""
+"""Boxes are those of torchvision's random crops and of the official grid."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,11 @@ def test_random_crops_are_whole_pixels_inside_the_image(sizes, seed):
 
 @pytest.mark.parametrize(("height", "width"), [(333, 500), (84, 84), (60, 300)])
 def test_random_crops_are_spread_as_torchvisions(height, width):
-  """Quantiles 1, 5, 25, 50, 75, 95, 99 % over 20,000 draws of torchvision 0.28
-  of area share, width / height, top, left, height and width."""
+  """The quantiles agree with those of 20,000 draws of torchvision 0.28.
+
+  They are the quantiles 1, 5, 25, 50, 75, 95 and 99 % of the share of the area,
+  width / height, top, left, height and width.
+  """
   golden = np.load(GOLDEN / "rrc_quantiles.npz")[f"w{width}h{height}"]
   sizes = np.tile([[height, width]], (20_000, 1))
   boxes = box_geometry.random_resized_crop(np.random.default_rng(0), sizes)
@@ -41,8 +44,8 @@ def test_random_crops_are_spread_as_torchvisions(height, width):
   for values, expected in zip(
     (share, w / h, top, left, h, w), golden, strict=True
   ):
-    # Both sides are samples: their distribution functions differ by sampling
-    # error, and by one step where values are whole numbers.
+    # Both sides are samples. Their distribution functions differ by sampling
+    # error, and by one step if values are whole numbers.
     for q, at in zip((1, 5, 25, 50, 75, 95, 99), expected, strict=True):
       below, upto = (values < at - 1e-9).mean(), (values <= at + 1e-9).mean()
       assert below - 0.02 <= q / 100 <= upto + 0.02
@@ -53,7 +56,7 @@ def test_random_crops_are_spread_as_torchvisions(height, width):
   [((10, 1000), (493, 0, 506, 10)), ((1000, 10), (0, 493, 10, 506))],
 )
 def test_a_narrow_image_gets_its_largest_central_crop(size, expected):
-  """Such an image has room for no crop of these shares: as torchvision does."""
+  """No crop of these shares fits into the image. torchvision does the same."""
   boxes = box_geometry.random_resized_crop(
     np.random.default_rng(0), [size], scale=(0.5, 1.0)
   )
@@ -100,5 +103,5 @@ def test_grid_ratios_are_each_images_and_levels_own():
   )
   widths = boxes[..., 2] - boxes[..., 0]
   assert widths[0, :4].max() == 30 and widths[0, 4:].max() == 40
-  assert widths[1, 0] == 89  # 22 + 67: cut off at the left border
+  assert widths[1, 0] == 89  # 22 + 67: cut at the left border
   assert widths[1, 4:].max() == 30

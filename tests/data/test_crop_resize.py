@@ -1,4 +1,4 @@
-"""`crop_resize` is PIL, pixel for pixel."""
+"""`crop_resize` gives the same pixels as PIL."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ GOLDEN_VIEWS = np.load(GOLDEN / "transforms.npz")
 
 
 def pictures(rng, count, height, width):
-  """Noise on smooth color, hard for a resizing filter."""
+  """Makes noise on smooth color, which is hard for a resizing filter."""
   coarse = rng.integers(0, 256, (count, 5, 5, 3), np.uint8)
   smooth = np.stack(
     [
@@ -28,7 +28,7 @@ def pictures(rng, count, height, width):
 
 
 def pil(image, box, flip, size, passes=2):
-  """In two passes, in Pillow 13's order; in one, that of the Pillow here."""
+  """Resizes in two passes, in the order of Pillow 13, or in one pass."""
   crop = Image.fromarray(image).crop(tuple(int(v) for v in box))
   if passes == 2:
     tall = crop.height - size > max(0, 2 * (crop.width - size))
@@ -85,8 +85,10 @@ BOX = st.tuples(*[st.floats(0, 59)] * 2, *[st.floats(0.001, 60)] * 2).map(
 @settings(deadline=None)
 @given(box=BOX, flip=st.booleans())
 def test_any_fractional_box_sees_what_lies_in_it(box, flip):
-  """On a ramp of gray, each result lies where the box says, to a pixel; on one
-  color it is that color, however small the box."""
+  """On a gray ramp, each result is right to a pixel.
+
+  On a single color, each result is that color, however small the box is.
+  """
   ramp = np.broadcast_to(4 * np.arange(60)[None, :, None], (60, 60, 3))
   images = np.stack([ramp, np.full((60, 60, 3), 77)]).astype(np.uint8)
   found = np.asarray(
@@ -115,7 +117,7 @@ def test_evaluation_images_are_resized_and_cut():
 
 
 def test_a_crop_of_a_stored_copy_is_a_crop_of_the_original():
-  """Of a smooth picture: the copy has lost no detail."""
+  """The picture is smooth, so the copy has lost no detail."""
   rng = np.random.default_rng(2)
   coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
   photo = coarse.resize((300, 200), Image.Resampling.BICUBIC)

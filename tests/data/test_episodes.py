@@ -1,4 +1,4 @@
-"""Episodes: what they are made of, and that they depend on nothing else."""
+"""Episodes have the right classes and images, and depend only on the index."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def same(first, second):
 
 @st.composite
 def tasks(draw):
-  """Labels in any order that the shape of the episodes fits, and the shape."""
+  """Draws labels in any order, and a shape of episodes that fits them."""
   way, shot, query = draw(
     st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5))
   )
@@ -57,12 +57,12 @@ def test_an_episode_is_what_it_says(task, index, seed):
   assert len(set(episode.classes)) == way
   rows = np.concatenate([episode.support, episode.query], 1)
   assert (labels[rows] == episode.classes[:, None]).all()
-  assert len(np.unique(rows)) == rows.size  # no image twice
+  assert len(np.unique(rows)) == rows.size  # no image occurs twice
 
 
 @given(task=tasks(), indices=st.lists(st.integers(0, 1000), min_size=1))
 def test_an_episode_depends_on_its_index_alone(task, indices):
-  """In any order, from any sampler, alone or in a batch."""
+  """The order, the sampler and the batch do not matter."""
   labels, shape = task
   draw = sampler(labels, **shape)
   batch = episodes.batch(draw, indices)
@@ -95,13 +95,13 @@ def test_another_seed_split_or_index_is_another_episode(first, second):
 
 
 def test_all_classes_and_images_are_drawn_alike():
-  """Each of 12 images is in an episode with probability 1/2 * 2/3."""
+  """Each of the 12 images is in an episode with probability 1/2 * 2/3."""
   labels = np.arange(12) % 4
   draw = sampler(labels, way=2, shot=1, query=1)
   drawn = episodes.batch(draw, range(3000))
   for rows, share in ((drawn.support, 1 / 6), (drawn.query, 1 / 6)):
     found = np.bincount(rows.ravel(), minlength=12) / 3000
-    # Four standard deviations of a binomial.
+    # The limit is four standard deviations of a binomial distribution.
     assert abs(found - share).max() < 4 * np.sqrt(share * (1 - share) / 3000)
 
 

@@ -1,4 +1,4 @@
-"""The user's images: every layout, every kind of picture, every mistake."""
+"""Folders of the user's images: layouts, kinds of pictures, and mistakes."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from deepemd_jax.errors import InputError
 
 
 def fill(root, *names):
-  """Makes small images at these paths."""
+  """Makes small images at the given paths."""
   for name in names:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def fill(root, *names):
 
 
 def names(found, root):
-  """A listing with file names instead of paths."""
+  """Returns a listing with file names instead of paths."""
   return {
     split: {
       label: [path.relative_to(root).as_posix() for path in paths]
@@ -206,7 +206,7 @@ def test_links_inside_the_folder_and_to_it_are_fine(tmp_path):
 
 @contextlib.contextmanager
 def unprivileged():
-  """Root may read everything: be nobody for a while."""
+  """Becomes the user nobody for a block, because root may read everything."""
   user = os.geteuid()
   if user == 0:
     os.seteuid(65534)
@@ -218,7 +218,7 @@ def unprivileged():
 
 @pytest.mark.parametrize("locked", [".", "a", "a/deep"])
 def test_an_unreadable_folder_is_refused(locked):
-  # Not tmp_path: its parents are closed to others.
+  # Other users cannot enter the parents of tmp_path.
   root = pathlib.Path(tempfile.mkdtemp())
   try:
     root.chmod(0o755)

@@ -1,5 +1,4 @@
-"""Tables and folders that spell a name in two ways, and folders that are not
-what they are taken for."""
+"""Tables and folders may spell names differently; wrong folders are refused."""
 
 import unicodedata
 
@@ -14,7 +13,7 @@ FILES = "filename,label,split\n"
 
 
 def fill(root, *names):
-  """Makes small images at these paths."""
+  """Makes small images at the given paths."""
   for name in names:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +22,7 @@ def fill(root, *names):
 
 
 def listed(root, text, tmp_path):
-  """{split: {class: file names}} by a table."""
+  """Returns {split: {class: file names}} by a table."""
   table = tmp_path / "table.csv"
   table.write_text(text, "utf-8")
   found = folder.listing(root, table=table)
@@ -58,7 +57,7 @@ def test_a_class_is_found_by_any_spelling(folder_name, label, tmp_path):
     ("a/1.png", "/home/someone/a/1.png"),
     ("a /1.png", "a/1.png"),
     (f"{NFD}/é.png", unicodedata.normalize("NFC", f"{NFD}/é.png")),
-    ("a\\1.png", "a\\1.png"),  # where that is a file's name
+    ("a\\1.png", "a\\1.png"),  # here this is the name of a file
   ],
 )
 def test_a_file_is_found_by_any_spelling(file, written, tmp_path):

@@ -1,4 +1,4 @@
-"""The user's images as a source: what it counts is what it loads."""
+"""The user's images as a source, whose counts agree with what it loads."""
 
 import collections
 import os
@@ -20,7 +20,7 @@ def counted(images):
 
 @pytest.fixture
 def photos(tmp_path):
-  """Six classes of 1 to 6 images, each of its own size and color."""
+  """Six classes of 1 to 6 images, which differ in size and color."""
   root = tmp_path / "photos"
   for c in range(6):
     (root / f"class{c}").mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_a_split_without_classes_is_refused(photos):
 
 
 def remade(photos, capfd, **settings):
-  """Whether opening the folder made copies again; they are right."""
+  """Returns whether copies were made again, and checks that they are right."""
   source = folder_source(photos, **settings)
   images = source.load("train")
   assert counted(images) == source.counts("train")
@@ -105,12 +105,12 @@ def test_a_changed_folder_is_decoded_again(photos, capfd):
   os.utime(photos / first / "z.png", ns=(before.st_atime_ns, 1))
   assert remade(photos, capfd) and not remade(photos, capfd)
   kept = photos.parent / "kept" / "stored" / "folder"
-  (place,) = kept.iterdir()  # nothing old is left
+  (place,) = kept.iterdir()  # no old copies are left
   assert sorted(os.listdir(place)) == [".16.lock", "16"]
 
 
 def test_originals_of_a_folder(photos):
-  """Nothing is stored but what they are called and how large they are."""
+  """Only the names and sizes of images are stored."""
   source = folder_source(photos, side=0)
   images, copies = source.load("train"), folder_source(photos).load("train")
   assert source.protocol == "folder:original"

@@ -1,4 +1,4 @@
-"""The embedded data set: its lists, its scenes and what its variants share."""
+"""The data set `glyph_clutter`: its lists, its scenes and its variants."""
 
 import collections
 import unicodedata
@@ -16,7 +16,7 @@ CHARACTERS = {
   for classes in LISTS.values()
   for name, row in classes.items()
 }
-# One scene of each class, typefaces in turn.
+# One scene of each class, with alternating typefaces.
 SCENES = [
   list(glyph_clutter.keys({name: character}, "d0_plain"))[number % 5]
   for number, (name, character) in enumerate(CHARACTERS.items())
@@ -52,7 +52,10 @@ def test_the_lists_count_what_the_builder_makes(variant):
 
 
 def glyph_pixels(row):
-  """Where the glyph is solid (the same on black and on white), its color."""
+  """Returns where the glyph is solid, and its color.
+
+  A solid pixel is the same on black and on white.
+  """
   real = glyph_clutter._background
 
   def on(color):
@@ -87,7 +90,7 @@ def test_default_is_the_relief_with_one_to_three_distractors():
 
 
 def test_each_distractor_adds_to_what_is_there():
-  """One more changes some pixels, and the same ones over every background."""
+  """One more distractor changes the same pixels over every background."""
   apart = either = 0
   for row in SCENES[::4]:
     changed = {}
@@ -96,11 +99,11 @@ def test_each_distractor_adds_to_what_is_there():
       changed[kind] = (few != more).any(-1)
     apart += (changed["plain"] != changed["busy"]).sum()
     either += (changed["plain"] | changed["busy"]).sum()
-  assert either > 0 and apart <= 0.05 * either  # edges that happen to agree
+  assert either > 0 and apart <= 0.05 * either  # edges may agree by chance
   differ = [
     (pixels(r, "d0_plain") != pixels(r, "d1_plain")).any() for r in SCENES
   ]
-  assert np.mean(differ) > 0.9  # the others are hidden behind the glyph
+  assert np.mean(differ) > 0.9  # in the others, the glyph hides it
 
 
 def test_busy_has_twice_the_contrast():
@@ -116,7 +119,7 @@ def test_busy_has_twice_the_contrast():
 
 
 def test_glyphs_are_not_mirrored():
-  """The drawing, not its mirror image, matches what the scene shows."""
+  """The glyph in a scene matches the drawing better than its mirror image."""
   wins = []
   for row in SCENES:
     _, _, character, path = row
@@ -133,11 +136,11 @@ def test_glyphs_are_not_mirrored():
       np.asarray(shown, float).ravel(), drawn[:, ::-1].ravel()
     )
     wins.append(match[0, 1] > mirrored[0, 1])
-  assert len(wins) > 15 and np.mean(wins) > 0.8  # tilts hide a few
+  assert len(wins) > 15 and np.mean(wins) > 0.8  # tilted glyphs may fail
 
 
 def test_fonts_are_not_believed_about_characters_they_lack():
-  """In cmr10.ttf other shapes sit at the places of most symbols."""
+  """cmr10.ttf has other shapes at the codes of most symbols."""
   paths = [p for p in glyph_clutter.typefaces() if p.endswith("cmr10.ttf")]
   assert len(glyph_clutter.typefaces()) == 21 and len(paths) == 1
   assert glyph_clutter.glyph(paths[0], "®") is None

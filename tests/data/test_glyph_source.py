@@ -1,4 +1,4 @@
-"""The embedded data set as a source: what it counts is what it loads."""
+"""`glyph_clutter` as a source, whose counts agree with what it loads."""
 
 import collections
 import signal
@@ -28,7 +28,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def few(few_prepared, monkeypatch):
-  """A source of the images in one typeface, and the lists that count them."""
+  """A source of the images in one typeface, with lists that fit."""
   lists, typefaces, source = few_prepared
   monkeypatch.setattr(splits, "load", lambda name: lists)
   monkeypatch.setattr(glyph_clutter, "typefaces", lambda: typefaces)
@@ -80,7 +80,7 @@ def check(glyphs, split, capfd):
 
 
 def test_a_killed_preparation_is_made_again_by_one_of_two_processes(tmp_path):
-  """And neither loads TensorFlow or matplotlib for it."""
+  """Neither process loads TensorFlow or matplotlib."""
   where = str(tmp_path), "d1_plain", "test"
   code, *_ = forked.run(crashes.load_glyphs_until_killed, *where, 100)
   assert code == -signal.SIGKILL
@@ -98,7 +98,7 @@ def test_a_killed_preparation_is_made_again_by_one_of_two_processes(tmp_path):
 
 
 def test_a_set_of_another_size_is_not_taken(tmp_path, monkeypatch):
-  """As after a change of the fonts in the matplotlib wheel."""
+  """The size changes if the fonts in the matplotlib wheel change."""
   few = glyph_clutter.typefaces()[:1]
   monkeypatch.setattr(glyph_clutter, "typefaces", lambda: few)
   source = glyph_source.GlyphClutterSource(str(tmp_path), variant="d0_plain")

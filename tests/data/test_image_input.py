@@ -1,4 +1,4 @@
-"""Whatever a person hands over becomes the same RGB image, or a reason."""
+"""Every kind of input becomes the same RGB image, or is refused."""
 
 import io
 import os
@@ -79,7 +79,7 @@ def test_paths_that_are_no_image(tmp_path):
 
 
 def test_what_identifies_an_image(pixels, tmp_path):
-  """A file's bytes, whatever its name; pixels otherwise, and their shape."""
+  """A file is identified by its bytes, and an array by its pixels and shape."""
   Image.fromarray(pixels).save(tmp_path / "a.png")
   (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
   first, second = (
@@ -111,7 +111,7 @@ def test_a_small_copy_to_look_at_is_turned_as_the_image():
   rng = np.random.default_rng(0)
   coarse = Image.fromarray(rng.integers(0, 256, (5, 8, 3), np.uint8))
   exif = Image.Exif()
-  exif[0x0112] = 6  # turned by a quarter
+  exif[0x0112] = 6  # a quarter turn
   file = io.BytesIO()
   coarse.resize((800, 500)).save(file, "JPEG", exif=exif, quality=95)
   content = file.getvalue()

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes what a person sees, or is named as bad."""
+"""Every kind of picture becomes what a person sees, or is reported as bad."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ def clear(mode, color):
 
 RED = Image.new("P", (6, 4), 1)
 RED.putpalette([0, 0, 0, 255, 0, 0])
-# What is stored, how, and the RGB that a person sees.
+# The stored image, how it is stored, and the RGB that a person sees.
 KINDS = {
   "gray": (clear("L", 77), "PNG", {}, (77, 77, 77)),
   "black and white": (clear("1", 1), "PNG", {}, (255, 255, 255)),
@@ -65,10 +65,10 @@ def test_pictures_of_any_kind_look_as_they_should(kind):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_upright(orientation):
-  """A photo whose tag says how it must be turned looks as the scene did."""
+  """A photograph with an EXIF tag for its rotation looks like the scene."""
   scene = np.zeros((4, 6, 3), np.uint8)
   scene[0, :, 0], scene[:, 0, 1] = 255, 255
-  # How a camera stores the upright scene, by EXIF tag 274.
+  # Ways to store the upright scene, by EXIF tag 274.
   as_stored = {
     1: scene,
     2: scene[:, ::-1],
@@ -94,7 +94,7 @@ def test_16_bits_become_8_a_piece_at_a_time():
   tracemalloc.stop()
   expected = np.rint(values / 257).astype(np.uint8)
   np.testing.assert_array_equal(np.asarray(found)[..., 0], expected)
-  assert peak < 6 * values.size  # bytes; in float64 alone there are 8
+  assert peak < 6 * values.size  # bytes; float64 alone would need 8
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
@@ -111,10 +111,10 @@ def test_large_clear_images_are_put_on_white_as_small_ones_are(mode):
 
 
 def test_tiles_far_larger_than_the_image_are_refused():
-  """A decoder makes room for a whole tile."""
+  """A decoder allocates memory for a whole tile."""
 
   def tiff(tile):
-    """100 x 100 pixels in one tile of so many a side, packed by LZW."""
+    """Returns 100 x 100 pixels in one square tile, compressed by LZW."""
     tags = {256: 100, 257: 100, 258: 8, 259: 5, 262: 1, 277: 1}
     tags |= {322: tile, 323: tile, 324: 200, 325: 50}
     entries = (struct.pack("<HHII", k, 4, 1, v) for k, v in tags.items())
@@ -122,7 +122,7 @@ def test_tiles_far_larger_than_the_image_are_refused():
     return head + b"".join(entries) + bytes(54)
 
   assert "tiles of 900000000 pixels" in problem(tiff(30_000))
-  assert "tiles of" not in problem(tiff(128))  # damaged, for another reason
+  assert "tiles of" not in problem(tiff(128))  # damaged in another way
 
 
 def encoded(image, kind, **options):
@@ -136,7 +136,7 @@ def pixels(content):
 
 
 def problem(source):
-  """Why an image cannot be read, or None."""
+  """Returns why an image cannot be read, or None."""
   try:
     image_io.read_rgb(source)
   except Exception as error:
@@ -154,7 +154,7 @@ PHOTO = Image.fromarray(noise(20, 30, 3))
 def test_a_plain_file_is_kept_byte_for_byte(kind, tmp_path):
   content = encoded(PHOTO, kind)
   assert image_io.as_rgb_file(content) == (content, 20, 30)
-  (tmp_path / "photo").write_bytes(content)  # its name says nothing
+  (tmp_path / "photo").write_bytes(content)  # the name has no suffix
   assert image_io.as_rgb_file(tmp_path / "photo") == (content, 20, 30)
 
 
@@ -249,7 +249,7 @@ def test_crops_are_at_whole_pixels_and_inside(x, y, w, h):
 
 
 def without_pixels():
-  """A BMP that says it is 0 pixels wide."""
+  """Returns a BMP whose header has a width of 0 pixels."""
   content = bytearray(encoded(PHOTO, "BMP"))
   content[18:22] = bytes(4)
   return bytes(content)
@@ -283,7 +283,7 @@ def test_a_missing_file_is_explained(tmp_path):
 
 
 def test_damage_in_a_tiff_is_told_once(capfd):
-  """libtiff would write lines of its own."""
+  """Without a precaution, libtiff would print more lines."""
   content = bytearray(encoded(PHOTO, "TIFF", compression="tiff_lzw"))
   content[100:110] = b"\xff" * 10
   assert problem(bytes(content)) == "damaged"

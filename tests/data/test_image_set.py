@@ -1,4 +1,4 @@
-"""Cached and encoded images: a crop is the same part of the image in both."""
+"""A crop is the same part of an image in cached and in encoded images."""
 
 import pickle
 
@@ -36,7 +36,7 @@ ENCODED = EncodedImages(files=PngFiles(PIXELS), **known(SIZES))
 
 
 def torchvision(pixels, box, size):
-  """What RandomResizedCrop does after it has drawn its box."""
+  """Cuts and resizes as RandomResizedCrop does after it has drawn a box."""
   image = Image.fromarray(pixels).crop(tuple(map(int, box)))
   return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
@@ -44,7 +44,7 @@ def torchvision(pixels, box, size):
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([16, 20]))
 def test_crops_of_originals_are_those_of_torchvision(seed, size):
-  """On the device nothing is left to do."""
+  """The device does not change them."""
   rng = np.random.default_rng(seed)
   rows = rng.integers(0, len(SIZES), (2, 3))
   boxes = box_geometry.random_resized_crop(rng, ENCODED.sizes[rows.ravel()])
@@ -61,7 +61,7 @@ def test_crops_of_originals_are_those_of_torchvision(seed, size):
 
 
 def draw_boxes(kind, rng, sizes):
-  """One box [N, 4] for each image, or several [N, crops, 4]."""
+  """Draws one box [N, 4] for each image, or several [N, crops, 4]."""
   if kind == "fcn":
     return box_geometry.random_resized_crop(rng, sizes)
   if kind == "grid":
@@ -72,7 +72,7 @@ def draw_boxes(kind, rng, sizes):
 
 
 def crop_on_device(pixels, boxes, flip, size):
-  """Of [N, S, S, 3] with boxes [N, crops, 4], or of [N, crops, S, S, 3]."""
+  """Cuts [N, S, S, 3] by boxes [N, crops, 4], or cuts [N, crops, S, S, 3]."""
   if flip.ndim > pixels.ndim - 3:
     pixels = np.broadcast_to(pixels[:, None], (*flip.shape, *pixels.shape[1:]))
   crops = crop_resize.crop_resize(
@@ -86,7 +86,7 @@ def crop_on_device(pixels, boxes, flip, size):
 
 @pytest.mark.parametrize("kind", ["grid", "sampling"])
 def test_several_crops_of_an_original(kind):
-  """The same as each alone, and as what the device makes of them."""
+  """They equal single crops, and the device only mirrors them."""
   rows, rng = np.array([4, 0, 3]), np.random.default_rng(0)
   boxes = draw_boxes(kind, rng, ENCODED.sizes[rows])
   flip = rng.random(boxes.shape[:2]) < 0.5
@@ -108,7 +108,7 @@ def test_several_crops_of_an_original(kind):
 
 @pytest.mark.parametrize("crop", ["center", "whole"])
 def test_whole_originals_are_seen_as_officially(crop):
-  """Resize((92, 92)) and CenterCrop(84) of torchvision, to the last bit."""
+  """They equal Resize((92, 92)) and CenterCrop(84) of torchvision exactly."""
   side = crop_resize.large_side(84) if crop == "center" else 84
   squashed = ENCODED.whole(np.arange(6), side)
   if crop == "center":
@@ -144,7 +144,7 @@ def test_copies_get_the_boxes_of_the_originals():
 
 @pytest.mark.parametrize("kind", ["fcn", "grid", "sampling"])
 def test_copies_as_large_as_originals_give_the_same_crops(kind):
-  """As those of the CIFAR sets are: nothing is lost by storing them."""
+  """The copies of CIFAR are as large as the originals, so nothing is lost."""
   sizes = np.full((12, 2), 32)
   pixels = random_pixels(sizes)
   rows = np.array([7, 0, 11, 3])

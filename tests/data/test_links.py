@@ -1,4 +1,4 @@
-"""Folders from strangers: links that lead out, loops, pipes and devices."""
+"""Folders from strangers with outside links, loops, pipes and devices."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ OUT = "link out of the image folder, to '.*'; copy the files into the folder"
 
 @pytest.fixture
 def photos(tmp_path):
-  """Three splits of one class each, and a folder that is somebody else's."""
+  """Three splits of one class each, and a folder of another person."""
   for split in ("train", "val", "test"):
     paint(tmp_path / "photos" / split / f"of_{split}" / "1.png")
   paint(tmp_path / "elsewhere" / "a" / "1.png")
@@ -37,7 +37,7 @@ def source(photos, side=16, **settings):
     ("train/of_train/2.png", "elsewhere/a/1.png"),
     ("train/of_train/more", "elsewhere/a"),
     ("train/more", "elsewhere/a"),
-    ("more", "photos/more"),  # a loop that nobody follows
+    ("more", "photos/more"),  # a loop that is not followed
   ],
 )
 def test_links_in_a_folder(link, target, photos):
@@ -84,7 +84,7 @@ def test_a_table_may_not_lead_out(photos):
 def test_links_inside_work_and_so_does_one_to_the_folder(photos):
   (photos / "train" / "of_train" / "2.png").symlink_to("1.png")
   (photos / "train" / "again").symlink_to(photos / "val" / "of_val")
-  (photos / "test" / "of_test" / "up").symlink_to("..")  # round and round
+  (photos / "test" / "of_test" / "up").symlink_to("..")  # a loop
   (photos.parent / "link").symlink_to("photos")
   images = source(photos.parent / "link").load("train")
   assert sorted(images.class_names) == ["again", "of_train"]

@@ -1,4 +1,4 @@
-"""Prefetching: the same results, in order, ahead of time, by whomever."""
+"""Prefetching gives the same results in order, whoever computes them."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from deepemd_jax.data.image_set import CachedImages, EncodedImages
 
 
 def test_results_come_in_order():
-  def make(i):  # the later the faster
+  def make(i):  # later items take less time
     time.sleep(0.002 * (i % 4 == 0))
     return i * i
 
@@ -44,7 +44,7 @@ def test_items_keep_their_order_and_few_are_held():
       taken.append(i)
       yield i
 
-  def work(i):  # the later the faster
+  def work(i):  # later items take less time
     time.sleep(0.002 * (i % 4 == 0))
     return i * i
 
@@ -70,7 +70,7 @@ def test_an_exception_comes_out_where_it_belongs():
 
 
 def test_two_are_made_at_once():
-  both = threading.Barrier(2, timeout=10)  # breaks unless two threads meet
+  both = threading.Barrier(2, timeout=10)  # fails unless two threads meet
   results = loader.prefetch(lambda i: both.wait() >= 0, 0, 6)
   assert all(results)
 
@@ -111,7 +111,7 @@ def test_leaving_early_leaves_no_threads():
   hosts=st.sampled_from([1, 2, 3, 4]),
 )
 def test_hosts_share_the_indices(start, length, hosts):
-  """Interleaved they are one host's stream, wherever a run starts again."""
+  """The shares of all hosts together are the stream, after any restart."""
   stop = start + length
   shares = [
     list(loader.prefetch(lambda i: i, start, stop, shard=(host, hosts)))
@@ -125,7 +125,7 @@ def test_hosts_share_the_indices(start, length, hosts):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-  """Copies in a memory map: 6 classes of 8."""
+  """Copies in a memory map: 6 classes of 8 images."""
   from PIL import Image
 
   root = tmp_path_factory.mktemp("images")
@@ -148,7 +148,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoded(images):
-  """The same images, decoded when read."""
+  """The same images, which are decoded when they are read."""
   known = {
     field.name: getattr(images, field.name)
     for field in dataclasses.fields(images)
@@ -196,7 +196,7 @@ def test_workers_decode_images_and_end_when_they_are_left(encoded):
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_the_stream_is_the_same_with_hosts(images, hosts):
-  """Whatever the step a run starts again at."""
+  """The run may start again at any step."""
   make = functools.partial(batching.batch, images)
   for start in range(0, 9, 2):
     found = {}
@@ -223,7 +223,7 @@ def test_hosts_with_workers_after_any_restart(images, workers, hosts):
 
 
 def test_images_travel_without_their_pixels(images, encoded):
-  """What a worker gets is small, and makes the same."""
+  """Pickled images are small, and give the same batches."""
   for each in (images, encoded):
     content = pickle.dumps(each)
     assert len(content) < images.images.shape[0] * 24 * 24 * 3 / 5
@@ -239,7 +239,7 @@ def test_an_exception_in_a_worker_comes_out():
     next(results)
 
 
-# A program that says who its workers are and then stops in some way.
+# A program that prints the ids of its workers and then stops in some way.
 PROGRAM = """
 import multiprocessing, sys, time
 from deepemd_jax.data import loader
@@ -280,7 +280,7 @@ def alive(pid):
   ],
 )
 def test_no_process_is_left_behind(tmp_path, how, number, code, workers):
-  """Left early, by Ctrl-C to the whole group, or killed."""
+  """The program leaves early, is killed, or its group gets Ctrl-C."""
   (tmp_path / "program.py").write_text(PROGRAM)
   process = subprocess.Popen(
     [sys.executable, str(tmp_path / "program.py"), how, str(workers)],

@@ -1,4 +1,4 @@
-"""A name is found in any spelling, and kept as it was given."""
+"""A name is found in any spelling, and keeps the spelling that was given."""
 
 import unicodedata
 

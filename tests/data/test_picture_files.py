@@ -1,5 +1,8 @@
-"""Pictures are what their first bytes say, whatever their names; those that
-cannot be read are named with what to do; the system's files are none."""
+"""Pictures are recognized by their first bytes, whatever their names.
+
+For those that cannot be read, the message says what to do. Files of the system
+are not pictures.
+"""
 
 import io
 import struct
@@ -11,14 +14,14 @@ from PIL import Image
 
 from deepemd_jax.data import folder, image_io, image_set, picture_files
 
-# Not here: what runs another program, has no decoder, unpacks without a limit,
-# or is known by no beginning.
+# Formats that are not read. They run another program, have no decoder, unpack
+# without a limit, or have no fixed first bytes.
 NOT_TAKEN = {
   *("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "FITS", "SPIDER", "IM"),
   *("BLP", "FLI", "FTEX", "GBR", "IMT", "IPTC", "MCIDAS", "PCD", "PIXAR"),
   *("XVTHUMB", "MPO", "HEIF"),  # MPO opens as the JPEG that it begins with
 }
-BY_NAME = {"DIB", "TGA", "XBM", "CUR"}  # nothing at their beginnings tells
+BY_NAME = {"DIB", "TGA", "XBM", "CUR"}  # their first bytes are not fixed
 PHOTO = Image.new("RGB", (16, 16), (200, 40, 40))
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(99)
 FILES = ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini")
@@ -29,7 +32,7 @@ FOLDERS = (
 
 
 def encoded(kind):
-  """A small picture of a format of Pillow's, or None if it cannot write it."""
+  """Returns a small picture in a format, or None if Pillow cannot write it."""
   for image in (PHOTO, PHOTO.convert("1")):
     file = io.BytesIO()
     try:
@@ -72,7 +75,7 @@ def test_a_jpeg_of_any_name_is_an_image_everywhere(name, tmp_path):
 
 
 def tiff(**tags):
-  """A TIFF with further tags."""
+  """Returns a TIFF with additional tags."""
   file = io.BytesIO()
   info = {int(name[1:]): value for name, value in tags.items()}
   PHOTO.save(file, "TIFF", tiffinfo=info)
@@ -107,7 +110,7 @@ def test_pictures_that_cannot_be_read_are_named(
 
 
 def test_an_installed_plug_in_reads_its_kind(tmp_path, monkeypatch):
-  """One that finds a PNG behind the head of a HEIC, in place of pillow-heif."""
+  """The plug-in reads a PNG after the head of a HEIC, like pillow-heif."""
   (tmp_path / "stub_heif.py").write_text(
     "import io\n"
     "from PIL import Image, PngImagePlugin\n"
@@ -158,7 +161,7 @@ def test_directories_without_pictures_are_no_classes(tmp_path, capfd):
 
 
 def png_of(width, height):
-  """A PNG that says it has so many pixels, and has none."""
+  """Returns a PNG whose header has so many pixels, but which has no pixels."""
   head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
   chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b""))
   return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -172,14 +175,14 @@ def png_of(width, height):
 
 @pytest.fixture
 def of_100_pixels(monkeypatch):
-  """Images of more than 100 pixels count as large."""
+  """Makes images of more than 100 pixels count as large."""
   monkeypatch.setattr(image_io, "WHOLE", 100)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_large_images_become_smaller_ones(kind, turned, of_100_pixels):
-  """And say how large they were, upright."""
+  """The size that is returned is that of the upright original."""
   exif = Image.Exif()
   exif[274] = 6 if turned else 1
   picture = Image.new("RGB", (40, 20), "blue")
@@ -221,7 +224,7 @@ def test_the_limit_is_said_and_can_be_set(given, message, monkeypatch):
 
 
 def test_200_megapixels_are_opened_beside_a_limit_of_somebody_else():
-  """Pillow would refuse them, for the whole process."""
+  """Pillow's limit for the whole process would refuse them."""
   assert Image.MAX_IMAGE_PIXELS < 1e8
   with image_io.open_image(png_of(16_320, 12_240)) as image:
     assert image.size == (16_320, 12_240)

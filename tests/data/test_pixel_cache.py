@@ -1,4 +1,4 @@
-"""Stored copies: the pixels they should be, whole or not at all."""
+"""Stored copies have the right pixels, and are complete or not there."""
 
 import contextlib
 import json
@@ -38,8 +38,10 @@ def test_copies_are_made_once_and_are_what_they_should_be(tmp_path, capfd):
 
 
 def test_copies_are_never_enlarged(tmp_path, monkeypatch):
-  """Few images may be smaller, but not most; nor in the copies of a version
-  that did not mind."""
+  """A few images may be smaller than the copies, but not most of them.
+
+  Copies that an older version has enlarged are refused, too.
+  """
   sizes = [(9, 30)] * 3 + [(8, 20), (21, 5), (4, 4)]
   made = [
     pixel_cache.ImageFile(picture(i, *size), str(i))
@@ -157,7 +159,8 @@ def test_broken_images_are_found_and_never_crash(kind, cut, flips):
     broken = bytearray(whole)
     for where, bits in flips:
       broken[int(where * (len(whole) - 1))] ^= bits
-    # A flipped byte may leave a readable picture; nothing else may come out.
+    # With a changed byte a picture may still be readable. No error other than
+    # InputError may come.
     with contextlib.suppress(InputError), warnings.catch_warnings():
       warnings.simplefilter("ignore")
       load(place, [pixel_cache.ImageFile(bytes(broken), "broken")])
@@ -212,7 +215,7 @@ def test_too_little_room_is_told_before_the_work(tmp_path):
 
 
 def test_one_thread_at_a_time_makes_them(tmp_path):
-  """The others wait, and take what it has made."""
+  """The other threads wait, and use the copies that it has made."""
   made, begun = items(40), []
 
   def make():

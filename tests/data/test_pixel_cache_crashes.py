@@ -1,4 +1,4 @@
-"""Stored copies after a kill or on a full disk: whole, or not there."""
+"""After a kill or on a full disk, stored copies are complete or not there."""
 
 import contextlib
 import itertools
@@ -13,11 +13,11 @@ from copies import MadeAgain, check, items, load
 
 
 def killed_at(tmp_path, moments):
-  """Whatever is there afterwards is whole, and the next one makes the rest."""
+  """Kills a process; copies are complete, or the next process makes them."""
   made, before, ended = items(60), items(60, first=5), []
   for moment, there in itertools.product(moments, (False, True)):
     place = tmp_path / f"{moment}{there}" / "kept"
-    if there:  # of something else
+    if there:  # copies of other images
       load(place, before, made_from="others")
     code, _, errors = forked.run(
       crashes.make_copies_until_killed, place, made, moment

@@ -1,4 +1,4 @@
-"""The published data sets as sources: what they count is what they load."""
+"""Published data sets as sources, whose counts agree with what they load."""
 
 import argparse
 import collections
@@ -24,7 +24,7 @@ def counted(images):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """A small cub, prepared: {name: benchmark} and its directory."""
+  """A small prepared cub: {name: benchmark} and its directory."""
   root = tmp_path_factory.mktemp("published")
   small = {"cub": fake.small("cub", 4)}
   archive = fake.cub_archive(root / "CUB_200_2011.tgz", 4)
@@ -34,7 +34,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def cub(prepared, tmp_path, monkeypatch):
-  """A directory of its own in which cub is prepared."""
+  """A separate directory in which cub is prepared."""
   small, directory = prepared
   monkeypatch.setattr(catalogue, "BENCHMARKS", small)
   return pathlib.Path(shutil.copytree(directory, tmp_path / "tfds"))
@@ -53,7 +53,7 @@ def test_a_published_data_set_is_as_counted(cub, capfd):
       images = source.load(split)
       assert counted(images) == source.counts(split)
       assert list(source.counts(split)) == list(images.class_names)
-      assert (images.sizes == (16, 20)).all()  # the boxes in the archive
+      assert (images.sizes == (16, 20)).all()  # the size of the boxes
       for key, label in zip(images.keys, images.labels, strict=True):
         assert images.class_names[label] in key
       place = (
@@ -80,12 +80,12 @@ def test_copies_and_originals_are_of_the_same_images(cub):
   assert copies.keys == originals.keys
   np.testing.assert_array_equal(copies.labels, originals.labels)
   seen = [each.whole(rows, 20).astype(int) for each in (copies, originals)]
-  assert np.abs(seen[0] - seen[1]).mean() < 3  # bicubic, bilinear
+  assert np.abs(seen[0] - seen[1]).mean() < 3  # one is bicubic, one is bilinear
   assert np.abs(seen[0] - seen[1][::-1]).mean() > 20
 
 
 def test_rows_do_not_depend_on_what_it_was_prepared_from(cub, tmp_path):
-  """Else the same episode would hold other images on another machine."""
+  """Otherwise an episode would have other images on another machine."""
   files = fake.cub_files(4)
   backwards = dict(reversed(files.items()))
   archive = fake.tar(tmp_path / "backwards.tgz", backwards)
@@ -138,7 +138,7 @@ def test_copies_of_another_preparation_are_made_again(cub, tmp_path, capfd):
 
 
 def test_the_data_command_makes_the_copies(prepared, tmp_path, monkeypatch):
-  """A run finds everything done."""
+  """A run then decodes nothing."""
   monkeypatch.setattr(catalogue, "BENCHMARKS", prepared[0])
   archive = fake.cub_archive(tmp_path / "CUB_200_2011.tgz", 4)
   command.run(

@@ -1,4 +1,4 @@
-"""What a config says about data, and the source that it names."""
+"""A config describes the data and names their source."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Tables are read as people's programs write them, or it is told why not."""
+"""Tables are read as common programs write them, or refused with a reason."""
 
 import codecs
 import csv
@@ -14,7 +14,8 @@ from deepemd_jax.data import table
 from deepemd_jax.errors import InputError
 
 COLUMNS = ("filename", "label", "split")
-# What none of these alphabets lacks; separators, quotes and line ends too.
+# Characters that all of these alphabets have, with separators, quotes and line
+# ends.
 FIELD = st.text("aBüé1 ,;|\t\"'\n/\\=", min_size=1, max_size=12).filter(
   lambda text: text.strip()
 )
@@ -29,7 +30,7 @@ BAD_HEADER = "needs a header with filename,label,split or label,split; "
 
 
 def read(content, *choices):
-  """Reads a table of these bytes."""
+  """Reads a table from bytes."""
   with tempfile.NamedTemporaryFile(suffix=".csv") as file:
     file.write(content if isinstance(content, bytes) else content.encode())
     file.flush()

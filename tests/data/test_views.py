@@ -1,4 +1,4 @@
-"""A view says what the network sees: drawn on the host, cut on the device."""
+"""A view says what the network sees; the host draws and the device cuts."""
 
 import dataclasses
 import pickle
@@ -56,7 +56,7 @@ def test_training_views_of_episodes(kind, images):
     training.view, 16, jax.tree.map(jnp.asarray, drawn)
   )
   assert cut.shape == (*shape, 16, 16, 3)
-  # Those of pre-training are whole images' random crops, whatever the kind.
+  # Views of pre-training are random crops of whole images, whatever the kind.
   plain = dataclasses.replace(training, of_episodes=False)
   assert draw(plain, rows)["boxes"].shape == (2, 2, 4)
   assert not draw(dataclasses.replace(plain, view=of(kind, flip=False)), rows)[
@@ -66,7 +66,7 @@ def test_training_views_of_episodes(kind, images):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_drawn_does_not_depend_on_who_makes_it(kind, images):
-  """Each process reads its own images, and draws for all; and so do workers."""
+  """Each process and each worker draws for all images, and reads its own."""
   training = TrainingViews(images, of(kind), 16, of_episodes=True)
   rows = np.array([[0, 1], [2, 0], [5, 4], [3, 3]])
   whole = draw(training, rows)
@@ -121,7 +121,7 @@ def test_whole_images_at_test_time(crop, side, images):
   assert views.evaluation_side(view) == side and view.crops_per_image == 1
   seen = views.evaluation_view(view, jnp.asarray(images.images))
   assert seen.shape == (6, 16, 16, 3)
-  # Of an image that is as large already: its middle, or itself.
+  # An image that has this size already gives its middle or itself.
   image = images.images[:1, :side, :side]
   edge = (side - 16) // 2
   middle = image[:, edge : edge + 16, edge : edge + 16]

@@ -1,4 +1,4 @@
-"""A run, the demo of it, and a server."""
+"""Fixtures: a run, a demo of it, and a server."""
 
 import forms
 import pytest
@@ -9,7 +9,7 @@ from deepemd_jax.demo import server
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """With 16 cells a map: more pairs than the page shows at first."""
+  """A run with 16 cells a map: more pairs than the page shows at first."""
   image = {"size": 64, "crop": "whole", "flip": True}
   return tiny_run(tmp_path_factory.mktemp("runs") / "run", image=image)
 

@@ -1,4 +1,4 @@
-"""Forms for the demo, and a server that they are sent to."""
+"""Makes forms for the demo, and starts a server for them."""
 
 import contextlib
 import http.client
@@ -42,7 +42,7 @@ def png(color, seed=0, size=(24, 30)) -> bytes:
 
 @contextlib.contextmanager
 def serving(demo):
-  """The port of a server."""
+  """Starts a server, and yields its port."""
   with socket.create_server((command.HOST, 0)) as listening:
     made = server.Server(demo, listening)
     thread = threading.Thread(target=made.serve_forever)
@@ -56,7 +56,7 @@ def serving(demo):
 
 
 def ask(port, method, path, body=None, headers=(), host=None):
-  """Status, headers, and content of the answer."""
+  """Sends a request; returns status, headers and content of the answer."""
   connection = http.client.HTTPConnection(command.HOST, port, timeout=60)
   with contextlib.closing(connection):
     host = host or f"127.0.0.1:{port}"
@@ -66,7 +66,7 @@ def ask(port, method, path, body=None, headers=(), host=None):
 
 
 def fields(names=("red", "blue"), **changes):
-  """A form that is right, but for the changes; None leaves a field out."""
+  """Returns the fields of a correct form with changes; None removes a field."""
   found = {
     "name": list(names),
     "support0": [(png(RED, 1), "a.png")],
@@ -78,7 +78,7 @@ def fields(names=("red", "blue"), **changes):
 
 
 def encode(values):
-  """The body and headers of a form."""
+  """Returns the body and headers of a form."""
   files = {
     k: [FileStorage(io.BytesIO(f[0]), f[1]) if len(f) == 2 else f for f in v]
     if k.startswith(("support", "query"))
@@ -97,8 +97,13 @@ def classify(port, values, **headers):
 
 
 def start(port, headers, length, some=b""):
-  """The connection of a client that has sent the headers of a form, and some of
-  its body; without a length the body comes in chunks."""
+  """Sends the headers of a form and a part of its body.
+
+  If the length is None, the body is sent in chunks.
+
+  Returns:
+    The connection of the client.
+  """
   size = "Transfer-Encoding: chunked"
   if length is not None:
     size = f"Content-Length: {length}"
@@ -110,7 +115,7 @@ def start(port, headers, length, some=b""):
 
 
 def rest(client) -> bytes:
-  """What the server sends until the connection ends."""
+  """Returns all bytes from the server until the connection ends."""
   client.settimeout(60)
   answer = b""
   with contextlib.suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""`demo`: it says where it is, and ends at Ctrl-C."""
+"""The command `demo` prints its address, and Ctrl-C ends it."""
 
 import os
 import re
@@ -16,8 +16,7 @@ from deepemd_jax.demo import command
 
 
 def test_the_command(run, tmp_path):
-  """Says where it is, opens a browser there, serves, and ends with one line at
-  Ctrl-C."""
+  """It prints its address, opens a browser, serves, and ends at Ctrl-C."""
   browser = tmp_path / "browser"
   browser.write_text(
     f"#!/bin/sh\ncd {tmp_path} && echo $1 > new && mv new asked\n"
@@ -41,7 +40,7 @@ def test_the_command(run, tmp_path):
     ).groups()
     until((tmp_path / "asked").exists)
     assert b"<h1>DeepEMD" in ask(int(port), "GET", "/")[2]
-    # On this machine only: another address of it is not listened on.
+    # The server listens on 127.0.0.1, and not on another address.
     with pytest.raises(OSError):
       socket.create_connection(("127.0.0.2", int(port)), 1).close()
     asked = (tmp_path / "asked").read_text()

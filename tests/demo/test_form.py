@@ -1,4 +1,4 @@
-"""Forms: right ones are classified, wrong ones are refused with a reason."""
+"""Correct forms are classified; wrong forms are refused with a reason."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from deepemd_jax.inference import class_nodes
 
 
 def bomb(side: int) -> bytes:
-  """A PNG of few bytes that says it has side x side pixels."""
+  """Returns a small PNG whose header has side x side pixels."""
   chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),)
   chunks += ((b"IDAT", zlib.compress(bytes(99))), (b"IEND", b""))
   return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -72,7 +72,7 @@ def test_classified_as_the_classifier_does(port, run):
 
 
 def test_several_images_of_a_class(port, run, monkeypatch):
-  # A stand-in for the fit, which takes seconds to compile.
+  # This replaces the fit, which takes seconds to compile.
   mean = lambda support, order, **_: support.mean(1)  # noqa: E731
   monkeypatch.setattr(class_nodes, "_fit", mean)
   images = [png(BLUE, 1), png(BLUE, 2), png(RED, 3)]
@@ -179,13 +179,15 @@ def test_refused(port, changes, status, message, where):
 
 
 def test_names_of_files_are_no_paths(port, tmp_path, monkeypatch):
-  """Files that exist are neither read nor written, and nothing is kept: a
-  temporary file would be refused."""
+  """Existing files are neither read nor written, and no file is kept.
+
+  The test allows no temporary files.
+  """
   monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
   victim = tmp_path / "victim.png"
   victim.write_bytes(b"precious")
   monkeypatch.chdir(tmp_path)
-  # Usually files above 500 kB are parsed onto the disk.
+  # By default, Werkzeug would write files above 500 kB to the disk.
   padded = png(RED) + bytes(550_000)
   values = fields(
     support0=[(padded, str(victim))], query=[(padded, "../victim.png")]

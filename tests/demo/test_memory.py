@@ -1,4 +1,4 @@
-"""Memory: large images leave none behind."""
+"""The demo frees the memory of large images."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ ALLOWED = 20  # MiB more than before; the image has 34
 
 @contextlib.contextmanager
 def demo_process(run):
-  """The demo in a process of its own, whose memory nothing else touches."""
+  """Runs the demo in a separate process, so that its memory can be measured."""
   process = subprocess.Popen(
     [
       *(sys.executable, "-m", "deepemd_jax", "demo"),
@@ -39,14 +39,14 @@ def demo_process(run):
 
 
 def resident(pid: int) -> float:
-  """MiB of a process."""
+  """Returns the resident memory of a process in MiB."""
   lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
   (line,) = (line for line in lines if line.startswith("VmRSS:"))
   return int(line.split()[1]) / 2**10
 
 
 def large_image() -> bytes:
-  """A file of 0.1 MiB with 12 million pixels."""
+  """Returns a file of 0.1 MiB with 12 million pixels."""
   file = io.BytesIO()
   image = Image.new("RGB", (4_000, 3_000), "red")
   image.save(file, "PNG", compress_level=1)
@@ -56,10 +56,10 @@ def large_image() -> bytes:
 def test_images_of_12_megapixels(run):
   large = fields(query=[(large_image(), "q.png")])
   with demo_process(run) as (pid, port):
-    for values in (fields(), large):  # programs are compiled
+    for values in (fields(), large):  # compiles the programs
       assert classify(port, values)[0] == 200
     before = resident(pid)
-    for _ in range(2):  # glibc starts to keep memory at the second
+    for _ in range(2):  # glibc would keep memory from the second on
       status, found = classify(port, values)
       assert status == 200, found
       assert resident(pid) - before < ALLOWED

@@ -1,4 +1,4 @@
-"""The page in a real browser."""
+"""Tests of the page in a real browser."""
 
 import json
 
@@ -21,7 +21,7 @@ def tab(port, tmp_path_factory):
 
 @pytest.fixture
 def page(tab):
-  """The page, newly opened; it must not ask for anything from elsewhere."""
+  """The opened page, which must not load anything from other addresses."""
   tab.problems.clear()
   tab.addresses.clear()
   tab.size(1280, 900)
@@ -63,7 +63,7 @@ SUMS = (
 
 
 def check_sums(page):
-  """The lines of the table add up, the first ten and all; returns the logit."""
+  """Checks that the lines add up, the first ten and all; returns the logit."""
   *parts, total = page.evaluate(SUMS)
   assert sum(parts) == pytest.approx(total, abs=0.06)
   assert page.evaluate(all_of("#match image") + ".length") == 4
@@ -80,13 +80,13 @@ def check_sums(page):
 
 
 def test_click_through(page, tmp_path):
-  """An example, classified; the matches of two classes; the sums."""
+  """An example is classified; the matches and sums of two classes are shown."""
   page.screenshot(tmp_path / "before.png")
   page.click(all_of("#examples button") + "[0]")
   page.wait(all_of("#classes .card") + ".length === 5")
   loaded = f"[...{all_of('.thumbs img')}].every(i => i.naturalWidth === 224)"
   page.wait(f"{all_of('.thumbs img')}.length === 6 && {loaded}")
-  # This server takes four classes; remove one that is not the query's.
+  # This server takes four classes. Remove one that is not the query's.
   page.click(by_id("classify"))
   page.wait(ERROR)
   assert "5 classes; at most 4" in text(page, "#error")
@@ -125,12 +125,12 @@ def test_click_through(page, tmp_path):
   page.size(390, 844, phone=True)
   assert page.evaluate("document.documentElement.scrollWidth") <= 390
   page.screenshot(tmp_path / "phone.png")
-  # The refusal above is a line in the console, and the only one.
+  # The console has only one line, which is the refusal above.
   assert len(page.problems) == 1 and "413" in page.problems[0]
 
 
 def test_own_files(page, tmp_path):
-  """Dropped and removed; mistakes told where they are; a name that tricks."""
+  """Files are dropped and removed; errors are shown at the right place."""
   for name, content in (
     ("red.png", png(RED, 1)),
     ("blue.png", png(BLUE, 2)),
@@ -153,7 +153,7 @@ def test_own_files(page, tmp_path):
   )
   page.drop("document.querySelector('#query .card')", [tmp_path])
   assert text(page, "#query .error") == "Drop images, not a folder."
-  # Beside the cards a file does nothing.
+  # A file that is dropped outside of the cards does nothing.
   page.drop("document.querySelector('h1')", [tmp_path / "red.png"])
 
   page.click(by_id("classify"))
@@ -182,7 +182,7 @@ def test_own_files(page, tmp_path):
 
 
 def test_keys_alone(page):
-  """Tab and Enter reach the example and the button; Tab lights the pairs."""
+  """Tab and Enter reach the example and the button; Tab highlights pairs."""
 
   def focus():
     page.press("Tab", 9)
@@ -198,7 +198,7 @@ def test_keys_alone(page):
       break
   page.press("Enter", 13)
   page.wait(RESULT)
-  # The focus is on the result: next is the chosen class, then the first pair.
+  # The focus is on the result. Next are the chosen class and the first pair.
   assert page.evaluate("document.activeElement.id") == "result"
   focus()
   chosen = page.evaluate("document.activeElement.checked")

@@ -1,4 +1,4 @@
-"""The server: what it serves, to whom, and who has to wait."""
+"""Tests of what the server serves, to whom, and who has to wait."""
 
 import base64
 import io
@@ -49,7 +49,7 @@ def test_only_the_page_is_served(port):
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80"])
 def test_other_hosts_are_refused(port, host):
-  """What a name that was bound anew to 127.0.0.1 would send."""
+  """A name that was rebound to 127.0.0.1 would send such a host."""
   for method, path in (("GET", "/"), ("GET", "/example"), ("POST", "/x")):
     status, _, content = ask(port, method, path, host=host)
     assert status == 421 and b"127.0.0.1 and localhost only" in content
@@ -70,18 +70,18 @@ def test_other_sites_are_refused(port):
     for path in ("/example?kind=one&seed=1", "/settings"):
       status, _, content = ask(port, "GET", path, headers=headers)
       assert status == 403 and b"another site" in content, (path, headers)
-    # A link to the page may be anywhere.
+    # Other sites may link to the page itself.
     assert ask(port, "GET", "/", headers=headers)[0] == 200
   ours = {"Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"}
   assert classify(port, fields(), **ours)[0] == 200
   assert ask(port, "GET", "/example?kind=one&seed=1", headers=ours)[0] == 200
-  # A port that ssh forwards may have another number here.
+  # A port that ssh forwards may have another number in the browser.
   tunnel = {"Host": "localhost:9999", "Origin": "http://localhost:9999"}
   assert classify(port, fields(), **tunnel)[0] == 200
 
 
 def test_each_waits_its_turn(demo, port):
-  assert classify(port, fields())[0] == 200  # programs are compiled
+  assert classify(port, fields())[0] == 200  # compiles the programs
   found = []
   with demo.turn:
     threads = [
@@ -93,7 +93,7 @@ def test_each_waits_its_turn(demo, port):
     until(lambda: not demo._places._value)
     status, refusal = classify(port, fields())
     assert status == 503 and "4 requests are waiting" in refusal["error"]
-    # The page itself does not wait.
+    # Requests for the page do not wait.
     assert ask(port, "GET", "/settings")[0] == 200
     time.sleep(1)
     assert not found
@@ -111,11 +111,11 @@ def test_clients_that_leave(port, capsys):
     start(port, headers, len(body), body[:500]).close()
   for _ in range(3):
     with start(port, headers, len(body), body) as left:
-      # Away at once, with a reset.
+      # The client closes at once, with a reset.
       left.setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
       )
-  # Those that left may be at work still.
+  # The requests of these clients may still be running.
   until(lambda: classify(port, fields())[0] != 503)
   assert classify(port, fields())[0] == 200
   assert capsys.readouterr().err == ""
@@ -168,7 +168,7 @@ def test_examples(port):
 
 
 def test_each_example_is_made_once(port, monkeypatch):
-  """Also if several ask for it at the same time."""
+  """This holds if several clients request it at the same time."""
   examples = server.examples
   made, make = [], examples.make
 

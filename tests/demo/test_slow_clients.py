@@ -1,4 +1,4 @@
-"""Clients that send slowly, too much or nothing: nobody waits for them."""
+"""Nobody has to wait for clients that send slowly, too much or nothing."""
 
 import contextlib
 import re
@@ -14,8 +14,10 @@ from deepemd_jax.demo import command, server
 
 @contextlib.contextmanager
 def dripping(clients):
-  """Each client sends a byte every twentieth of a second; those that the server
-  gave up are taken out of the list."""
+  """Makes each client send a byte every twentieth of a second.
+
+  Clients whose connection the server has closed are removed from the list.
+  """
   ended = threading.Event()
 
   def drip():
@@ -36,8 +38,8 @@ def dripping(clients):
 
 
 def test_twenty_slow_bodies(demo, port):
-  """They hold no place, and a normal request is answered at once."""
-  assert classify(port, fields())[0] == 200  # programs are compiled
+  """They do not count as requests, and a normal request is answered at once."""
+  assert classify(port, fields())[0] == 200  # compiles the programs
   body, headers = encode(fields())
   with contextlib.ExitStack() as slow:
     clients = [
@@ -60,7 +62,7 @@ def test_twenty_slow_bodies(demo, port):
 
 @pytest.mark.parametrize("where", ["line", "headers", "body"])
 def test_one_deadline(demo, monkeypatch, where):
-  """For the whole request, whether a client drips or falls silent."""
+  """The whole request has one deadline, for slow and for silent clients."""
   assert 0 < server._TIMEOUT <= 60
   monkeypatch.setattr(server, "_TIMEOUT", 0.5)
   body, headers = encode(fields())
@@ -89,7 +91,7 @@ def test_one_deadline(demo, monkeypatch, where):
 
 
 def test_too_many_clients(demo, monkeypatch):
-  """The oldest has to go, and none that is at work."""
+  """The oldest connection is closed, but none whose request is running."""
   monkeypatch.setattr(server, "_MAX_CLIENTS", 8)
   found = []
   with serving(demo) as port, contextlib.ExitStack() as all_clients:
@@ -115,7 +117,7 @@ def test_too_many_clients(demo, monkeypatch):
 
 
 def test_too_many_bytes(demo, monkeypatch):
-  """The client that has sent the most has to go."""
+  """The connection of the client that has sent the most is closed."""
   monkeypatch.setattr(server, "_MAX_RECEIVED", 1_000_000)
   _, headers = encode(fields())
   with serving(demo) as port, contextlib.ExitStack() as all_clients:
@@ -174,7 +176,7 @@ def test_lengths_that_are_none(port, length, status, message):
   ],
 )
 def test_chunks_that_are_none(port, capsys, chunks):
-  """Refused, or dropped; and the server goes on."""
+  """They are refused or dropped, and the server continues."""
   _, headers = encode(fields())
   with start(port, headers, None, chunks) as client:
     client.shutdown(socket.SHUT_WR)

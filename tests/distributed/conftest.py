@@ -1,4 +1,4 @@
-"""What the tests of devices and processes share."""
+"""Fixtures of the tests of devices and processes."""
 
 import functools
 
@@ -9,7 +9,7 @@ from process_pairs import run
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-  """The drawings of the tiny run, which these tests need not wait for."""
+  """The drawings of the tiny run, without the run itself."""
   folder = tmp_path_factory.mktemp("drawings") / "images"
   draw(folder)
   return folder
@@ -17,7 +17,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def on_one_device(images, tmp_path_factory):
-  """Network -> the workdir of a run by one process on one device."""
+  """A function from a network to the workdir of a run on one device."""
 
   @functools.cache
   def trained(network):
@@ -30,5 +30,5 @@ def on_one_device(images, tmp_path_factory):
 
 @pytest.fixture
 def one_device(on_one_device):
-  """The workdir of such a run with the whole ResNet-12."""
+  """The workdir of a run on one device with the whole ResNet-12."""
   return on_one_device("resnet12")

@@ -1,5 +1,8 @@
-"""Every end of one process, in real runs of two; and every kind of evaluation
-and solver on one device, on eight, and on two processes. Long."""
+"""Long tests of runs of two processes.
+
+One process ends in every possible way. Every kind of evaluation and solver runs
+on one device, on eight devices, and on two processes.
+"""
 
 import shutil
 import signal
@@ -28,7 +31,7 @@ from deepemd_jax.errors import LOST
 
 pytestmark = pytest.mark.soak
 
-# As a user tests a trained encoder in several ways, one after the other.
+# Several ways to test a trained encoder.
 EVALUATIONS = {
   "file": {"evaluate.memory": 0.0, "evaluate.heads": ("deepemd", "prototype")},
   "redrawn": {
@@ -53,7 +56,7 @@ TRAIN_AND_TEST = LONG | {
 def test_every_evaluation_finds_the_same_on_any_devices(
   name, one_device, images, tmp_path
 ):
-  """All of them test the encoders that one device has trained."""
+  """All evaluations test the encoders that one device has trained."""
   fields = LONG | EVALUATIONS[name] | {"stages": ("evaluate",)}
   found = []
   for devices in (1, 8):
@@ -83,8 +86,8 @@ def test_two_processes_do_all_stages_as_one_does(one_device, images, tmp_path):
 
 def test_two_processes_with_the_simplex_do_as_one_does(images, tmp_path):
   workdirs = tmp_path / "one", tmp_path / "two"
-  # One step of meta-training: after three, with any solver, differences in the
-  # last digit have grown to 1e-4.
+  # There is one step of meta-training. After three steps with any solver,
+  # differences in the last digit would have grown to 1e-4.
   fields = SHORT | {"emd.solver": "network_simplex"}
   run(workdirs[0], images, fields)
   with Pair(command(workdirs[1], images, fields), tmp_path) as pair:
@@ -95,14 +98,16 @@ def test_two_processes_with_the_simplex_do_as_one_does(images, tmp_path):
 
 
 def test_ends_are_shared_and_nothing_is_lost(images, tmp_path):
-  """The same command, again and again, each time with another end, and then
-  whole, against a run that nothing happened to. All stages that train have one
-  loop."""
+  """The same command is ended in several ways, and then runs to its end.
+
+  It is compared with an uninterrupted run. All stages that train have the same
+  loop.
+  """
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
   arguments = command(workdir, images, TRAIN_AND_TEST)
   for victim, number in (
     *((1, signal.SIGKILL), (0, signal.SIGKILL)),
-    # Ctrl-C, which becomes TERM.
+    # SIGINT has the same effect as SIGTERM.
     *((1, signal.SIGINT), (1, signal.SIGSTOP)),
   ):
     with Pair(arguments, tmp_path) as pair:
@@ -120,14 +125,15 @@ def test_ends_are_shared_and_nothing_is_lost(images, tmp_path):
       if number == signal.SIGKILL:
         assert time.monotonic() - began < 20
       if victim == 0 and code == -signal.SIGABRT:
-        # JAX's own watch over process 0 was quicker; it has no names.
+        # JAX noticed the end of process 0 first. Its message has no name.
         assert "another task died" in errors
         continue
       assert code == LOST and named(victim) in errors, errors
       assert "the same command goes on" in errors.splitlines()[-1]
   assert_untouched(workdir, untouched, TRAIN_AND_TEST, images)
   last, expected = (rows(w, "pretrain")[-1] for w in (workdir, untouched))
-  # Not the training loss: a row after a stop is the mean since the restart.
+  # The training loss is not compared: after a stop it is the mean since the
+  # restart.
   for name in ("step", "val_accuracy", "val_prototype"):
     assert last[name] == expected[name]
 
@@ -137,7 +143,7 @@ def named(index):
 
 
 def assert_untouched(workdir, untouched, fields, images):
-  """The same command again ends as one that nothing happened to."""
+  """Asserts that the resumed run ends like an uninterrupted one."""
   for folder in (workdir, untouched):
     arguments = command(folder, images, fields)
     with Pair(arguments, untouched.parent) as pair:
@@ -159,11 +165,11 @@ def test_an_error_in_one_of_them_ends_both(victim, images, tmp_path):
 
 
 def test_a_full_disk_ends_both(
-  one_device,  # for the copies of the images, which are there then
+  one_device,  # makes the copies of the images
   images,
   tmp_path,
 ):
-  """Process 0 cannot write; the other waits for it inside orbax."""
+  """Process 0 cannot write, and the other process waits for it inside orbax."""
   limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "-"]
   arguments = [*limited, *command(tmp_path / "run", images, SHORT)]
   with Pair(arguments, tmp_path) as pair:
@@ -185,7 +191,7 @@ def test_another_config_in_one_of_them_ends_both(images, tmp_path):
 
 
 def test_one_that_has_not_its_share_of_a_batch_ends_both(tmp_path):
-  """While the other waits inside a computation, which says nothing."""
+  """The other process waits inside a computation, which gives no message."""
   code = f"""
 import pathlib, sys, time
 import jax, numpy as np
@@ -212,7 +218,7 @@ except Exception as error:
 
 
 def test_one_that_nobody_joins_ends():
-  """Although it is inside JAX's own waiting."""
+  """The process ends although it waits inside JAX."""
   code = f"""
 from deepemd_jax.distributed import runtime
 runtime._PATIENCE_SECONDS, runtime._MEETING_SECONDS = 1, 3
@@ -261,7 +267,7 @@ def test_one_that_hangs_though_alive_ends_both(images, tmp_path):
 
 
 def test_a_storm_of_signals_loses_nothing(images, tmp_path):
-  """At any time after they have met, to any of them."""
+  """Signals come at any time after the processes are connected, to either."""
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
   rng = np.random.default_rng(0)
   arguments = command(workdir, images, SHORT)
@@ -272,14 +278,14 @@ def test_a_storm_of_signals_loses_nothing(images, tmp_path):
       time.sleep(rng.uniform(8, 30))
       pair.processes[victim].send_signal(number)
       codes, errors = pair.wait(100), pair.errors(0) + pair.errors(1)
-      if codes == [0, 0]:  # it came too late
+      if codes == [0, 0]:  # the signal came too late
         break
       if 0 in codes:  # too late for one of them
         continue
       if number == signal.SIGTERM:
         assert codes == [143, 143], errors
       else:
-        # The second is JAX's own watch over process 0, which may be quicker.
+        # With the second code, JAX has noticed the end of process 0 first.
         assert codes[1 - victim] in (LOST, -signal.SIGABRT), errors
   assert_untouched(workdir, untouched, SHORT, images)
 
@@ -292,7 +298,7 @@ def test_a_signal_while_they_save_is_heeded(images, tmp_path):
 
 
 def test_a_signal_while_they_validate_loses_nothing(images, tmp_path):
-  """The step is saved before its score is known, and then once more."""
+  """The step is saved before its score is known, and then again."""
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
   with failing("signal", workdir, images) as pair:
     assert pair.wait() == [143, 143], pair.errors(0)
@@ -306,7 +312,7 @@ def test_a_signal_while_they_validate_loses_nothing(images, tmp_path):
 
 
 def failing(kind, workdir, images, victim=1):
-  """A pair of `tests/failing.py`."""
+  """Starts a pair of processes of `tests/failing.py`."""
   arguments = command(workdir, images, SHORT)
   assert arguments[1:3] == ["-m", "deepemd_jax.main"]
   arguments[1:3] = ["tests/failing.py", kind, str(victim)]

@@ -1,9 +1,8 @@
-"""Several devices and several processes: the same numbers as one finds, and
-ends that all processes share.
+"""Several devices or processes give the same numbers as one.
 
-The network is one block of ResNet-12; for soak, all of it, and eight devices of
-one process. Long versions of the ends, with each of them in a real run, are in
-test_ends.py.
+If one process ends, all of them end. The network is one block of ResNet-12. In
+`make soak`, it is the whole network, and one process also has eight devices.
+test_ends.py has longer tests of how processes end, in real runs.
 """
 
 import shutil
@@ -37,8 +36,10 @@ networks = pytest.mark.parametrize(
 def test_eight_devices_go_on_as_one_does(
   network, on_one_device, images, tmp_path
 ):
-  """From the checkpoint before the last of pre-training, which one device has
-  written: two steps, a step of meta-training, and an evaluation."""
+  """They resume from the last but one checkpoint of pre-training on one device.
+
+  They run two steps of pre-training, one of meta-training, and an evaluation.
+  """
   one_device, workdir = on_one_device(network), tmp_path / "run"
   shutil.copytree(one_device, workdir)
   shutil.rmtree(workdir / "pretrain" / "checkpoints" / "12")
@@ -65,10 +66,14 @@ def test_eight_devices_go_on_as_one_does(
 def test_two_processes_find_what_one_finds(
   network, stopped, on_one_device, images, tmp_path
 ):
-  """Two devices each; also after TERM to one of the processes in the middle of
-  training, and the same command again."""
+  """Each process has two devices.
+
+  If `stopped`, one process gets SIGTERM in the middle of training, and the same
+  command is given again.
+  """
   one_device, workdir = on_one_device(network), tmp_path / "run"
-  # In all of ResNet-12 rounding grows, and would meta-train another encoder.
+  # In the whole ResNet-12, rounding errors grow, and meta-training would give
+  # another encoder.
   all_stages = network == "one block"
   stages = ("pretrain", "metatrain", "evaluate")[:: 1 if all_stages else 2]
   arguments = command_of(network, workdir, images, {"stages": stages})
@@ -84,17 +89,18 @@ def test_two_processes_find_what_one_finds(
     assert pair.wait() == [0, 0], pair.errors(0)
     assert ("pretrain: step 0 of" in pair.errors(0)) != stopped
     assert "on 4 x cpu, 2 processes" in pair.errors(0)
-  # Not the momentum: over twelve steps rounding may choose another maximum in
-  # a pool.
+  # The momentum is not compared: over twelve steps, rounding may change which
+  # value a max pool takes.
   for stage in stages[:-1]:
     assert_same_training(one_device, workdir, stage, parts="model")
   last, expected = rows(workdir, "pretrain")[-1], rows(one_device, "pretrain")
-  # Not the training loss: a row after a stop is the mean since the restart.
+  # The training loss is not compared: after a stop it is the mean since the
+  # restart.
   for name in ("step", "val_accuracy", "val_prototype"):
     assert last[name] == expected[-1][name]
   found, expected = scores(workdir), scores(one_device)
   if not all_stages:
-    # One device has meta-trained the encoder of the other head.
+    # The encoder of the other head was meta-trained on one device.
     found, expected = (
       {k: x[k]["prototype"] for k in ("heads", "encoders")}
       for x in (found, expected)
@@ -146,7 +152,7 @@ def test_one_that_dies_ends_both_and_another_config_is_named(
 
 
 def test_a_mistake_ends_each_process_before_they_connect(images, tmp_path):
-  """This one would wait for minutes for the other."""
+  """Without this, the process would wait minutes for the other one."""
   place = f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"
   done = subprocess.run(
     [

@@ -1,4 +1,4 @@
-"""How processes are connected, stopped and compared, in one process."""
+"""Tests, in one process, of how processes are connected, stopped, compared."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def test_outside_ctrl_c_is_an_interrupt():
 
 
 def test_several_processes_leave_signals_to_jax(monkeypatch):
-  """Which is asked with 1, 2, 3, ..., the same in all processes."""
+  """JAX is asked with 1, 2, 3, ..., which are the same in all processes."""
   asked = []
   monkeypatch.setattr(runtime, "_count", 2)
   monkeypatch.setattr(runtime, "_stop_checks", 0)
@@ -89,7 +89,7 @@ def test_processes_with_another_config_are_named(monkeypatch):
 
 @pytest.mark.parametrize("meeting", [0.2, 60.0])
 def test_one_that_nobody_joins_ends(meeting, monkeypatch, capfd):
-  """It says before that it waits; it goes on if they come after that."""
+  """It first says that it is waiting; it continues if the others come then."""
   ends = []
   monkeypatch.setattr(runtime, "_PATIENCE_SECONDS", 0.01)
   monkeypatch.setattr(runtime, "_MEETING_SECONDS", meeting)

@@ -1,4 +1,4 @@
-"""What processes conclude from each other's signs of life. Time is a fake."""
+"""What processes conclude from signs of life, tested with a fake clock."""
 
 import json
 import os
@@ -27,13 +27,13 @@ def test_a_peer_that_is_alive_is_left_alone(clock):
   peer = watchdog.Peer(1, 4)
   for beat in range(100):
     clock[0] += 2
-    # Both are in a long step, or this one is behind.
+    # Both processes are in a long step, or this process is behind.
     assert peer.check(sign(beats=beat), 3) is None
     assert peer.check(sign(beats=beat, progress=4), 3) is None
-  # It was here first, for long; now this one is a step further.
+  # The peer was ahead for a long time. Now this process is a step ahead.
   assert peer.check(sign(beats=1001), 4) is None
   clock[0] += 20
-  assert peer.check(None, 4) is None  # half written
+  assert peer.check(None, 4) is None  # the file is only half written
 
 
 def test_what_is_wrong_with_a_peer(clock):
@@ -57,7 +57,7 @@ def test_what_is_wrong_with_a_peer(clock):
   assert what == "has ended (exit code 2)" and code == MISTAKE
   what, code = peer.check(sign(code=1, why="ValueError: x"), 4)
   assert what == "has ended (ValueError: x)" and code == LOST
-  for code in (0, STOPPED):  # as all do
+  for code in (0, STOPPED):  # these are normal ends
     assert peer.check(sign(code=code, why=""), 9) is None
 
 
@@ -74,7 +74,7 @@ def test_a_peer_that_is_silent_is_not_waited_for(clock):
 
 def test_a_process_that_is_gone_from_this_machine_is_missed_at_once():
   ended = subprocess.Popen(["true"])
-  time.sleep(0.2)  # not waited for: a zombie
+  time.sleep(0.2)  # nobody has waited for it, so it is a zombie
   here = {"machine": watchdog.machine()}
   for _ in range(2):
     peer = watchdog.Peer(1, 2)
@@ -86,8 +86,10 @@ def test_a_process_that_is_gone_from_this_machine_is_missed_at_once():
 
 
 class Watched:
-  """A watchdog of process 0 of 2, with its thread at rest, and the other
-  process's sign of life to be written."""
+  """A watchdog of process 0 of 2, whose thread does not run.
+
+  The test writes the signs of life of the other process.
+  """
 
   def __init__(self, folder, monkeypatch):
     monkeypatch.setattr(watchdog.threading.Thread, "start", lambda self: None)
@@ -110,8 +112,10 @@ def watched(clock, tmp_path, monkeypatch):
 def test_the_process_ends_once_and_names_one_that_is_stuck(
   watched, clock, capfd
 ):
-  """The other has not its share of a batch; this one waits inside a
-  computation, which says nothing."""
+  """The other process does not have its share of a batch.
+
+  This process waits inside a computation, which gives no message.
+  """
   for beat in range(25):
     watched.dog.progress = 4
     watched.hear(beats=beat)

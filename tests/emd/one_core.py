@@ -1,10 +1,10 @@
-"""Processes of one core that solve transport problems, as they end or hang.
+"""Checks that processes with one core can solve transport problems.
 
     python one_core.py COUNT
 
-JAX and POT are imported once, and nothing of them used: each process is a fork
-of that, with threads of its own. Prints how many of them did not end within a
-minute.
+The first process imports JAX and POT, and does not use them. Each other process
+is a fork of it, and starts its own threads. The program prints how many of them
+did not end within a minute.
 """
 
 import os
@@ -18,11 +18,11 @@ import ot  # noqa: F401
 
 from deepemd_jax import emd
 
-LIMIT = 60  # seconds; one that ends takes two
+LIMIT = 60  # seconds; a process usually takes two
 
 
 def solve(native):
-  """Three calls of a batch as DeepEMD has it, on one core."""
+  """Solves a batch of DeepEMD's size three times, on one core."""
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   solver = emd.NetworkSimplex(native=native)
   cost = np.random.default_rng(0).random((8, 75, 5, 25, 25), np.float32)
@@ -33,7 +33,7 @@ def solve(native):
 
 
 def ends(native):
-  """Whether a process with one core ends as it should."""
+  """Returns whether a process with one core ends successfully."""
   child = os.fork()
   if not child:
     try:

@@ -11,18 +11,18 @@ from deepemd_jax.emd import solvers
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A solver, and what it promises.
+  """A solver and its promises.
 
   Attributes:
     solver: the solver.
-    exact: whether it solves the problem itself, not a smoothed one.
-    float64: whether it takes float64.
-    widest: the largest cost that it always takes beside costs of about 1. With
-      larger ones it may not converge.
-    derivative_error: how far from finite differences its gradient may be, in
-      float64.
-    passes_vma_check: whether it runs under JAX's check of what varies over the
-      devices of a shard_map. Pallas's interpreter and ott do not.
+    exact: whether it solves the problem itself, and not a smoothed one.
+    float64: whether it accepts float64.
+    widest: the largest cost with which it always converges, if the other costs
+      are about 1. With larger ones it may not converge.
+    derivative_error: the largest difference of its gradient from finite
+      differences, in float64.
+    passes_vma_check: whether it passes JAX's check of which values vary over
+      the devices of a shard_map. Pallas's interpreter and ott do not.
   """
 
   solver: Any
@@ -34,7 +34,7 @@ class Row:
 
   @property
   def x64(self) -> bool:
-    """Smoothed problems are solved in float64, to compare them closely."""
+    """Whether tests use float64: they do for smoothed problems."""
     return not self.exact
 
 
@@ -60,14 +60,14 @@ TABLE = {
     passes_vma_check=False,
   ),
 }
-# The form "QP" runs the same code as "L2", with other numbers.
+# The form "QP" runs the same code as "L2" with other numbers.
 SOAK = ("regularized_qp QP",)
 EXACT = {name: row for name, row in TABLE.items() if row.exact}
 FLOAT64 = {name: row for name, row in TABLE.items() if row.float64}
 
 
 def each(table=TABLE, soak=()):
-  """Runs a test for each solver of a table; for those in `soak` only there.
+  """Runs a test for each solver of a table; for those in `soak`, only there.
 
   The test takes `solver`, and `x64` if the solver computes in float64.
   """

@@ -1,4 +1,4 @@
-"""All pairs: POT's values whatever the sizes, each pair once, and Ctrl-C."""
+"""`pairwise` gives POT's values for any sizes, and can be interrupted."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from deepemd_jax.emd import all_pairs, progress_line, ragged
 
 
 def ragged_clouds(seed, sizes, dtype=np.float64):
-  """Clouds [n, 3] and weights [n], some of them 0."""
+  """Makes clouds [n, 3] and weights [n], some of which are 0."""
   rng = np.random.default_rng(seed)
   points = [rng.standard_normal((n, 3)).astype(dtype) for n in sizes]
   weights = [rng.random(n).astype(dtype) for n in sizes]
@@ -31,7 +31,7 @@ def ragged_clouds(seed, sizes, dtype=np.float64):
 
 
 def by_pot(xs, ys, a, b, p):
-  """A loop over all pairs, in float64."""
+  """Computes all pairs by a loop over POT in float64."""
 
   def one(x, y, r, s):
     r, s = (np.float64(w) / np.float64(w).sum() for w in (r, s))
@@ -46,7 +46,7 @@ def by_pot(xs, ys, a, b, p):
 
 @pytest.mark.parametrize("x64", [True, False], indirect=True)
 def test_all_pairs_are_those_of_pot(x64, monkeypatch):
-  """In several blocks of several sizes."""
+  """There are several blocks of several sizes."""
   monkeypatch.setattr(all_pairs, "_CPU_ENTRIES", 100)
   monkeypatch.setattr(all_pairs, "_CPU_PROGRAM", 100)
   dtype = np.float64 if x64 else np.float32
@@ -66,7 +66,7 @@ def test_all_pairs_are_those_of_pot(x64, monkeypatch):
 @pytest.mark.soak
 @each()
 def test_every_solver_solves_all_pairs(row, x64):
-  """By blocks, as `wasserstein` does by itself."""
+  """The blocks give the values of single calls of `wasserstein`."""
   xs, a = ragged_clouds(0, [4, 7, 5])
   found = emd.pairwise(xs, a=a, p=1, solver=row.solver)
   for i, j in [(0, 1), (0, 2), (1, 2)]:
@@ -78,8 +78,10 @@ def test_every_solver_solves_all_pairs(row, x64):
 
 
 def test_padding_is_where_the_points_are():
-  """At the origin it would be far away, and the costs of what is moved too
-  small a part of all costs."""
+  """Padding at the origin would be far away from the points.
+
+  The costs that are paid would then be too small a part of all costs.
+  """
   xs, a = ragged_clouds(0, [4, 7, 9], np.float32)
   xs = [x + np.float32(1000) for x in xs]
   found = emd.pairwise(xs, xs, a, a, solver=emd.InteriorPoint())

@@ -1,4 +1,4 @@
-"""The public functions: registry, options, shapes, dtypes, and the guide."""
+"""Tests of the public functions, the registry of solvers, and the guide."""
 
 import subprocess
 import sys
@@ -126,7 +126,7 @@ def test_other_types_are_computed_in_float32(dtype):
 
 
 def test_the_guides_example_runs(monkeypatch):
-  """With fewer and smaller clouds, and compiled, which takes less time."""
+  """To take less time, it has fewer and smaller clouds and is compiled."""
   monkeypatch.setattr(emd, "solve", solve)
   monkeypatch.setattr(emd, "distance", distance)
   text = (ROOT / "docs" / "emd.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""docs/coming_from.md: its snippets run, and say the same as each other."""
+"""The snippets of docs/coming_from.md run and give the same values."""
 
 import ast
 import dataclasses
@@ -10,20 +10,20 @@ from paths import ROOT
 
 PAGE = (ROOT / "docs" / "coming_from.md").read_text()
 TASKS = 10
-# These are known up to a constant.
+# These are determined up to a constant.
 POTENTIALS = {"f", "g", "to_a"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Snippet:
-  """A block of code; library is "all" for what the others share."""
+  """A block of code; library is "all" for code that all libraries share."""
 
   task: int
   library: str
   code: str
 
   def assigned(self) -> set[str]:
-    """The names that it gives a value to, on its own level."""
+    """Returns the names that are assigned at the top level."""
     names: set[str] = set()
     for statement in ast.parse(self.code).body:
       if isinstance(statement, ast.Assign):

@@ -1,4 +1,4 @@
-"""`InteriorPoint` at the end of its digits, and with large problems."""
+"""`InteriorPoint` at the limit of its precision, and with large problems."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,11 @@ SOLVER = emd.InteriorPoint(kernel=False)
 
 
 def similar_images(count, n, noise, seed=0):
-  """DeepEMD's problems of images that are nearly the same, float32: what they
-  pay is far below what the pairs cost, and most masses are at the floor."""
+  """Makes DeepEMD's problems for images that are nearly the same, in float32.
+
+  The plan pays far less than most pairs cost, and most masses have the least
+  value.
+  """
   rng = np.random.default_rng([seed, n])
   x = rng.standard_normal((count, n, 64))
   y = x + noise * rng.standard_normal(x.shape)
@@ -33,7 +36,7 @@ def similar_images(count, n, noise, seed=0):
   "count", [128, pytest.param(4096, marks=pytest.mark.soak)]
 )
 def test_float32_is_right_to_what_is_paid(count):
-  """Of 1,024 such problems one was once off by 1.7e-4, and five by 1e-5."""
+  """In an earlier version, one of 1,024 was off by 1.7e-4, and five by 1e-5."""
   problem = similar_images(count, 25, 0.1)
   expected = emd_peers.loop_over_pot(*problem)
   plan = solve(*problem, solver=SOLVER)
@@ -46,7 +49,7 @@ def test_float32_is_right_to_what_is_paid(count):
 
 
 def clouds(count, n, m, dtype):
-  """Euclidean distances; some masses are 0, and a part of the rows moves."""
+  """Makes Euclidean distances and unequal totals; some masses are 0."""
   rng = np.random.default_rng([n, m])
   x, y = rng.random((count, n, 1, 3)), rng.random((count, 1, m, 3))
   a, b = rng.random((count, n)), rng.random((count, m))
@@ -67,7 +70,7 @@ def clouds(count, n, m, dtype):
   indirect=["x64"],
 )
 def test_large_problems(n, m, x64):
-  """Above 63 nodes a side, matrix products do most of the work."""
+  """With more than 63 nodes a side, matrix products do most of the work."""
   cost, a, b = clouds(4, n, m, np.float64 if x64 else np.float32)
   cost[0, :5, :7] = np.inf
   plan, judge = (

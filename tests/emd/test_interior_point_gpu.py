@@ -1,5 +1,8 @@
-"""The GPU kernel: where it is used, and, on a GPU, that it agrees with the
-other implementation. `test_solvers` tests what it computes, interpreted."""
+"""The GPU kernel is used where it can be.
+
+On a GPU, it agrees with the other implementation. `test_solvers` tests its
+results in Pallas's interpreter.
+"""
 
 import functools
 import types
@@ -22,7 +25,7 @@ needs_gpu = pytest.mark.skipif(
 
 
 def traced(function, n, m, dtype=jnp.float32):
-  """A solver, or a function, traced with 8 problems."""
+  """Traces a solver, or a function, with 8 problems."""
   if isinstance(function, emd.InteriorPoint):
     function = functools.partial(emd.solve, solver=function)
   shapes = (8, n, m), (8, n), (8, m)
@@ -31,7 +34,7 @@ def traced(function, n, m, dtype=jnp.float32):
 
 
 def lowered(solver, n, m, dtype=jnp.float32, platform="cuda"):
-  """The program as text, for a machine with a GPU."""
+  """Returns the text of the program for a machine with a GPU."""
   device = jax.sharding.AbstractDevice(
     device_kind="NVIDIA H100", num_cores=None, platform="gpu"
   )
@@ -54,13 +57,13 @@ def a_gpu(monkeypatch):
   ],
 )
 def test_a_gpu_gets_the_kernel(n, m, a_gpu):
-  """All that it is made of can be lowered."""
+  """All operations of the kernel can be lowered."""
   assert TARGET in lowered(emd.InteriorPoint(), n, m)
 
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_so_does_each_of_several(alike, a_gpu):
-  """With JAX's check of what varies over them, whichever arguments do."""
+  """It passes JAX's check of which arguments vary over the devices."""
   mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
   split, whole = jax.P("data"), jax.P()
   function = jax.shard_map(
@@ -91,7 +94,7 @@ def test_others_do_not(a_gpu):
     ("gpu", "12.0", True),
     ("gpu", "8.0", True),
     ("gpu", "7.5", False),  # a T4
-    ("gpu", "gfx942", False),  # AMD's
+    ("gpu", "gfx942", False),  # an AMD GPU
     ("tpu", None, False),
     ("cpu", None, False),
   ],
@@ -105,7 +108,7 @@ def test_where_it_is_available(platform, capability, expected, monkeypatch):
 
 
 def test_many_mapped_dimensions_are_one_grid():
-  """A GPU's grid has three, of which two are short."""
+  """The grid of a GPU has only three dimensions, and two of them are short."""
   cost, a, b = emd_solvers.problems(16, 5)
   a, b = emd_solvers.masses(a), emd_solvers.masses(b)
 
@@ -119,7 +122,7 @@ def test_many_mapped_dimensions_are_one_grid():
   values = jax.jit(many)(*shaped).ravel()
   expected = distance(cost, a, b, solver=emd.NetworkSimplex())
   np.testing.assert_allclose(values, expected, rtol=1e-5)
-  # And one of the arguments the same for all.
+  # Here one argument is the same for all problems.
   shared = jax.jit(jax.vmap(value, (0, None, 0)))(cost, a[0], b)
   repeated = np.repeat(a[:1], 16, 0)
   expected = distance(cost, repeated, b, solver=emd.NetworkSimplex())

@@ -1,4 +1,4 @@
-"""Random problems by the hundred (and, in `make soak`, the million)."""
+"""Solves hundreds of random problems, and in `make soak` a million."""
 
 import jax
 import numpy as np
@@ -6,15 +6,15 @@ import pytest
 from solver_table import EXACT
 from transport_problems import join, solve
 
-# Somebody else's code. In float64 it may give up where costs differ by more
-# than 1e9; then nothing is said.
+# The judge is the code of POT. In float64 it may not converge if costs differ
+# by more than 1e9. Such problems are not judged.
 JUDGE = EXACT["network_simplex by POT"].solver
 SIZES = [(1, 1), (1, 9), (13, 1), (5, 5), (9, 13), (13, 9), (25, 25), (38, 25)]
 BATCH = 2000
 
 
 def vicious(rng, count: int, n: int, m: int):
-  """Float32 problems; each has vices of its own, drawn at random."""
+  """Makes difficult float32 problems, with properties drawn at random."""
   one_of = lambda *options: rng.choice(options, (count, 1, 1))  # noqa: E731
 
   def chosen(probability, new, old):
@@ -27,7 +27,7 @@ def vicious(rng, count: int, n: int, m: int):
   cost = chosen(0.1, abs(x - y)[..., 0], cost)  # points on a line
   levels = one_of(1, 2, 4, 8)
   cost = chosen(0.3, np.round(cost * levels) / levels, cost)  # ties
-  cost = chosen(0.3, cost + 1e-6 * rng.random(cost.shape), cost)  # nearly
+  cost = chosen(0.3, cost + 1e-6 * rng.random(cost.shape), cost)  # near ties
   cost = chosen(0.1, cost[:, rng.integers(0, n, n)], cost)  # repeated nodes
   cost = chosen(0.1, 10 ** rng.uniform(-6, 0, cost.shape), cost)
   cost = (cost - one_of(0, 0.5, 1)) * 10.0 ** one_of(-6, -3, 0, 0, 0, 3, 6)
@@ -52,7 +52,7 @@ def vicious(rng, count: int, n: int, m: int):
 
 
 def examine(problem, solver):
-  """Checks what must hold of every problem; returns how many converged."""
+  """Checks the plan of every problem; returns how many converged."""
   plan = jax.tree.map(np.asarray, solve(*problem, solver=solver))
   cost, a, b = (x.astype(np.float64) for x in problem)
   for name in ("flow", "f", "g", "gap", "residual"):
@@ -64,7 +64,7 @@ def examine(problem, solver):
   assert judged.mean() > 0.99
   value, optimum = ((cost * x.flow).sum((1, 2)) for x in (plan, exact))
   error = np.where(judged, np.abs(value - optimum), 0)
-  # Two float32 roundings: of the flow that is judged, and of the judge's.
+  # There are two float32 roundings: of the flow, and of the judge's flow.
   rounding = 4e-6 * scale
   assert (error <= plan.gap + rounding).all()
   assert (error[plan.converged] <= (2.5e-5 * scale)[plan.converged]).all()
@@ -75,8 +75,11 @@ def examine(problem, solver):
 
 @pytest.mark.parametrize("row", EXACT.values(), ids=EXACT)
 def test_hundreds(row):
-  """Of two sizes, filled up to the size and number of the recorded ones, whose
-  program they share."""
+  """The problems have two sizes.
+
+  They are padded to the size and number of the recorded problems, so that both
+  share a program.
+  """
   groups = []
   for size in ((1, 9), (25, 25)):
     groups.append(vicious(np.random.default_rng([1, *size]), 62, *size))
@@ -87,11 +90,11 @@ def test_hundreds(row):
 @pytest.mark.soak
 @pytest.mark.parametrize(
   ("name", "count"),
-  # Interpreted, a million would take an hour.
+  # In the interpreter, a million problems would take an hour.
   [("interior_point", 1_000_000), ("interior_point kernel", 100_000)],
 )
 def test_a_million(name, count):
-  """Random problems, judged by NetworkSimplex."""
+  """The results of random problems are compared with the judge."""
   batches = count // (BATCH * len(SIZES))
   good = np.zeros(len(SIZES))
   for seed in range(batches + 1):

@@ -1,4 +1,4 @@
-"""The network simplex in C++, and POT's in its place."""
+"""The network simplex in C++, and POT's code as its replacement."""
 
 import os
 import pathlib
@@ -31,14 +31,14 @@ def test_where_there_is_a_compiler_the_native_code_is_taken():
 
 
 def degenerate(rng, count, n, m):
-  """Problems of integers: nearly everything ties."""
+  """Makes problems of integers, with very many ties."""
   cost = rng.integers(0, 4, (count, n, m)).astype(np.float64)
-  cost[: count // 4] = cost[:, :1, :1][: count // 4]  # all alike
-  cost[count // 4 : count // 2] = cost[count // 4 : count // 2, :1]  # rows
+  cost[: count // 4] = cost[:, :1, :1][: count // 4]  # all costs are equal
+  cost[count // 4 : count // 2] = cost[count // 4 : count // 2, :1]  # same rows
   a = rng.integers(0, 3, (count, n)).astype(np.float64)
   b = rng.integers(0, 3, (count, m)).astype(np.float64)
   a[:, 0], b[:, 0] = a[:, 0] + 1, b[:, 0] + 1
-  b[::2] *= (a.sum(1) / b.sum(1))[::2, None]  # the others move a part
+  b[::2] *= (a.sum(1) / b.sum(1))[::2, None]  # the others are partial
   return cost, a, b
 
 
@@ -61,7 +61,7 @@ def test_degenerate_problems_end_and_are_right(x64, size):
 @needs_compiler
 @pytest.mark.parametrize("x64", [False, True], indirect=True)
 def test_costs_of_any_size_beside_each_other(x64):
-  """People mark pairs that must not be matched with a large number."""
+  """Large costs are often used to mark pairs that must not be matched."""
   cost = np.array([[0.2, 0.3, 1], [0.5, 0.1, 0.9], [1, 0.4, 0.7]])
   mass = np.full((3, 3), 1 / 3)
   large = np.array([1e6, 1e15, 1e30])
@@ -83,7 +83,7 @@ def test_tiny_costs_count_beside_huge_ones(x64):
   mass /= mass.sum(1, keepdims=True)
   expected = exact_values(small, mass, mass[:, ::-1])
   spread = small * 1e-30
-  # One huge cost in each row and column leaves plans without it.
+  # With one huge cost in each row and column, some plans avoid all of them.
   spread[:, np.arange(6), np.arange(6)] = 1e30
   small[:, np.arange(6), np.arange(6)] = 100.0
   plan = solve(spread, mass, mass[:, ::-1], solver=NATIVE)
@@ -103,7 +103,7 @@ def test_forbidden_pairs_are_not_used(solver, x64, share):
   a, b = rng.random((60, 5)), rng.random((60, 7))
   a /= a.sum(1, keepdims=True)
   b /= b.sum(1, keepdims=True)
-  b[::3] *= 2  # a part of b moves
+  b[::3] *= 2  # only a part of b moves
   forbidden = rng.random(cost.shape) < share
   costs = np.where(forbidden, np.inf, cost)
   plan = solve(costs, a, b, solver=solver)
@@ -160,7 +160,7 @@ def test_a_small_node_without_a_partner_is_not_forgotten(solver):
 
 @needs_compiler
 def test_equal_columns_take_no_time():
-  """Once each closed column had all rows look again: n cubed, 12 s."""
+  """In an earlier version they took n cubed steps, which was 12 s."""
   mass = np.full(1500, 1 / 1500, np.float32)
   cost = np.ones((1500, 1500), np.float32)
   began = time.monotonic()
@@ -184,8 +184,10 @@ def test_a_limit_of_pivots_leaves_an_honest_gap(monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("x64", [False, True], indirect=True)
 def test_a_start_saves_pivots_and_changes_no_value(x64):
-  """Whatever it is: the flow of a similar problem, numbers without meaning, or
-  the flow of a problem where other totals and nodes without mass were."""
+  """This holds for the flow of a similar or of an unrelated problem.
+
+  It also holds for invalid numbers.
+  """
   rng = np.random.default_rng(7)
   dtype = np.float64 if x64 else np.float32
   cost = rng.random((40, 12, 15)).astype(dtype)
@@ -224,7 +226,7 @@ def test_threads_change_nothing(solver):
 
 
 def run(*arguments, **variables):
-  """What a Python process prints; it must end well."""
+  """Returns the output of a Python process, which must succeed."""
   variables |= {"PYTHONPATH": str(ROOT)}
   done = subprocess.run(
     [sys.executable, *arguments],
@@ -237,7 +239,7 @@ def run(*arguments, **variables):
 
 
 def test_several_devices_of_a_process():
-  """Where a callback that waits for a device would wait for ever."""
+  """A callback that waits for a device would wait forever here."""
   code = """
 import jax, numpy as np
 from deepemd_jax import emd
@@ -264,13 +266,13 @@ print(len(jax.devices()))
   "count", [2, pytest.param(200, marks=pytest.mark.soak)]
 )
 def test_one_core_is_enough(count):
-  """With one thread, XLA has none to spare for one that waits."""
+  """With one core, XLA has no second thread while a callback waits."""
   assert run(str(HERE / "one_core.py"), str(count)) == "0\n"
 
 
 @needs_compiler
 def test_a_second_start_compiles_nothing(tmp_path):
-  """A program with a Python callback could not be kept."""
+  """JAX's cache could not keep a program with a Python callback."""
   code = f"""
 import jax, numpy as np
 from deepemd_jax import emd
@@ -323,7 +325,7 @@ def test_without_the_native_code_pot_serves(monkeypatch):
   ],
 )
 def test_no_problem_does_harm(count, flags, tmp_path):
-  """Random problems of many kinds, watched by sanitizers in `make soak`."""
+  """Many kinds of random problems are solved; `make soak` adds sanitizers."""
   compiler = build.find_compiler()
   program = tmp_path / "check"
   native = pathlib.Path(build.__file__).parent

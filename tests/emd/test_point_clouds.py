@@ -1,4 +1,4 @@
-"""The Wasserstein distance: POT's values, differences' gradients, bad input."""
+"""Tests of the Wasserstein distance, its gradient, and invalid input."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,7 +18,7 @@ COUNT, N, M = 8, 5, 7
 
 
 def clouds(seed=0, d=3, dtype=np.float64):
-  """x [8, 5, d], y [8, 7, d], weights [8, 5] and [8, 7] of unequal totals."""
+  """Makes x [8, 5, d], y [8, 7, d], and weights with unequal totals."""
   rng = np.random.default_rng(seed)
   x, y = (rng.standard_normal((COUNT, k, d)) for k in (N, M))
   a, b = rng.random((COUNT, N)), 3 * rng.random((COUNT, M))
@@ -27,7 +27,7 @@ def clouds(seed=0, d=3, dtype=np.float64):
 
 
 def by_pot(x, y, a, b, p):
-  """A loop, in float64."""
+  """Computes the distances by a loop over POT in float64."""
   values = []
   for u, v, r, s in zip(
     *(z.astype(np.float64) for z in (x, y, a, b)), strict=True
@@ -61,7 +61,7 @@ def test_on_a_line_it_is_scipys(x64):
 @pytest.mark.parametrize("p", [1, 2, 2.5])
 def test_the_gradient_is_that_of_differences(x64, p):
   given = clouds(1)
-  given[2][:, 1] = 0.5  # a weight of 0 cannot go both ways
+  given[2][:, 1] = 0.5  # a weight of 0 cannot decrease
   way = [np.random.default_rng(2).standard_normal(z.shape) for z in given]
 
   def value(*arguments):
@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_differences(x64, p):
 def test_points_that_coincide_do_not_pull(x64, p, pull):
   x, y = jnp.array([[0.0], [1.0]]), jnp.array([[0.0], [3.0]])
   slope = jax.jit(jax.grad(lambda z: emd.wasserstein(*z, p=p)))((x, y))
-  # W = (2^p / 2)^(1/p), of which only the far pair has a part.
+  # W = (2^p / 2)^(1/p), and only the pair at a distance contributes.
   np.testing.assert_allclose(slope[0][:, 0], [0, -pull], rtol=1e-6)
   np.testing.assert_allclose(slope[1][:, 0], [0, pull], rtol=1e-6)
 
@@ -94,8 +94,10 @@ def test_points_that_coincide_do_not_pull(x64, p, pull):
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("exact", [True, False])
 def test_equal_clouds_have_a_gradient(x64, p, exact):
-  """The sum of equal weights is the same in any order. Of others it is not, so
-  that a rounding error has to be moved."""
+  """Equal weights have the same sum in any order.
+
+  The sums of other weights differ by rounding, and the difference is moved.
+  """
   x, _, a, _ = clouds()
   x[:, 2] = x[:, 3]
   a = np.ones_like(a) if exact else a
@@ -128,7 +130,7 @@ def test_one_without_meaning_leaves_its_neighbors_alone():
 
 
 def test_any_unit_will_do():
-  """A power of 2, so that not a digit differs."""
+  """The unit is a power of 2, so the values are equal in every digit."""
   x, y, a, b = clouds(dtype=np.float32)
   value = wasserstein(x, y, a, b, p=6)
   for unit in np.float32([2.0**-100, 2.0**100]):
@@ -151,7 +153,7 @@ def test_batches_are_broadcast_and_mapped():
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
-  """Stands for a smoothed solver: moves a_i b_j, whatever the costs are."""
+  """A fake smoothed solver, which moves a_i b_j for any costs."""
 
   differentiable: ClassVar[bool] = True
 
@@ -177,7 +179,7 @@ def test_a_smoothed_solver_sees_the_costs_in_the_users_unit():
 
 
 def test_interior_point_is_as_close_as_the_root_lets_it():
-  """Its value is off by 1e-7 of the largest cost, of which this is the root."""
+  """The cost has an error of 1e-7 of the largest cost; this is its root."""
   x = clouds(dtype=np.float32)[0]
   value = wasserstein(x, x, solver=emd.InteriorPoint())
   diameter = np.linalg.norm(x[:, :, None] - x[:, None], axis=-1).max((1, 2))

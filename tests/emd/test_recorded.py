@@ -1,4 +1,4 @@
-"""Exact solvers on recorded problems, whose answers others computed."""
+"""Exact solvers on recorded problems, whose solutions others computed."""
 
 import jax
 import numpy as np
@@ -14,7 +14,8 @@ RECORDED = np.load(GOLDEN / "emd.npz")
 QPTH = np.load(GOLDEN / "qpth.npz")
 SIZES = ("9x9", "13x13", "25x25", "9x13", "13x9", "1x25", "25x1")
 LARGE = ("38x38", "25x38")
-# Solvers in both types; a case is a row of the table and whether in float64.
+# The solvers in both types. A case is a row of the table, and whether float64
+# is used.
 CASES = {
   f"{name} {64 if x64 else 32}": (row, x64)
   for name, row in EXACT.items()
@@ -23,7 +24,10 @@ CASES = {
 
 
 def each_case(*, soak=()):
-  """Those in `soak` take long to compile, and are left to `make soak`."""
+  """Runs a test for each case; those in `soak` only in `make soak`.
+
+  They take long to compile.
+  """
   cases = [
     pytest.param(*case, id=name, marks=[pytest.mark.soak] * (name in soak))
     for name, case in CASES.items()
@@ -36,13 +40,13 @@ def recorded(size, dtype):
 
 
 def check(cost, a, b, plan, mass, exact, x64):
-  """Values, marginals and gaps of problems whose exact values are known."""
+  """Checks plans of problems whose exact values are known."""
   plan = jax.tree.map(np.asarray, plan)
   value = (cost.astype(np.float64) * plan.flow).sum((1, 2))
   error = np.abs(value - exact) / mass
   assert error.max() <= (1e-9 if x64 else 2e-5)
   assert (plan.flow >= 0).all()
-  # b is rescaled to a's total where they are nearly equal.
+  # If the totals are nearly equal, the solver scales b to the total of a.
   ratio = a.sum(1, keepdims=True) / b.sum(1, keepdims=True)
   ratio = np.where(np.abs(ratio - 1) < 1e-4, ratio, 1.0)
   tolerance = (1e-9 if x64 else 1e-5) * mass[:, None]
@@ -54,29 +58,30 @@ def check(cost, a, b, plan, mass, exact, x64):
 
 
 def masses_and_values(sizes, count):
-  """What moves in each problem, and its exact value by POT, [count]."""
+  """Returns the moved mass of each problem, and its exact value, [count]."""
   mass = [min(map(int, size.split("x"))) for size in sizes for _ in range(64)]
   exact = np.concatenate([RECORDED[f"{size}_pot_obj"] for size in sizes])
   return np.resize(mass, count), np.resize(exact, count)
 
 
 def every(step, starts, values):
-  """Of 64 values a size, those from its start on by that step."""
+  """Of the 64 values of each size, returns every `step`-th from its start."""
   rows = values.reshape(-1, 64)
   return np.concatenate([x[i::step] for x, i in zip(rows, starts, strict=True)])
 
 
 @each_case(soak=("interior_point 64",))
 def test_recorded_problems(row, x64):
-  """16 problems a size: correlated, tied, repeated, zero costs, spikes.
+  """Solves 16 problems of each size: correlated, tied, repeated, and others.
 
-  Of each kind every fourth one, of seven sizes in one batch, filled up by nodes
-  without mass. In float64 three of the sizes; `make soak` solves all, each as
-  it is.
+  Every fourth problem of each kind is solved. Problems of seven sizes (three in
+  float64) are padded by nodes without mass to one batch. `make soak` solves all
+  problems without padding.
   """
   sizes = ("9x9", "25x25", "9x13") if x64 else SIZES
   groups = [recorded(size, np.float64 if x64 else np.float32) for size in sizes]
-  # The first, fifth ... of one size, the second, sixth ... of the next.
+  # These are the first, fifth, ... of one size, and the second, sixth, ... of
+  # the next size.
   groups = [[x[i % 4 :: 4] for x in group] for i, group in enumerate(groups)]
   starts = np.arange(len(sizes)) % 4
   known = [
@@ -90,10 +95,12 @@ def test_recorded_problems(row, x64):
 
 @pytest.mark.parametrize("row", EXACT.values(), ids=EXACT)
 def test_large_recorded_problems(row):
-  """8 a size; and five of DeepEMD's that rest on the way: the interior point
-  method once gave up one or more of them."""
-  # Of the few with zero costs in the first size, of those with spikes in the
-  # second.
+  """There are 8 problems of each size, and five difficult ones of DeepEMD.
+
+  An earlier version of the interior point method did not solve all of the five.
+  """
+  # The first size includes problems with zero costs, and the second includes
+  # problems with spikes.
   groups = [
     [x[4 * i :: 8] for x in recorded(size, np.float32)]
     for i, size in enumerate(LARGE)
@@ -119,8 +126,10 @@ def test_recorded_problems_as_they_are(row, x64, size):
 
 
 def gradients_in_weights(solver, x64):
-  """Gradients of logits in raw weights, [48, 25] each: those of 16 recorded
-  problems of 9 nodes, 16 of 25, and 16 of qpth's of 25."""
+  """Returns gradients of logits with respect to raw weights, [48, 25] each.
+
+  There are 16 recorded problems of 9 nodes, 16 of 25, and 16 of qpth's of 25.
+  """
   dtype = np.float64 if x64 else np.float32
   names = "cost", "w1", "w2"
   groups = [[RECORDED[f"grad_9x9_{k}"] for k in names]]
@@ -140,17 +149,20 @@ def gradients_in_weights(solver, x64):
 
 
 def compare(gradient, expected, good, largest):
-  """Relative to the largest entry of each problem's gradient."""
+  """Checks errors relative to the largest entry of each gradient."""
   assert good.sum() >= 8
   scale = np.abs(expected[good]).max(-1, keepdims=True)
   assert (np.abs(gradient - expected)[good] / scale).max() < largest
 
 
-# `test_solvers` has the interior point's, of 5 x 7 nodes.
+# `test_solvers` tests the gradients of the interior point method, with 5 x 7
+# nodes.
 @each_case(soak=["interior_point 32", "interior_point 64"])
 def test_recorded_gradients_through_the_weight_normalization(row, x64):
-  """d logit / d raw weights at stable, non-degenerate vertices; and where qpth
-  is right: its QP, differentiated, gives what duality gives for nothing."""
+  """Compares d logit / d raw weights at stable, non-degenerate vertices.
+
+  It also compares with the differentiated QP of qpth where qpth is right.
+  """
   loose = not x64 and isinstance(row.solver, emd.InteriorPoint)
   ours = gradients_in_weights(row.solver, x64)
   for gradient, name in zip(ours, ("w1", "w2"), strict=True):
@@ -161,6 +173,7 @@ def test_recorded_gradients_through_the_weight_normalization(row, x64):
       good = get("stable") & get("nondegenerate")
       compare(part, expected, good, 1e-2 if loose else 1e-3)
     good = QPTH["25x25_L2e-6_agree_glogit_w1"] < 1e-3
-    # Theirs is within 1e-3 of the exact one; float32 potentials within 1e-2.
+    # qpth is within 1e-3 of the exact gradient, and float32 potentials are
+    # within 1e-2.
     theirs = QPTH[f"25x25_L2e-6_glogit_{name}"]
     compare(gradient[32:], theirs, good, 1e-2 if loose else 2e-3)

@@ -1,4 +1,4 @@
-"""The solvers that smooth the problem: the paper's QP, and entropy."""
+"""The solvers that smooth the problem: the paper's QP, and Sinkhorn."""
 
 import functools
 
@@ -19,7 +19,7 @@ QPS = {
   "L2e-4": emd.RegularizedQP("L2", 1e-4),
   "QP": emd.RegularizedQP("QP"),
 }
-# The rest is compilation time, hence left to `make soak`.
+# The other cases take long to compile, and are left to `make soak`.
 SHORT = [("9x9", "L2e-6", False), ("9x9", "QP", True)]
 
 
@@ -34,8 +34,10 @@ def cases():
 
 @functools.partial(jax.jit, static_argnames="solver")
 def plan_and_gradients(cost, w1, w2, factors, solver):
-  """The plan; and gradients in w1 and w2 of sum(flow * sim * R), a random
-  question to the flow."""
+  """Returns the plan, and gradients with respect to w1 and w2.
+
+  They are gradients of sum(flow * sim * R), a random function of the flow.
+  """
 
   def asked(w1, w2):
     a, b = (w * (w.shape[-1] / w.sum(-1, keepdims=True)) for w in (w1, w2))
@@ -58,8 +60,10 @@ def objective(solver, cost, flow):
   ("size", "tag", "x64"), list(cases()), indirect=["x64"]
 )
 def test_flows_and_gradients_of_qpth(size, tag, x64):
-  """qpth is wrong in about one of six solves; ours is never worse. Gradients
-  count where qpth agrees with the exact derivative."""
+  """qpth is wrong in about one of six problems; our solver is never worse.
+
+  Gradients are compared where qpth agrees with the exact derivative.
+  """
   solver = QPS[tag]
   dtype = np.float64 if x64 else np.float32
   cost, *rest = (
@@ -72,7 +76,8 @@ def test_flows_and_gradients_of_qpth(size, tag, x64):
   assert plan.residual.max() < (1e-7 if x64 else 1e-6) * mass
   theirs = RECORDED[f"{size}_{tag}_flow"].astype(np.float64)
   ours, other = (objective(solver, cost, x) for x in (plan.flow, theirs))
-  # qpth's marginals are only right to about 1e-6, which may save it something.
+  # The marginals of qpth are right only to about 1e-6, which may lower its
+  # cost.
   assert (ours <= other + 1e-5 * mass).all()
   near = np.abs(plan.flow - theirs).max((1, 2)) < 1e-4
   assert near.mean() >= (0.6 if x64 else 0.5)
@@ -90,7 +95,7 @@ def test_flows_and_gradients_of_qpth(size, tag, x64):
 @pytest.mark.soak
 @pytest.mark.parametrize("form", ["L2", "QP"])
 def test_problems_that_rest_on_the_way(form):
-  """DeepEMD's, one or more of which each form once gave up."""
+  """In an earlier version, each form did not solve one or more of these."""
   cost, a, b = emd_solvers.problems(375, 38)
   which = [8, 121, 131, 148, 263]
   a, b = (emd_solvers.masses(x[which]) for x in (a, b))

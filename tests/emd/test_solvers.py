@@ -1,4 +1,4 @@
-"""What the solvers promise: the table of `solver_table`, promise by promise."""
+"""Tests the promises of all solvers of `solver_table`."""
 
 import functools
 
@@ -62,7 +62,7 @@ def test_nodes_without_mass_move_nothing_and_constrain_nobody(row, x64):
   a[:, 2], b[:, [0, 6]] = 0, 0
   a /= a.sum(1, keepdims=True)
   b /= b.sum(1, keepdims=True)
-  cost[:, 2], cost[:, :, 0] = 0.0, 0.0  # tempting, if it counted
+  cost[:, 2], cost[:, :, 0] = 0.0, 0.0  # would be used if it had mass
   plan = solve(cost, a, b, solver=row.solver)
   flow = np.asarray(plan.flow)
   assert (flow[:, 2] == 0).all() and (flow[:, :, [0, 6]] == 0).all()
@@ -95,7 +95,7 @@ def test_a_bad_problem_is_alone(row, x64):
 
 @each(soak=("regularized_qp", "sinkhorn", "interior_point"))
 def test_transformations_agree(row, x64):
-  # Small ones, because each of the three is compiled.
+  # The problems are small, because each of the three functions is compiled.
   cost, a, b = small(row, 6)
   cost, a, b = cost[:, :2, :4], a[:, :2], b[:, :4]
 
@@ -147,7 +147,7 @@ def test_no_problems_are_no_trouble(row, x64):
   assert plan.flow.shape == (0, 5, 7)
 
 
-# The totals of the columns, relative to those of the rows.
+# The totals of the columns relative to those of the rows.
 TOTALS = np.tile([0.6, 1.0, 1.7, 1.0], 2)
 
 
@@ -163,11 +163,11 @@ def balance(a, b):
   ],
 )
 def test_gradients_are_those_of_finite_differences(name, x64):
-  """And those of good problems are finite, whatever their neighbors are."""
+  """Gradients of valid problems are finite, even beside invalid ones."""
   row = FLOAT64[name]
   cost, a, b = problems(0, False, np.float64)
   b = balance(a, b) * TOTALS[:, None]
-  equal = (TOTALS == 1)[:, None]  # a derivative there leaves the totals equal
+  equal = (TOTALS == 1)[:, None]  # here the totals stay equal
 
   @jax.jit
   def value_and_gradients(good, cost, a, b):
@@ -203,11 +203,15 @@ def test_gradients_are_those_of_finite_differences(name, x64):
   assert jnp.isfinite(to_cost[good]).all() and (to_cost[0, 2] == 0).all()
 
 
-# Of the interior point method the kernel: the rules are those of all solvers.
+# For the interior point method, only the kernel is tested: all solvers have the
+# same rules.
 @each(EXACT, soak=("interior_point",))
 def test_all_derivatives_are_there(row, x64):
-  """Forward, reverse, linearized and twice, of a batch and one by one; and what
-  is left out contributes nothing."""
+  """These are forward, reverse, linearized and second derivatives.
+
+  They are taken in a batch and under vmap. A problem that is left out adds
+  nothing.
+  """
   cost, a, b = small(row)
   cost[0, 0, 0] = np.nan
   ok = np.arange(len(cost)) > 0
@@ -240,7 +244,7 @@ def test_all_derivatives_are_there(row, x64):
   found = derivatives(cost, direction)
   expected = found.pop("reverse")
   for name in ("reverse of forward", "forward of reverse"):
-    assert not found.pop(name).any(), name  # NaN would count
+    assert not found.pop(name).any(), name  # NaN would count as a value
   scale = found.pop("scale")
   assert jnp.isnan(scale) or abs(scale) < 1e-5
   assert jnp.isfinite(expected)
@@ -256,7 +260,7 @@ def test_all_derivatives_are_there(row, x64):
   scale=st.floats(0.01, 100),
 )
 def test_invariances(row, seed, shift, scale):
-  """Shifting, scaling, permuting and transposing do what they must."""
+  """Shifting, scaling, permuting and transposing have the right effect."""
   solver = row.solver
   cost, a, b = problems(seed)
   value = distance(cost, a, b, solver=solver)
@@ -298,7 +302,7 @@ def test_partial_transport_leaves_the_rest_where_it_is(row, x64):
   np.testing.assert_allclose(plan.flow[0, :3, :2], expected, atol=1e-5)
   dual = plan.f[0, :3].sum() + plan.g[0, :2].sum()
   np.testing.assert_allclose(dual, 1.0, atol=1e-4)
-  assert plan.f.max() <= 1e-5  # what stays has a potential of at most 0
+  assert plan.f.max() <= 1e-5  # potentials of the heavier side
 
 
 @each(EXACT)
@@ -310,7 +314,7 @@ def test_extreme_costs(row, x64, scale):
   np.testing.assert_allclose(scaled / scale, value, rtol=1e-4)
 
 
-# Which does not depend on the solver.
+# This does not depend on the solver.
 @each(EXACT, soak=("interior_point", "interior_point kernel"))
 def test_the_flow_gradient_leaves_the_masses_alone(row, x64):
   cost, a, b = problems(4)

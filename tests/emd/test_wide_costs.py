@@ -1,7 +1,7 @@
-"""Costs of any size beside each other, and pairs that are forbidden.
+"""Costs of very different sizes, and forbidden pairs.
 
-People mark pairs that must not be matched with a large number, or with
-infinity. Exact solvers must see the other costs all the same.
+Pairs that must not be matched are often marked with a large number or with
+infinity. Exact solvers must still be precise for the other costs.
 """
 
 import jax
@@ -14,7 +14,7 @@ from deepemd_jax import emd
 
 
 def each_case(rows):
-  """Rows of the table, in float32 and in float64."""
+  """Runs a test for rows of the table, in float32 and in float64."""
   cases = [
     pytest.param(row, x64, id=f"{name} {64 if x64 else 32}")
     for name, row in rows.items()
@@ -29,14 +29,14 @@ SEEDS = range(2)
 
 
 def draw(seed, x64, share, balanced=True):
-  """Costs, masses, and which pairs are marked: about a `share` of them."""
+  """Makes costs and masses, and marks about a `share` of the pairs."""
   cost, a, b = problems(seed, balanced, np.float64 if x64 else np.float32)
   marked = np.random.default_rng([seed, 7]).random(SMALL) < share
   return cost, a, b, marked
 
 
 def judge(cost, a, b, marked):
-  """The exact value where no marked pair is used, else infinity."""
+  """Returns the exact value, or infinity where a marked pair must be used."""
   low, high = (
     exact_values(np.where(marked, mark, cost), a, b) for mark in (1e3, 2e3)
   )
@@ -44,14 +44,14 @@ def judge(cost, a, b, marked):
 
 
 def paid(cost, plan):
-  """<cost, flow> [B]; infinity times nothing is nothing."""
+  """Returns <cost, flow> [B], where infinity times 0 is 0."""
   flow = np.asarray(plan.flow, np.float64)
   with np.errstate(invalid="ignore"):
     return np.where(flow == 0, 0, cost.astype(np.float64) * flow).sum((1, 2))
 
 
 def close(x64):
-  """How near to the exact value a plan is that has converged."""
+  """Returns the tolerances for plans that have converged."""
   return {"rtol": 1e-9 if x64 else 2e-5, "atol": 1e-12 if x64 else 1e-7}
 
 
@@ -61,7 +61,7 @@ def close(x64):
 def test_large_costs_that_are_not_paid_do_not_blur_the_others(
   row, x64, share, balanced
 ):
-  """From 1e3 to 1e30, in problems of one batch."""
+  """The large costs are from 1e3 to 1e30 in one batch."""
   seen = 0
   for seed in SEEDS:
     cost, a, b, marked = draw(seed, x64, share, balanced)
@@ -83,7 +83,7 @@ def test_large_costs_that_are_not_paid_do_not_blur_the_others(
 @pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("balanced", [True, False])
 def test_forbidden_pairs_are_not_used(row, x64, share, balanced):
-  """And where there is no other way, the problem has no solution."""
+  """If every plan needs a forbidden pair, the problem has no solution."""
   seen = []
   for seed in SEEDS:
     cost, a, b, marked = draw(seed, x64, share, balanced)
@@ -105,7 +105,7 @@ def test_forbidden_pairs_are_not_used(row, x64, share, balanced):
 
 @each_case(WIDEST)
 def test_tiny_costs_count_beside_huge_ones(row, x64):
-  """60 orders of magnitude in one problem."""
+  """A problem has costs over 60 orders of magnitude."""
   cost, a, b, marked = draw(0, x64, 0.2)
   exact = judge(cost, a, b, marked)
   free = np.isfinite(exact)
@@ -119,7 +119,7 @@ def test_tiny_costs_count_beside_huge_ones(row, x64):
 
 @each_case(EXACT)
 def test_what_has_converged_is_right(row, x64):
-  """Whatever the costs are; POT's code and the kernel may give up."""
+  """This holds for all costs; POT's code and the kernel may not converge."""
   for seed in SEEDS:
     cost, a, b, marked = draw(seed, x64, 0.2)
     exact = judge(cost, a, b, marked)
@@ -133,7 +133,7 @@ def test_what_has_converged_is_right(row, x64):
 
 @each_case(EXACT)
 def test_values_near_zero_are_not_held_against_a_plan(row, x64):
-  """Neither what cancels nor a cloud's distance from itself."""
+  """Values may cancel, or be the distance of a cloud from itself."""
   cost, a, b = problems(0, dtype=np.float64 if x64 else np.float32)
   value = np.asarray(distance(cost, a, b, solver=row.solver))
   shifted = cost - value[:, None, None]
@@ -151,7 +151,7 @@ def test_values_near_zero_are_not_held_against_a_plan(row, x64):
 
 @pytest.mark.parametrize("kernel", [False, True])
 def test_a_solver_that_stops_early_does_not_say_converged(kernel):
-  """Whose error is small only beside costs that are not paid."""
+  """Its error is small only relative to costs that are not paid."""
   solver = emd.InteriorPoint(max_steps=2, kernel=kernel)
   cost, a, b, marked = draw(0, False, 0.1)
   exact = judge(cost, a, b, marked)

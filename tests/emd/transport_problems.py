@@ -1,7 +1,7 @@
 """Transport problems for the tests, and programs that all tests share.
 
-Compilation is what takes long here. So tests call `solve` and `distance` with
-few shapes: SMALL, and problems that `pad` brings to one size.
+Compilation takes most of the time. So tests call `solve` and `distance` with
+few shapes: with SMALL, and with problems that `pad` brings to one size.
 """
 
 import jax
@@ -16,7 +16,7 @@ SMALL = (8, 5, 7)
 
 
 def problems(seed=0, balanced=True, dtype=np.float32):
-  """cost [8, 5, 7], a [8, 5] and b [8, 7]."""
+  """Makes cost [8, 5, 7], a [8, 5] and b [8, 7]."""
   rng = np.random.default_rng(seed)
   count, n, m = SMALL
   cost = rng.random((count, n, m))
@@ -30,8 +30,8 @@ def problems(seed=0, balanced=True, dtype=np.float32):
 def pad(cost, a, b, count, n, m):
   """Brings problems to [count, n, m].
 
-  Nodes without mass are added, whose cost is another node's, and problems are
-  repeated.
+  It adds nodes without mass, which have the costs of another node, and repeats
+  problems.
   """
   rows, columns = n - cost.shape[1], m - cost.shape[2]
   cost = np.pad(cost, [(0, 0), (0, rows), (0, columns)], mode="edge")
@@ -42,14 +42,14 @@ def pad(cost, a, b, count, n, m):
 
 
 def join(*groups, count, n, m):
-  """Problems of several sizes in one batch [count, n, m]."""
+  """Joins problems of several sizes in one batch [count, n, m]."""
   padded = [pad(*group, len(group[0]), n, m) for group in groups]
   joined = (np.concatenate(x) for x in zip(*padded, strict=True))
   return pad(*joined, count, n, m)
 
 
 def linear_program(cost, a, b):
-  """Slow and obvious: the optimal value; partial if the totals differ."""
+  """Computes the optimal value, slowly; partial if the totals differ."""
   n, m = cost.shape
   a, b = a.astype(np.float64), b.astype(np.float64)
   rows = np.kron(np.eye(n), np.ones((1, m)))
@@ -67,5 +67,5 @@ def linear_program(cost, a, b):
 
 
 def exact_values(cost, a, b):
-  """[B] by `linear_program`."""
+  """Computes the optimal values [B] by `linear_program`."""
   return np.array([linear_program(*p) for p in zip(cost, a, b, strict=True)])

@@ -1,4 +1,4 @@
-"""What the tests of this room look at: a few random images, a tiny encoder."""
+"""Fixtures of the tests of evaluation: a few images, a tiny encoder."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ SIDE = 24
 
 @pytest.fixture(scope="session")
 def images():
-  """Four classes of six images, squashed copies of originals of all sizes."""
+  """Four classes of six images: square copies of originals of several sizes."""
   rng = np.random.default_rng(0)
   return CachedImages(
     images=rng.integers(0, 256, (24, SIDE, SIDE, 3), np.uint8),
@@ -32,7 +32,7 @@ def variables():
 
 @pytest.fixture(scope="session")
 def small():
-  """`(kind, **sections) -> Settings` on 16 pixels, with the toy backbone."""
+  """`(kind, **sections) -> Settings` for 16 pixels, with the toy backbone."""
 
   def make(kind="fcn", **sections):
     fields = {

@@ -1,4 +1,4 @@
-"""Curves and rows of pictures show what they are given."""
+"""Curves and rows of pictures show the given values."""
 
 import numpy as np
 

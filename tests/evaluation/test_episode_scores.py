@@ -1,4 +1,4 @@
-"""Every episode is scored by itself, the same whatever the batch."""
+"""The score of an episode does not depend on the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def scorer(settings, name):
 
 @pytest.mark.parametrize("shot", [1, 2])
 def test_episodes_do_not_depend_on_the_batch(shot, small, images, encoded):
-  """Nor on their order, the random order of SFC included."""
+  """They do not depend on their order either, and so with the order of SFC."""
   settings = small(episode={"shot": shot})
   score = scorer(settings, "deepemd")
   sampler = episodes.episode_sampler(settings, images, "test")
@@ -39,7 +39,7 @@ def test_episodes_do_not_depend_on_the_batch(shot, small, images, encoded):
 def test_an_accuracy_is_the_share_of_queries_that_are_right(
   small, images, encoded
 ):
-  """Against one episode at a time, whose random numbers are its own."""
+  """The test scores one episode at a time, with its own random numbers."""
   settings = small(episode={"shot": 2})
   sampler = episodes.episode_sampler(settings, images, "test")
   found = scorer(settings, "deepemd_mean")(
@@ -84,13 +84,13 @@ def test_test_episodes_and_those_of_training_have_their_own_shapes(
 def test_validation_is_the_mean_over_its_episodes(
   count, redraw, small, images, variables
 ):
-  """And encodes no image that they do not use."""
+  """Validation encodes no image that its episodes do not use."""
   settings = small(
     "sampling", nodes={"redraw": redraw}, evaluate={"encode_batch_size": 24}
   )
   validate = episodes.Validator(settings, images, count, "test")
   found = validate(variables)
-  uses = 3 * (1 + 2)  # images an episode
+  uses = 3 * (1 + 2)  # images in an episode
   if not redraw:
     assert validate._encode.encoded_images <= min(24, count * uses)
   nodes = ImageSetEncoder.of(settings, "test")(variables, images)

@@ -1,4 +1,4 @@
-"""Images become nodes in one way, the same whatever the batch or the memory."""
+"""The nodes of images do not depend on the batch or on the memory."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from deepemd_jax.models import nodes
 
 @pytest.fixture
 def encode(variables, images):
-  """`(settings, images, batch size, memory) -> nodes`."""
+  """A function `(settings, images, batch size, memory) -> nodes`."""
 
   def call(settings, shown=images, batch=24, memory=1e9):
     encoder = ImageSetEncoder(
@@ -52,7 +52,7 @@ def test_nodes_do_not_depend_on_the_batch(kind, count, small, encode, images):
 
 
 def test_nodes_are_those_of_the_maps(small, encode, variables, images):
-  """The slow and obvious: one image, one crop at a time."""
+  """The test encodes one image and one crop at a time."""
   settings = small("fcn", nodes={"pyramid": (1,)})
   backbone, view = settings.backbone, settings.view
   look = functools.partial(evaluation_view, view)
@@ -66,7 +66,7 @@ def test_nodes_are_those_of_the_maps(small, encode, variables, images):
   assert boxes[0].tolist() == [0, 0, 16, 16]
   np.testing.assert_array_equal(boxes[1:], nodes.cell_boxes(2, 2, 16))
   assert len(boxes) == found.shape[1]
-  # One cell that is averaged has the whole map's place.
+  # A single averaged cell covers the whole map.
   single = dataclasses.replace(view, cells=1)
   features = Features(backbone, single, ())
   np.testing.assert_array_equal(features.node_boxes(), boxes[:1])
@@ -76,7 +76,7 @@ def test_nodes_are_those_of_the_maps(small, encode, variables, images):
 def test_originals_are_seen_as_copies_of_their_size(
   kind, small, encode, images, variables
 ):
-  """Whoever cuts and resizes, host or device."""
+  """The host or the device may cut and resize."""
   redraw = kind == "redraw"
   settings = small("sampling" if redraw else kind, nodes={"redraw": redraw})
   known = {
@@ -101,13 +101,13 @@ def test_originals_are_seen_as_copies_of_their_size(
   np.testing.assert_allclose(*encoded, atol=1e-5)
   if shown:
     np.testing.assert_allclose(*(pair.flow for pair in shown), atol=1e-4)
-    # Crops are shown on pictures of another size: at the same place.
+    # Crops are shown at the same place, on pictures of another size.
     places = [pair.query_boxes / pair.query.shape[0] for pair in shown]
     np.testing.assert_allclose(*places, atol=1e-6)
 
 
 def test_crops_drawn_anew_for_every_episode(small, images, variables):
-  """The official way: an episode's crops are its own, whatever the batch."""
+  """As in the official code, crops depend on the episode, not on the batch."""
   settings = small("sampling", nodes={"redraw": True})
   encode = ImageSetEncoder(
     Features.of(settings), batch_size=7, memory=1e9, stage="test"
@@ -124,7 +124,7 @@ def test_crops_drawn_anew_for_every_episode(small, images, variables):
 
 
 def test_sampled_crops_are_the_images_own(small, images):
-  """The same whatever else is in the batch; another seed draws others."""
+  """Crops do not depend on the batch; another seed draws others."""
   view = small("sampling").view
   boxes, flip = evaluation_boxes(view, images, np.array([3, 7]))
   assert boxes.shape == (2, 3, 4) and flip.shape == (2, 3)

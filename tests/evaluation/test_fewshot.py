@@ -1,5 +1,4 @@
-"""The stage `evaluate`: who gets which encoder, and that images are encoded
-once."""
+"""The stage `evaluate` chooses encoders, and encodes each image once."""
 
 import dataclasses
 
@@ -22,7 +21,7 @@ def encoders(variables):
 
 
 def test_an_image_is_encoded_once(small, images, encoders, monkeypatch):
-  """Counted where it happens: on the device."""
+  """The test counts the encoded images on the device."""
   counts = []
   encode = Backbone.encode
 
@@ -37,7 +36,7 @@ def test_an_image_is_encoded_once(small, images, encoders, monkeypatch):
   shots = changed(settings, "2-shot")
   again = fewshot.HeadComparison(shots, encoders, cache)(images, 3, "test")
   jax.effects_barrier()
-  assert sum(counts) == 25  # 24, the last batch filled up
+  assert sum(counts) == 25  # 24, and one to fill the last batch
   assert first.timing.encoded_images == 24
   assert again.timing.encoded_images == 0
   assert set(again.accuracy) == {"deepemd", "deepemd_mean", "prototype"}
@@ -58,7 +57,7 @@ def test_images_that_no_episode_uses_are_not_encoded(small, images, encoders):
   compare = fewshot.HeadComparison(settings, encoders, cache)
   few = compare(images, 1, "test")
   assert few.timing.encoded_images == len(cache.rows(settings, images)) < 24
-  every = compare(dataclasses.replace(images), 1, "test")  # unexpected
+  every = compare(dataclasses.replace(images), 1, "test")  # not announced
   assert every.timing.encoded_images == 24
   assert few.accuracy == every.accuracy
   assert len(fewshot.rows_of_episodes(settings, images, 99)) == 24
@@ -77,7 +76,7 @@ def test_other_nodes_and_other_images_are_encoded_anew(small, images, encoders):
 def test_the_prototype_gets_the_encoder_that_suits_it(
   small, images, monkeypatch, tmp_path
 ):
-  """Chosen on validation episodes; the heads get the last stage's."""
+  """It is chosen on validation episodes; other heads get the last stage's."""
   found = {
     stage: BestEncoder(stage, step, 0.0, toy_backbone.variables(step))
     for stage, step in (("pretrain", 3), ("metatrain", 5))

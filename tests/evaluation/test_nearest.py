@@ -1,4 +1,4 @@
-"""Search and re-ranking against the slow and obvious, whatever the blocks."""
+"""Search and re-ranking agree with a slow version, for any blocks."""
 
 import tempfile
 
@@ -34,7 +34,7 @@ def gallery(nodes):
 
 
 def obvious(gallery, row, k):
-  """All others by falling cosine."""
+  """Returns all other items in order of falling cosine."""
   cosine = gallery @ gallery[row]
   order = [i for i in np.argsort(-cosine, kind="stable") if i != row]
   return np.array(order[:k]), cosine[order[:k]]
@@ -106,7 +106,7 @@ def test_a_shape_compiles_once(nodes, gallery):
 
 
 class _Compiled:
-  """The lines in which JAX says that it compiles."""
+  """Collects the lines in which JAX says that it compiles."""
 
   def __enter__(self):
     import logging

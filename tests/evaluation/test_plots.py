@@ -1,4 +1,4 @@
-"""Pictures show what they are given."""
+"""Pictures show the given values."""
 
 import dataclasses
 import io
@@ -57,7 +57,7 @@ def test_lines_are_as_thick_as_the_flow_and_colored_by_similarity(pair):
   strongest = np.argsort(flow, axis=None)[::-1][:6]
   widths = [line.get_linewidth() for line in figure.artists]
   assert np.all(np.diff(widths) < 0)
-  # Widths tell the flows up to one scale.
+  # Widths are a linear function of the flows.
   slope = np.diff(widths) / np.diff(flow.ravel()[strongest])
   np.testing.assert_allclose(slope, slope[0])
   colors = colormaps["viridis"](

@@ -1,4 +1,4 @@
-"""results.json and the table say what was found, in words that stay."""
+"""results.json and the table have the results in a fixed format."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from deepemd_jax.evaluation.protocol import Protocol
 
 
 def measured(shot=1, nodes=None, **heads):
-  """Results of an episode test whose numbers follow from those given."""
+  """Makes results of an episode test from the accuracies of heads."""
   accuracy = {
     name: results.Estimate(mean, 0.25 + shot) for name, mean in heads.items()
   }
@@ -107,7 +107,7 @@ def test_json_has_the_keys_that_others_read(found):
   assert {"jax", "numpy", "python", "deepemd_jax"} <= set(document["versions"])
 
 
-# As the terminal has had it from the beginning.
+# The table in the format that it has always had.
 TABLE = """\
 miniimagenet:160 to cub:160: 5-way 1-shot, 15 queries a class, 600 test episodes, seed 3; nodes: fcn, pyramid (2, 1)
 
@@ -162,7 +162,7 @@ def test_one_data_set_is_named_once(found):
 
 
 def test_one_test_does_not_wipe_out_another(found, tmp_path):
-  """Whatever differs that changes a number; the same test has the same name."""
+  """Tests that differ in a relevant setting have different file names."""
 
   def with_protocol(**fields):
     protocol = dataclasses.replace(found.protocol, **fields)
@@ -226,7 +226,7 @@ def test_what_was_trained_on_is_read_from_the_workdir(tmp_path):
   (tmp_path / "config.json").write_text(trained.to_json_best_effort())
   tested = recipes.settings(data={"name": "cub", "test_name": "fc100"})
   protocol = Protocol.of(tested, tmp_path)
-  assert protocol.emd["solver"] == "network_simplex"  # auto, on a CPU
+  assert protocol.emd["solver"] == "network_simplex"  # auto means this on a CPU
   assert protocol.emd["temperature"] == 12.5 and protocol.sfc["epochs"] == 100
   assert protocol.image["mean"] == (125.3, 123.0, 113.9)
   assert protocol.data == "cub"

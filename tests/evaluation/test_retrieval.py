@@ -1,4 +1,4 @@
-"""The stage `retrieve`: what it finds, states and writes."""
+"""Tests of the stage `retrieve`, its results and its files."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ from deepemd_jax.models import matching
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-  """Ten classes of drawings; one has a single image."""
+  """Ten classes of drawings, one of which has a single image."""
   root = tmp_path_factory.mktemp("retrieval") / "images"
   counts = {n: 1 if n == 12 else 2 + n % 5 for n in range(3, 13)}
   recipes.draw_polygons(root, counts)
@@ -57,7 +57,7 @@ def flags(images):
 
 def places(images):
   return {
-    "data.name": "folder:32",  # as the drawings
+    "data.name": "folder:32",  # the size of the drawings
     "data.folder": str(images),
     "data.csv": str(images / "split.csv"),
     "data.directory": f"{images}-kept",
@@ -65,7 +65,7 @@ def places(images):
 
 
 def settings(images, fields=(), **more):
-  """The run's settings; `more` is of stage retrieve."""
+  """Returns the settings of a run; `more` is for the stage retrieve."""
   made = folder.get_config()
   made.update_from_flattened_dict(FIELDS | places(images) | dict(fields))
   made.retrieve.update(more)
@@ -75,7 +75,7 @@ def settings(images, fields=(), **more):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, images):
-  """Two stages' encoders, the second of which is another."""
+  """A workdir with different encoders of two stages."""
   place = tmp_path_factory.mktemp("runs")
   made = recipes.tiny_run(place / "run", stages=("pretrain",))
   other = recipes.tiny_run(place / "other", stages=("metatrain",), seed=1)
@@ -87,7 +87,7 @@ def workdir(tmp_path_factory, images):
 
 
 def results(workdir):
-  """retrieve.json without what equal runs may differ in."""
+  """Returns retrieve.json without the fields that differ between equal runs."""
   found = json.loads((workdir / "retrieve.json").read_text())
   for name in ("timing", "device"):
     found.pop(name)
@@ -97,7 +97,7 @@ def results(workdir):
 
 
 def again(workdir, tmp_path, made):
-  """The results of the same encoders with other settings."""
+  """Returns the results of the same encoders with other settings."""
   copy = shutil.copytree(workdir, tmp_path / "copy")
   (copy / "retrieve.json").unlink()
   retrieval.run(made, copy)
@@ -106,13 +106,13 @@ def again(workdir, tmp_path, made):
 
 @jax.jit
 def compared(nodes):
-  """Cosine and EMD similarity of every pair."""
+  """Computes the cosine and the EMD similarity of every pair."""
   cosine = matching.prototype_logits(nodes, nodes, 1.0)
   return cosine, matching.logits(nodes, nodes, None, 1.0)
 
 
 def obvious(settings, variables, images, depth):
-  """Metrics of both rankings, in plain loops over queries."""
+  """Computes the metrics of both rankings by loops over queries."""
   nodes = ImageSetEncoder.of(settings, "test")(variables, images).array
   cosine, emd = map(np.asarray, compared(nodes))
   rows = {"global": [], "EMD": []}
@@ -179,7 +179,7 @@ def test_the_table_is_the_slow_and_obvious_one(workdir, images):
     [row["ci95"] for row in paired],
     1.96 * difference.std(0) / np.sqrt(len(difference)),
   )
-  # A class with one image asks for nothing, but may be found.
+  # The image of a class with one image is no query, but is in the gallery.
   assert found["gallery"] == {"images": len(sets["test"].labels), "classes": 6}
   assert found["queries"] == found["of"] == len(sets["test"].labels) - 1
 
@@ -191,7 +191,7 @@ def test_the_curve_ends_in_the_table(workdir):
   for name, row in found["methods"].items():
     for metric, value in last[name].items():
       assert value == row[metric]["mean"]
-  # One image is in order already.
+  # Re-ranking a single image changes nothing.
   same = "global, EMD's encoder" if len(found["methods"]) == 3 else "global"
   assert first["EMD"] == first[same] != last["EMD"]
 
@@ -220,7 +220,7 @@ def test_nothing_depends_on_batches_or_memory(workdir, images, tmp_path):
 @pytest.mark.soak
 @pytest.mark.parametrize("devices", [1, 4])
 def test_nothing_depends_on_the_devices(devices, workdir, images, tmp_path):
-  """The command itself, in a process of its own."""
+  """The test runs the command in a separate process."""
   copy = shutil.copytree(workdir, tmp_path / "copy")
   (copy / "retrieve.json").unlink()
   count = f"--xla_force_host_platform_device_count={devices}"
@@ -253,7 +253,7 @@ def test_some_ask_and_validation_classes_serve_while_settings_are_chosen(
     means = row[found["chosen"][name]]
     assert found["methods"][name]["MAP@R"]["mean"] == means["MAP@R"]
   assert found["queries"] == 5 and found["of"] == 11
-  # More than there are is all.
+  # A depth above the size of the gallery means all images.
   assert found["depth"] == found["gallery"]["images"] - 1
   assert "5 of 11 images are queries" in capsys.readouterr().out
   assert len(list((tmp_path / "copy" / "results").iterdir())) == 2

@@ -1,4 +1,4 @@
-"""Metrics against the slow and obvious, one query at a time."""
+"""Metrics agree with a slow version that takes one query at a time."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,10 @@ from deepemd_jax.evaluation import statistics
 
 @pytest.fixture(scope="module", params=range(4))
 def rankings(request):
-  """(relevant [q, L], others [q]): a class's images are all in the gallery, not
-  all among the first L."""
+  """Makes (relevant [q, L], others [q]).
+
+  All images of a class are in the gallery, but not all are among the first L.
+  """
   rng = np.random.default_rng(request.param)
   count, length = 40, 12
   others = rng.integers(1, length + 1, count)
@@ -21,7 +23,7 @@ def rankings(request):
 
 
 def obvious(relevant, total):
-  """(R-Precision, MAP@R) of one query, as the paper has them."""
+  """Returns (R-Precision, MAP@R) of one query, as defined in the paper."""
   precisions = [
     sum(relevant[: i + 1]) / (i + 1) if relevant[i] else 0.0
     for i in range(total)
@@ -45,7 +47,7 @@ def test_metrics(rankings):
 
 
 def test_the_place_of_the_right_ones_matters_to_one_of_them():
-  """R = 10; right are the first; the first and the last; all."""
+  """With R = 10, correct are the first, the first and the last, or all."""
   relevant = np.zeros((3, 10), bool)
   relevant[0, 0] = True
   relevant[1, [0, 9]] = True
@@ -68,8 +70,11 @@ def test_only_the_first_are_put_in_order():
 
 
 def test_intervals_hold_what_they_promise():
-  """Of 100 intervals 95 hold the true mean; where queries of a class err
-  together, only the careful ones do."""
+  """Of 100 intervals, about 95 contain the true mean.
+
+  If the errors of the queries of a class are correlated, only the intervals
+  over classes do.
+  """
   rng = np.random.default_rng(0)
   labels = np.repeat(np.arange(40), 10)
   held = np.zeros((2, 2))

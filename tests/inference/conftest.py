@@ -1,4 +1,4 @@
-"""A tiny run, and a folder of images in which commands are called."""
+"""Fixtures: a tiny run, and a folder of images for commands."""
 
 import commands
 import pytest
@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(run, folder, capsys):
-  """Calls a command in `folder`; exit code, stdout and stderr."""
+  """Calls a command in `folder`; returns exit code, stdout and stderr."""
 
   def calling(*arguments, checkpoint=run):
     return commands.call(capsys, *arguments, f"--checkpoint={checkpoint}")

@@ -1,4 +1,4 @@
-"""Confusion, calibration and order, against counting by hand."""
+"""Confusion, calibration and order agree with counts by hand."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def test_confusion():
 def test_calibration():
   found = calibration.calibration(P, TRUTH)
   assert found.counts.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
-  # 0.9 stands in (0.8, 0.9].
+  # 0.9 is in the bin (0.8, 0.9].
   np.testing.assert_allclose(found.confidence[5:], [0.55, 0.65, 0.8, 0.9, 1])
   np.testing.assert_array_equal(found.accuracy[5:], [0, 1, 0, 1, 1])
   assert np.isnan(found.accuracy[:5]).all()

@@ -1,4 +1,4 @@
-"""What photographs of one place share is taken out of their nodes."""
+"""Centering removes what photographs of one place have in common."""
 
 import pickle
 
@@ -13,7 +13,7 @@ from deepemd_jax.inference.image_encoder import EncodedImages
 
 
 class Batches:
-  """Stands for an encoder, and hands out nodes in batches of 4."""
+  """A fake encoder, which returns nodes in batches of 4."""
 
   def __init__(self, nodes):
     self.nodes = nodes
@@ -45,8 +45,8 @@ def test_a_center_is_the_mean_and_spread_of_all_nodes():
   ("given", "classes", "published", "expected"),
   [
     (None, 5, True, 6),
-    (None, 4, True, None),  # too little would be left
-    (None, 5, False, None),  # a run's encoder has its own way
+    (None, 4, True, None),  # with four classes, too little would be left
+    (None, 5, False, None),  # not for the encoder of a run
     ("support", 2, False, 6),
     ("none", 20, True, None),
     ([0] * 10, 2, True, 10),
@@ -61,7 +61,7 @@ def test_what_nodes_are_centered_by(given, classes, published, expected):
 
 
 def test_photographs_of_a_place(run, folder):
-  """A folder and its list are the same; shots are fitted; and it is pickled."""
+  """A folder and a list of its files give the same; pickling works."""
   paths = sorted((folder / "query").rglob("*.png"))
   images = [folder / "support" / f"{c}/0.png" for c in ("red", "green", "blue")]
   plain, centered, listed = (

@@ -1,4 +1,4 @@
-"""A view or a solver that a person names, and the run's own."""
+"""A user may choose a view or a solver; the default is that of the run."""
 
 import dataclasses
 

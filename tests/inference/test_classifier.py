@@ -1,4 +1,4 @@
-"""FewShotClassifier: scikit-learn's ways, any image, sums that add up."""
+"""Tests of FewShotClassifier: conventions, odd images, explanations."""
 
 import dataclasses
 import importlib.util
@@ -38,7 +38,7 @@ def draw(color, seed, size=(36, 48)):
 
 @pytest.fixture(scope="module")
 def few():
-  """(images, labels): two of each color."""
+  """(images, labels), with two images of each color."""
   names = [name for name in COLORS for _ in range(2)]
   return [draw(COLORS[n], i) for i, n in enumerate(names)], names
 
@@ -55,12 +55,12 @@ def encoder_of(workdir, variant=None, cache=None):
 
 
 def test_a_run_is_seen_in_its_own_precision(run, tmp_path, few):
-  """Which is part of what the cache knows encodings by."""
+  """The key of the cache includes the precision."""
   model = {"width": 1 / 16, "precision": "bfloat16"}
   half = tiny_run(tmp_path / "half", model=model)
   kept = str(tmp_path / "kept")
   (images, _), found = few, []
-  for workdir in (run, half):  # the same variables
+  for workdir in (run, half):  # their variables are the same
     encoder = encoder_of(workdir, cache=feature_cache.Cache(kept))
     found.append(encoder.all(images).nodes)
   assert found[0].dtype == found[1].dtype == np.float32
@@ -150,7 +150,7 @@ def test_pickled(fitted):
 
 
 def test_works_without_scikit_learn(run, monkeypatch):
-  """A copy of the module that is imported where there is none."""
+  """A copy of the module is imported while scikit-learn is missing."""
   monkeypatch.setitem(sys.modules, "sklearn", None)
   spec = importlib.util.find_spec("deepemd_jax.inference.classifier")
   copy = importlib.util.module_from_spec(spec)
@@ -205,7 +205,7 @@ def test_epochs_end_where_images_are_many(run, few, monkeypatch):
 
 @pytest.mark.parametrize("variant", ["fcn", "grid", "sampling"])
 def test_odd_images(run, few, variant):
-  """Gray, tiny, thin, huge, and the same twice, as examples and as queries."""
+  """Images may be gray, tiny, thin, huge, or repeated."""
   image = few[0][0]
   odd = [image[..., 0], draw(COLORS["red"], 9, (1, 1))]
   odd += [draw(COLORS["red"], 9, size) for size in ((1, 200), (900, 700))]
@@ -236,12 +236,12 @@ def test_contributions_add_up(run, few, variant):
     assert 0 <= left < right <= 50 and 0 <= top < bottom <= 70
     left, top, right, bottom = pair.support_box
     assert 0 <= left < right <= 48 and 0 <= top < bottom <= 36
-  # Boxes on the picture, which is no larger than the image.
+  # The boxes are on the picture, which is at most as large as the image.
   assert why.query.small_boxes().max() <= max(why.query.picture.shape)
 
 
 def test_mirrored_crops_are_marked(run, few):
-  """Of the query and of the example, as many as were cut."""
+  """There is a mark for each mirrored crop of the query and of the example."""
   estimator = FewShotClassifier(run, "sampling").fit(few[0][::2], few[1][::2])
   view = choices.choose_view(pretrained.load(run).settings, "sampling")
   query = draw(COLORS["green"], 7, (70, 50))
@@ -257,7 +257,7 @@ def test_mirrored_crops_are_marked(run, few):
 
 @dataclasses.dataclass(frozen=True)
 class Smoothed:
-  """A solver whose value is not the cost of its flow, as Sinkhorn's is not."""
+  """A solver whose value is not the cost of its flow, as in Sinkhorn."""
 
   def __call__(self, cost, a, b):
     return emd.NetworkSimplex()(cost, a, b)
@@ -310,7 +310,7 @@ def test_mistakes_are_named(run, few, fitted, tmp_path):
 
 
 def test_encodings_are_made_once(run, tmp_path, monkeypatch):
-  """And do not depend on the batch they were in."""
+  """They do not depend on the batch either."""
   images, _ = queries(20)
   for variant in ("fcn", "sampling"):
     plain = encoder_of(run, variant).all(images)

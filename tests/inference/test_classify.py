@@ -1,4 +1,4 @@
-"""`classify`: from folders to a table and a report."""
+"""`classify` makes a table and a report from folders."""
 
 import os
 import pathlib
@@ -32,7 +32,7 @@ def test_known_truth(call, monkeypatch):
   assert {p.name for p in pathlib.Path().iterdir()} == {
     *("home", "out.csv", "query", "report.html", "support")
   }
-  # The second time everything is at hand.
+  # The second time all encodings are in the cache.
   before = pathlib.Path("out.csv").read_bytes()
   monkeypatch.setattr(image_encoder.ImageEncoder, "_encode_new", None)
   assert call("classify", *USUAL, "--pictures=0")[0] == 0
@@ -73,7 +73,7 @@ def test_truth_in_another_spelling(support, query, tmp_path):
 
 
 def test_truth_one_folder_deeper(tmp_path):
-  """Of a data set's root, say."""
+  """The query may be the root of a data set, for example."""
   paths = [tmp_path / split / "red" / "1.png" for split in ("train", "test")]
   labels, remark = classify.truth(str(tmp_path), paths, {"Red": [], "blue": []})
   assert labels is None and f"within '{tmp_path}/train' are named as" in remark
@@ -136,7 +136,7 @@ def test_bad_queries(call, folder):
 
 
 def test_names_that_trick(call, folder):
-  """No name becomes HTML, mathematics, a formula or a path."""
+  """No name is interpreted as HTML, mathematics, a formula or a path."""
   trick = "<script>alert('1')<"
   for path in ("red/0.png", "red/1.png", "blue/1.png", "green/1.png"):
     (folder / "query" / path).unlink()

@@ -1,4 +1,4 @@
-"""The CSV of `classify` holds names of strangers and runs nothing."""
+"""A spreadsheet runs none of the names in the CSV of `classify`."""
 
 import csv
 import io
@@ -20,12 +20,12 @@ HARMLESS = ("a=1", "a-b", "x@y", "query/=1.png", "", "it's", "a;b", " a", "1e5")
 
 
 def original(cell):
-  """As the help of `classify` says: without the apostrophes."""
+  """Removes the apostrophes, as the help of `classify` says."""
   return re.sub(r"(\A|[;\t\r\n])'", r"\1", cell)
 
 
 def starts(text):
-  """The beginnings of all cells that a reader of any separators may see."""
+  """Returns the beginnings of all cells for readers with any separator."""
   return [
     part.strip("\ufeff\x00 \u00a0") for part in re.split("[;\t\r\n]", text)
   ]

@@ -1,4 +1,4 @@
-"""`classify` and `search`: mistakes are one line, and nothing is written."""
+"""Mistakes in `classify` and `search` give one line, and write no files."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_mistakes(call, folder, what, more, message):
 
 
 def test_a_full_disk_leaves_what_was_there(call, folder, monkeypatch):
-  """The second file does not fit: the first is not replaced either."""
+  """If the second file does not fit, the first one is not replaced either."""
   (folder / "out.csv").write_text("precious")
   write = pathlib.Path.write_bytes
 

@@ -1,4 +1,4 @@
-"""`classify` as a process: Ctrl-C at any time, and memory."""
+"""`classify` as a process, with Ctrl-C at any time, and its memory."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from paths import ROOT
 
 
 def test_interrupted(run, folder):
-  """One line, code 130, no file, wherever it strikes."""
+  """At any time, Ctrl-C gives one line and code 130, and leaves no file."""
   source = folder / "query" / "red" / "0.png"
   for i in range(3000):
     os.link(source, folder / "query" / "red" / f"copy{i}.png")
@@ -45,7 +45,7 @@ def test_interrupted(run, folder):
 
 
 def measured(arguments, home, interrupt=lambda: False):
-  """Runs classify in a process of its own; Ctrl-C as soon as `interrupt`.
+  """Runs classify in a separate process, with Ctrl-C if `interrupt()`.
 
   Returns:
     exit code, stdout, stderr, seconds, and the peak of its memory in MiB.
@@ -71,9 +71,9 @@ def measured(arguments, home, interrupt=lambda: False):
 
 
 def resident_peak(pid) -> float:
-  """The most memory that a process has had, in MiB; 0 if it has just ended.
+  """Returns the peak memory of a process in MiB; 0 if it has just ended.
 
-  `os.wait4` says it, too, but of a child counts what its parent had.
+  `os.wait4` would include the memory that the parent had when it forked.
   """
   try:
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
@@ -84,8 +84,11 @@ def resident_peak(pid) -> float:
 
 
 def paint_ten_thousand(folder):
-  """Examples in `support`, ten thousand queries, and a hundred of these in
-  `few`; returns {class name: its color}."""
+  """Paints examples and ten thousand queries; a hundred of these are in `few`.
+
+  Returns:
+    {class name: its color}.
+  """
   rng = np.random.default_rng(0)
   colors = {f"class {k}": rng.integers(30, 226, 3) for k in range(10)}
   for k, (name, color) in enumerate(colors.items()):
@@ -104,9 +107,12 @@ def paint_ten_thousand(folder):
 
 @pytest.mark.soak
 def test_ten_thousand_queries(run, tmp_path):
-  """Of ten classes with five examples each: memory does not grow with the
-  queries, the table is whole and in order, and after Ctrl-C in the middle the
-  same command goes on from the cache to the same result."""
+  """There are ten classes with five examples each.
+
+  Memory does not grow with the queries. The table is complete and in order.
+  After Ctrl-C in the middle, the same command uses the cache, and gives the
+  same result.
+  """
   colors = paint_ten_thousand(tmp_path)
 
   def arguments(out, cache, query="query"):

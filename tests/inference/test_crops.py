@@ -1,4 +1,4 @@
-"""Views cut on the host from originals of all sizes."""
+"""The host cuts views from originals of all sizes."""
 
 import dataclasses
 import functools
@@ -34,7 +34,8 @@ def test_whole_images_are_those_of_evaluation(crop, image):
   stack = jnp.asarray(np.asarray(image))[None]
   if crop == "center":
     expected = crop_resize.evaluation_images(stack, 32)
-    # 35 of which 32 are kept, from the second.
+    # The image is resized to 35 pixels. The crop has 32 of them, and leaves out
+    # the first.
     np.testing.assert_allclose(
       boxes[0], [60 / 35, 40 / 35, 60 * 33 / 35, 40 * 33 / 35]
     )

@@ -1,4 +1,4 @@
-"""Exported folders: programs that JAX alone runs, encoders that evaluate."""
+"""Exported folders have programs for JAX alone, and encoders for tests."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.inference import crops, export
 from deepemd_jax.models import resnet12
 
-# What a user's program does, who has JAX and NumPy and nothing of ours.
+# A program of a user who has JAX and NumPy, but not this package.
 FRESH = """
 import json, os, sys
 os.chdir(sys.argv[1])
@@ -39,7 +39,7 @@ numpy.save(sys.argv[3], logits)
 
 @pytest.fixture(scope="module", autouse=True)
 def unchecked_shapes():
-  """The check of shapes (see conftest.py) takes symbols for numbers."""
+  """Turns off the check of shapes (see conftest.py), which refuses symbols."""
   jaxtyping.config.update("jaxtyping_disable", True)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)
@@ -47,7 +47,7 @@ def unchecked_shapes():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run of both stages, whose encoders differ."""
+  """A run of two stages, whose encoders differ."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
   tiny_run(workdir, stages=("pretrain",), seed=1)
   other = tiny_run(workdir.with_name("other"), stages=("metatrain",), seed=0)
@@ -68,7 +68,7 @@ def images(count, height, width, seed=0):
 
 
 def test_another_process_with_jax_alone(run, exported, tmp_path):
-  """Numbers of classes and queries, and sizes, that were never compiled."""
+  """Its numbers of classes and queries, and its sizes, are new."""
   support, query = images(3, 36, 48), images(70, 90, 33)
   np.savez(tmp_path / "in.npz", support=support, query=query)
   arguments = [exported, tmp_path / "in.npz", tmp_path / "out.npy"]
@@ -116,7 +116,7 @@ def test_the_manifest_says_what_is_there(run, exported):
     content = bytearray((exported / name).read_bytes())
     found = jax_export.deserialize(content)
     assert found.platforms == ("cpu", "cuda", "tpu")
-    # Those have no promise of JAX's to be understood by other versions.
+    # JAX does not promise that other versions can read custom calls.
     assert "custom_call" not in found.mlir_module().replace(
       "custom_call @shape_assertion", ""
     )
@@ -146,7 +146,7 @@ def test_the_folder_is_a_run_without_what_training_needs(run, exported):
 
 @pytest.mark.soak
 def test_it_is_tested_as_the_run_itself(run, exported, tmp_path, capsys):
-  """The prototype's encoder, which may be another stage's, is there too."""
+  """The export also has the prototype's encoder, perhaps of another stage."""
   config = evaluation_of_folders(tmp_path, episodes=20, images=6)
   shutil.copytree(exported, tmp_path / "exported")
   found = []
@@ -166,7 +166,7 @@ def test_it_is_tested_as_the_run_itself(run, exported, tmp_path, capsys):
 def test_crops_as_nodes_and_the_runs_own_solver(
   kind, solver, tmp_path, monkeypatch
 ):
-  # The others are lowered for above, which takes its time.
+  # Lowering takes long. The tests above lower for the other platforms.
   monkeypatch.setattr(export, "PLATFORMS", ("cpu",))
   run = tiny_run(
     tmp_path / "run",
@@ -193,7 +193,7 @@ def test_crops_as_nodes_and_the_runs_own_solver(
 
 @pytest.fixture
 def refused(capsys):
-  """Calls the command, which refuses with a message."""
+  """A function that calls the command, which refuses with a message."""
 
   def calling(message, *arguments):
     commands.assert_refused(
@@ -205,7 +205,7 @@ def refused(capsys):
 
 @pytest.fixture
 def no_programs(monkeypatch):
-  """An export is all but its programs, which take seconds."""
+  """Exports leave out the programs, which take seconds."""
   monkeypatch.setattr(export, "_programs", lambda trained: {})
 
 

@@ -1,4 +1,4 @@
-"""Exported folders of strangers, and damaged ones: refused in one line."""
+"""Exported folders that are forged or damaged are refused in one line."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from deepemd_jax.inference import export
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-  """An export for the CPU alone: the others take their time."""
+  """An export for the CPU alone, because other platforms take long."""
   directory = tmp_path_factory.mktemp("exported") / "mine"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(export, "PLATFORMS", ("cpu",))
-    # The check of shapes (see conftest.py) takes symbols for numbers.
+    # The check of shapes (see conftest.py) would refuse symbols.
     jaxtyping.config.update("jaxtyping_disable", True)
     export.save(run, directory)
   yield directory
@@ -45,7 +45,7 @@ def test_damage_and_other_folders_are_told(run, exported, tmp_path):
 
 
 def test_500_flips_of_the_manifest(exported, tmp_path):
-  """Each is refused in one line, or means what was written."""
+  """Each changed file is refused in one line, or has the same meaning."""
   broken = shutil.copytree(exported, tmp_path / "broken")
   path = broken / "manifest.json"
   content, manifest = path.read_bytes(), export.load(broken).manifest
@@ -68,7 +68,7 @@ def test_500_flips_of_the_manifest(exported, tmp_path):
 
 
 def rewritten(exported, directory, seal=True, **fields):
-  """A copy of an export whose manifest says something else."""
+  """Copies an export with a changed manifest."""
   shutil.copytree(exported, directory, dirs_exist_ok=True)
   manifest = json.loads((exported / "manifest.json").read_text()) | fields
   manifest = {name: x for name, x in manifest.items() if x is not None}

@@ -1,4 +1,4 @@
-"""Encodings are found again by content; damage and full disks do no harm."""
+"""Encodings are found by content; damage and full disks are harmless."""
 
 import os
 import pathlib
@@ -32,7 +32,7 @@ def test_what_is_put_is_found(tmp_path):
 
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.soak)])
 def test_damage_counts_as_absence(every, tmp_path):
-  """Whichever bit it is, and wherever the file ends."""
+  """Any bit may be changed, and the file may end anywhere."""
   kept = feature_cache.Cache(tmp_path)
   kept.put(MODEL, IMAGE, nodes=np.arange(4, dtype=np.float32))
   (path,) = files(tmp_path)
@@ -60,7 +60,7 @@ def test_what_is_in_anothers_place_counts_as_absent(tmp_path):
 
 
 def test_only_regular_files_are_entries(tmp_path):
-  """A link is replaced, not followed to a file of the user."""
+  """A link to a file of the user is replaced, and not followed."""
   kept = feature_cache.Cache(tmp_path / "cache")
   kept.put(MODEL, IMAGE, nodes=np.arange(3))
   (path,) = files(tmp_path)
@@ -77,7 +77,7 @@ def test_only_regular_files_are_entries(tmp_path):
   path.unlink()
   path.mkdir()
   assert kept.get(MODEL, IMAGE) is None
-  kept.put(MODEL, IMAGE, nodes=np.arange(3))  # which cannot be, and no matter
+  kept.put(MODEL, IMAGE, nodes=np.arange(3))  # fails without an error
 
 
 def test_pickles_are_not_loaded(tmp_path):
@@ -92,7 +92,7 @@ def test_the_longest_unused_go(tmp_path):
     kept.put(MODEL, f"{k}" * 64, nodes=np.zeros(500))
     (path,) = (tmp_path / MODEL[:32] / f"{k}{k}").iterdir()
     os.utime(path, (k, k))
-  kept.get(MODEL, "0" * 64)  # used: now the newest
+  kept.get(MODEL, "0" * 64)  # now the newest one
   kept.prune()
   left = [k for k in range(4) if kept.get(MODEL, f"{k}" * 64)]
   assert left == [0, 3]
@@ -136,7 +136,7 @@ def test_nothing_is_written_through_a_linked_folder(tmp_path):
 
 @pytest.mark.parametrize("content", [b"PK", b"\x93NUMPY", b""])
 def test_what_is_no_array_counts_as_absent(content, tmp_path):
-  """Though its digest is right."""
+  """This holds even if the digest is right."""
   kept = feature_cache.Cache(tmp_path, limit=0)
   kept.put(MODEL, IMAGE, nodes=np.arange(3))
   (path,) = files(tmp_path)
@@ -144,4 +144,4 @@ def test_what_is_no_array_counts_as_absent(content, tmp_path):
   path.write_bytes(digest + content)
   assert kept.get(MODEL, IMAGE) is None
   path.with_name("folder.npz").mkdir()
-  kept.prune()  # which it cannot delete, and no matter
+  kept.prune()  # cannot delete it; no error

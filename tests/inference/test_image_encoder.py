@@ -1,4 +1,4 @@
-"""From images to nodes, for any number of encoders."""
+"""Any number of encoders make nodes from images."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from deepemd_jax.inference import feature_cache, image_encoder
 
 
 def test_encoders_that_look_alike_share_a_program(run):
-  """As in cross-validation, and for each request of the demo."""
+  """Cross-validation and each request of the demo make such encoders."""
   images = [np.full((40, 30, 3), level, np.uint8) for level in (50, 200)]
 
   def encode():
@@ -27,7 +27,7 @@ def test_encoders_that_look_alike_share_a_program(run):
 
 
 def test_numbers_that_are_not_finite_are_told(run):
-  """Else whatever is asked gets an answer that means nothing."""
+  """Otherwise every query would get a meaningless answer."""
   loaded = pretrained.load(run)
   broken = jax.tree.map(lambda x: x * np.nan, loaded.encoder.variables)
   encoder = dataclasses.replace(loaded.encoder, variables=broken)
@@ -38,7 +38,7 @@ def test_numbers_that_are_not_finite_are_told(run):
 
 
 def test_foreign_arrays_in_the_cache_are_made_again(run, tmp_path):
-  """Whatever is there under the right name, with a checksum that fits."""
+  """This holds for any arrays with the right name and a correct checksum."""
   loaded = pretrained.load(run)
   image = [np.full((40, 30, 3), 90, np.uint8)]
 
@@ -63,5 +63,5 @@ def test_foreign_arrays_in_the_cache_are_made_again(run, tmp_path):
     cache.put(model, content, **arrays)
     again, _, cache = encode()
     np.testing.assert_array_equal(again.nodes, first.nodes)
-  kept = cache.get(model, content)  # what was made again is there
+  kept = cache.get(model, content)  # the new arrays
   np.testing.assert_array_equal(kept["nodes"], first.nodes[0])

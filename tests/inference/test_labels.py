@@ -1,4 +1,4 @@
-"""Labels: none is merged with another, none is made up; scikit-learn's ways."""
+"""No label is merged with another or invented; scikit-learn's checks pass."""
 
 import pickle
 
@@ -24,7 +24,7 @@ NAN = float("nan")
 
 
 def distinct(given):
-  """The labels without repeats, by Python's own equality."""
+  """Returns the labels without repeats, by Python's equality."""
   return sorted(set(given))
 
 
@@ -48,7 +48,7 @@ def test_labels_of_two_kinds_are_refused(given):
 
 
 class NotAvailable:
-  """As pandas' NA: neither equal nor different."""
+  """A value like pandas' NA, which is neither equal nor different."""
 
   def __repr__(self):
     return "<NA>"
@@ -155,7 +155,7 @@ def test_images_without_labels_and_labels_without_images(run):
 
 
 def stripes(rows):
-  """scikit-learn's rows of numbers as images."""
+  """Makes images from rows of numbers, which scikit-learn's checks use."""
   rows = np.asarray(rows)
   if rows.ndim != 2 or rows.dtype.kind not in "iuf":
     return rows
@@ -164,7 +164,7 @@ def stripes(rows):
 
 
 class OfRows(FewShotClassifier):
-  """Takes rows of numbers, as scikit-learn's checks have them."""
+  """A classifier of rows of numbers, which scikit-learn's checks use."""
 
   def __init__(self, checkpoint=None):
     super().__init__(checkpoint)
@@ -196,6 +196,6 @@ def test_scikit_learn_s_own_checks(name, run, monkeypatch):
   from deepemd_jax.inference import class_nodes
 
   mean = lambda support, order, **_: support.mean(1)  # noqa: E731
-  monkeypatch.setattr(class_nodes, "_fit", mean)  # which takes seconds
+  monkeypatch.setattr(class_nodes, "_fit", mean)  # the fit takes seconds
   check = getattr(estimator_checks, name)
   check("OfRows", OfRows(str(run)))

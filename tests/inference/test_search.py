@@ -1,4 +1,4 @@
-"""`search`: the most alike first."""
+"""`search` lists the most similar images first."""
 
 from commands import assert_refused
 
@@ -17,7 +17,7 @@ def test_search(call, folder):
 
 
 def test_search_takes_the_global_top(call, folder):
-  """Against all at once: the K most alike by pooled nodes, then by EMD."""
+  """The result has the K images that are most similar by pooled nodes."""
   _, out, _ = call("search", "--gallery=.", "--query=query/red/1.png")
   found = [line.split() for line in out.splitlines()[1:]]
   assert len(found) == 10
@@ -39,7 +39,7 @@ def test_what_a_place_has_in_common_is_taken_out(call, folder):
   plain, found = ([x.split() for x in t.splitlines()[1:]] for t in (plain, out))
   assert {row[3] for row in found} == {row[3] for row in plain}
   assert found[0] == ["1", "1.000", "1.000", "query/red/1.png"]
-  # The others are told apart more clearly.
+  # The similarities of the others differ more.
   assert min(float(row[2]) for row in found) < min(
     float(row[2]) for row in plain
   )

@@ -1,4 +1,4 @@
-"""A vision transformer's folder is a checkpoint as any other."""
+"""The folder of a vision transformer can be used as a checkpoint."""
 
 import functools
 import shutil
@@ -17,7 +17,7 @@ from deepemd_jax.inference import export
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  """Images of 32 pixels, whose maps of 8 x 8 tokens become 5 x 5 nodes."""
+  """A model for images of 32 pixels: 8 x 8 tokens become 5 x 5 nodes."""
   source = GOLDEN / "vit" / "dinov2_with_registers"
   folder = shutil.copytree(source, tmp_path_factory.mktemp("vit") / "model")
   path = folder / "preprocessor_config.json"
@@ -42,8 +42,9 @@ def test_the_commands_take_it(model, call):
 
 
 def test_an_exported_folder_has_the_weights(model, tmp_path, monkeypatch):
-  """It may be moved, and the first one may go."""
-  # All but the programs, which take seconds; one of them is below.
+  """The exported folder may be moved, and the source may be deleted."""
+  # The export leaves out the programs, which take seconds. The test below has
+  # one of them.
   monkeypatch.setattr(export, "_programs", lambda trained: {})
   source = shutil.copytree(model, tmp_path / "source")
   trained = pretrained.load(source)
@@ -60,7 +61,7 @@ def test_its_program_takes_any_number_of_images(model):
   encode = functools.partial(features.nodes, trained.encoder.variables)
   shape = jax_export.symbolic_shape("images, 1, 32, 32, 3")
   pixels = jax.ShapeDtypeStruct(shape, np.float32)
-  # The check of shapes (see conftest.py) takes symbols for numbers.
+  # The check of shapes (see conftest.py) would refuse symbols.
   jaxtyping.config.update("jaxtyping_disable", True)
   program = jax_export.export(jax.jit(encode))(pixels)
   jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""Environments in which the wheel is installed, made without the network."""
+"""Makes environments for the wheel, without the network."""
 
 import importlib.metadata
 import os
@@ -29,11 +29,11 @@ class Environment:
     self.packages = place / "lib" / version / "site-packages"
 
   def install(self, wheel: pathlib.Path) -> None:
-    """Installs a wheel and nothing that it needs."""
+    """Installs a wheel without its dependencies."""
     self.pip("install", "--no-deps", "--no-index", "--no-compile", str(wheel))
 
   def pip(self, *arguments: str) -> str:
-    """What the pip of the tests' environment prints, at work on this one."""
+    """Runs pip of the tests' environment on this one; returns its output."""
     pip = [sys.executable, "-m", "pip", "--python", str(self.python)]
     pip += ["--disable-pip-version-check", *arguments]
     done = subprocess.run(pip, capture_output=True, text=True, env=_variables())
@@ -50,12 +50,12 @@ class Environment:
 
 
 def _variables() -> dict[str, str]:
-  """The environment variables, but for what shows Python more packages."""
+  """Returns the environment variables without PYTHONPATH."""
   return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 
 def needs(requirements: list[str]) -> set[str]:
-  """The names of all packages that requirements bring, those of no extra."""
+  """Returns all packages that requirements need, without extras."""
   names: set[str] = set()
   waiting = list(requirements)
   while waiting:
@@ -71,8 +71,7 @@ def needs(requirements: list[str]) -> set[str]:
 
 
 def link(names: set[str], packages: pathlib.Path) -> None:
-  """Makes packages of the tests' environment visible in another, and only
-  those."""
+  """Makes the given packages of the tests' environment visible in another."""
   for name in names:
     distribution = importlib.metadata.distribution(name)
     for top in {file.parts[0] for file in distribution.files}:

@@ -1,9 +1,9 @@
-"""Solves problems by the native code of an installed wheel.
+"""Solves problems with the native code of an installed wheel.
 
     python solve_natively.py
 
-It is run where a wheel has just been installed, without pytest, and fails if
-the wheel was built without the native code.
+Run it in an environment in which a wheel has just been installed. It does not
+need pytest. It fails if the wheel was built without the native code.
 """
 
 import pathlib

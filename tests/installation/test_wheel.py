@@ -1,4 +1,4 @@
-"""What `pip install deepemd_jax` gives, far from any checkout."""
+"""Tests of the installed package, outside of a checkout."""
 
 import importlib.metadata
 import json
@@ -65,7 +65,7 @@ TWO_STEPS = [
 
 
 def build(source, out, kind):
-  """The path of a "sdist" or "wheel" of the project in the folder `source`."""
+  """Builds a "sdist" or "wheel" from the folder `source`; returns its path."""
   code = f"""
 import sys
 from setuptools import build_meta
@@ -87,7 +87,7 @@ def sdist(tmp_path_factory):
     )
   for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, source)
-  # `make test` has compiled it with optimizations, which takes twice as long.
+  # Without optimizations, compilation takes half as long.
   script = source / "deepemd_jax" / "emd" / "native" / "build.py"
   text = script.read_text()
   assert "-O3" in text
@@ -97,7 +97,7 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-  """Built as pip does it: from the sdist."""
+  """A wheel that is built from the sdist, as pip does it."""
   place = tmp_path_factory.mktemp("unpacked")
   with tarfile.open(sdist) as archive:
     archive.extractall(place, filter="data")
@@ -107,7 +107,7 @@ def wheel(sdist, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def core(wheel, tmp_path_factory):
-  """Has the wheel, and what it needs when no extra is named."""
+  """An environment with the wheel and its packages, without extras."""
   environment = environments.Environment(tmp_path_factory.mktemp("core"))
   needed = environments.needs(PROJECT["dependencies"])
   environments.link(needed, environment.packages)
@@ -117,7 +117,7 @@ def core(wheel, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full(wheel, tmp_path_factory):
-  """Has the wheel and all packages."""
+  """An environment with the wheel and all packages."""
   environment = environments.Environment(tmp_path_factory.mktemp("full"))
   environments.link_all(environment.packages)
   environment.install(wheel)
@@ -168,7 +168,7 @@ def test_the_version_is_said_alike_everywhere(wheel):
 
 
 def check_emd(environment, folder):
-  """Uses the EMD in an empty folder, and what the environment lacks."""
+  """Uses the EMD, and names that need missing packages, in an empty folder."""
   done = environment.call("python", "-c", USE_THE_EMD, cwd=folder)
   assert done.returncode == 0, done.stderr[-3000:]
   answer = json.loads(done.stdout)
@@ -189,7 +189,7 @@ def test_the_emd_needs_few_packages(core, tmp_path):
 
 
 def test_a_wheel_solves_by_its_native_code(core, tmp_path):
-  """As cibuildwheel tests each wheel that is published."""
+  """The command is that with which cibuildwheel tests each wheel."""
   settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
   command = settings["tool"]["cibuildwheel"]["test-command"]
   done = core.call(*command.format(project=ROOT).split(), cwd=tmp_path)
@@ -250,7 +250,7 @@ def test_two_steps_of_training_from_an_empty_folder(full, images, tmp_path):
 
 
 def test_the_extra_is_known_by_its_imports():
-  """So that a package of it that is missing is told as such."""
+  """So a missing package of the extra is reported as such."""
   modules = importlib.metadata.packages_distributions()
   listed = {
     canonicalize_name(Requirement(line).name)
@@ -286,7 +286,7 @@ def test_only_what_the_extra_would_bring_is_blamed_on_it(
 
 @pytest.mark.soak
 def test_pip_brings_few_packages(wheel, tmp_path):
-  """With the index; the tests above follow what packages say of themselves."""
+  """This test uses the package index; the others use installed metadata."""
   environment = environments.Environment(tmp_path / "fresh")
   environment.pip("install", "--quiet", str(wheel))
   rows = json.loads(environment.pip("list", "--format=json"))

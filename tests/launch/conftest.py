@@ -1,4 +1,4 @@
-"""Programs on PATH in place of the real ones."""
+"""Puts fake programs on PATH in place of the real ones."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def place(tmp_path):
-  """(environment with a folder in front of PATH, function that fills it)."""
+  """(environment with a folder first on PATH, function that fills it)."""
   folder = tmp_path / "bin"
   folder.mkdir()
 
@@ -18,7 +18,8 @@ def place(tmp_path):
     calls = shlex.quote(str(tmp_path / f"{name}.calls"))
     program.write_text(
       f"#!{shutil.which('bash')}\n"
-      # One write, because several may note at once; bash writes each line.
+      # There is a single write, because several processes may write at once,
+      # and bash writes each line separately.
       f"printf '%s\\0' \"$@\" $'\\1' >>{calls}\n{body}\n"
     )
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch, tpu_vm.sh and gke.yaml: what starts a run again."""
+"""The scripts for clusters in launch/ restart a run when they should."""
 
 import shlex
 import signal
@@ -15,7 +15,7 @@ from paths import ROOT
 def header():
   lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
   found = [x.removeprefix("#SBATCH --") for x in lines if x.startswith("#SBA")]
-  # sbatch reads them up to the first command only.
+  # sbatch only reads them up to the first command.
   assert all(x.startswith("#") for x in lines[: len(found) + 1])
   return dict(x.partition("=")[::2] for x in found)
 
@@ -23,13 +23,13 @@ def header():
 def test_header():
   fields = header()
   assert "requeue" in fields
-  assert fields["signal"] == "TERM@180"  # to the tasks: no B:
-  assert fields["open-mode"] == "append"  # a restart keeps the log
+  assert fields["signal"] == "TERM@180"  # to the tasks, as it has no B:
+  assert fields["open-mode"] == "append"  # a restart appends to the log
   assert fields["ntasks-per-node"] == fields["gpus-per-node"]
   assert not {"gpus-per-task", "gpu-bind"} & set(fields)
 
 
-# Runs its tasks here, and like srun has the code of a signal win.
+# Runs its tasks in this process. Like srun, it prefers the code of a signal.
 SRUN = """
 shift
 "$@" &
@@ -51,7 +51,7 @@ wait $!
     ("exit 143", {}, 0, True),
     ("exit 75", {}, 0, True),
     ("kill -ABRT $$", {}, 0, True),
-    ("exit 2", {"SECOND": "143"}, 2, False),  # the others were killed
+    ("exit 2", {"SECOND": "143"}, 2, False),  # the other tasks were killed
     ("exit 75", {"SECOND": "137"}, 0, True),
     ("exit 143", {"SLURM_RESTART_COUNT": "19"}, 0, True),
     ("exit 143", {"SLURM_RESTART_COUNT": "20"}, 143, False),
@@ -86,7 +86,7 @@ def test_what_puts_a_job_back_into_the_queue(
 
 
 def test_term_to_all_of_a_task_lets_the_program_save(place, tmp_path):
-  """As srun sends it: to the program and to the shell around it."""
+  """srun sends SIGTERM to the program and to the shell around it."""
   environment, make = place
   make("scontrol", "")
   make("python", "trap 'sleep 0.3; exit 143' TERM; kill -TERM 0; sleep 9")
@@ -101,7 +101,7 @@ def test_term_to_all_of_a_task_lets_the_program_save(place, tmp_path):
 
 
 def tpu(place, tmp_path, body, **variables):
-  """(what it did, the commands that the machines got)."""
+  """Runs tpu_vm.sh; returns its result and the commands of the machines."""
   environment, make = place
   make("gcloud", f"case $* in *deepemd_jax.main*) {body};; esac")
   make("git", "")
@@ -194,7 +194,7 @@ def test_jobset():
       "values": [2],
     },
   }
-  # 4x4 chips, of which each machine has as many as the container asks for.
+  # There are 4x4 chips. Each machine has as many as the container requests.
   selector = pod["nodeSelector"]
   sides = map(int, selector["cloud.google.com/gke-tpu-topology"].split("x"))
   chips = container["resources"]["limits"]["google.com/tpu"]
@@ -205,7 +205,7 @@ def test_jobset():
   assert "=" + folder in names["--workdir"]
   config = names["--config"].partition("=")[2].partition(":")[0]
   assert (ROOT / config).is_file()
-  # What the comments say about GPUs names the same pod.
+  # The comments about GPUs name the same pod.
   text = (LAUNCH / "gke.yaml").read_text()
   name, part = jobset["metadata"]["name"], replicated["name"]
   assert f"--coordinator={name}-{part}-0-0.{name}:" in text

@@ -1,4 +1,4 @@
-"""launch/local.sh: several processes on this machine, of which none stays."""
+"""launch/local.sh runs several processes, and leaves none of them behind."""
 
 import pathlib
 import re
@@ -9,7 +9,7 @@ import time
 import pytest
 from launchers import ARGUMENTS, LAUNCH, call, calls
 
-# Its process i runs what the variable Pi says.
+# Process i runs the code in the variable Pi.
 OBEY = """
 for a; do case $a in --process_id=*) eval "eval \\"\\$P${a#*=}\\"";; esac; done
 """
@@ -23,14 +23,14 @@ def local(place, count, *, grace="1", **variables):
 
 
 def alive(marker):
-  """Processes, other than zombies, with `marker` in their command line."""
+  """Returns processes, except zombies, with `marker` in their command line."""
   found = []
   for folder in pathlib.Path("/proc").glob("[0-9]*"):
     try:
       if marker.encode() in (folder / "cmdline").read_bytes():
         found.append(folder.name)
     except OSError:
-      pass  # it has just ended
+      pass  # the process has just ended
   return found
 
 
@@ -43,7 +43,7 @@ def gone(marker, within=10.0):
 
 @pytest.fixture
 def marker():
-  """An argument of `sleep` that no other process of this machine has."""
+  """An argument of `sleep` that no other process on this machine has."""
   return f"61.{time.time_ns()}"
 
 
@@ -88,7 +88,7 @@ def test_the_first_bad_code_counts(place):
 
 @pytest.mark.parametrize("stuck", ["exec sleep {}", "kill -STOP $$ # {}"])
 def test_a_process_that_is_stuck_or_stopped_is_killed(place, stuck, marker):
-  """And what it had started; TERM it ignores."""
+  """It ignores SIGTERM. Processes that it has started are killed, too."""
   stuck = f"trap '' TERM; sleep {marker} & {stuck.format(marker)}"
   start = time.monotonic()
   done = local(place, 3, P0=stuck, P1="exit 7", P2=stuck)

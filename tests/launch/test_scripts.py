@@ -1,4 +1,4 @@
-"""All launch scripts: what they refuse, and what a dry run prints."""
+"""Tests of what all launch scripts refuse, and what a dry run prints."""
 
 import pathlib
 import re
@@ -83,10 +83,10 @@ def test_a_dry_run_prints_what_would_run_and_runs_nothing(
   done = call(environment, script, *arguments, cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   really = sorted(map(without_port, calls(tmp_path, program)))
-  if script != "tpu_vm.sh":  # there they are inside the words of --command
+  if script != "tpu_vm.sh":  # there they are inside of --command
     assert all(call[-4:] == ARGUMENTS for call in really)
   (tmp_path / f"{program}.calls").unlink()
-  # Pasted into a shell: the same calls, with the same environment.
+  # In a shell, the printed lines make the same calls in the same environment.
   pasted = subprocess.run(
     ["bash", "-e"],
     input=dry.stdout,
@@ -100,7 +100,7 @@ def test_a_dry_run_prints_what_would_run_and_runs_nothing(
   assert again == really or script == "slurm.sbatch"
   printed = re.sub(r"^\[1\] ", "", done.stdout, flags=re.M)
   assert sorted(pasted.stdout.split()) == sorted(printed.split())
-  if script == "slurm.sbatch":  # run here, or in the folder of the script
+  if script == "slurm.sbatch":  # runs in this folder or in that of the script
     assert [c[-5:] for c in again] == [c[-5:] for c in really]
   for line in dry.stdout.splitlines():
     assert shlex.split(line)[0] in ("env", "git", program)

@@ -1,5 +1,7 @@
-"""What a backbone promises, whichever it is; and that another one can take
-ResNet-12's place in every stage."""
+"""Tests the promises of all backbones.
+
+Another backbone can replace ResNet-12 in every stage.
+"""
 
 import json
 
@@ -45,7 +47,7 @@ SLOW = (
   "resnet12, three pools",
   *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
 )
-# The Lites have the same code, of which few blocks are enough.
+# All sizes of EfficientNet-Lite have the same code. A few blocks test it.
 FEW_BLOCKS = "efficientnet_lite, few blocks"
 
 
@@ -63,14 +65,14 @@ def test_every_backbone_has_a_row():
 def made(request):
   with pytest.MonkeyPatch.context() as patch:
     if request.param == FEW_BLOCKS:
-      # Each halving of the maps, both kernels, and a sum with the input.
+      # These have each halving of the maps, both kernels, and a residual sum.
       few = tuple(
         (*stage, 1 + (stage[3] == 24))
         for *stage, _ in efficientnet_lite._STAGES
         if stage[1] == 2 or stage[2] == 1
       )
       patch.setattr(efficientnet_lite, "_STAGES", few)
-      # By another name: what is compiled is found by it.
+      # Another name is used, because compiled programs are found by it.
       lite0 = efficientnet_lite.SIZES["lite0"]
       patch.setitem(efficientnet_lite.SIZES, FEW_BLOCKS, lite0)
       yield efficientnet_lite.create(FEW_BLOCKS)
@@ -80,9 +82,11 @@ def made(request):
 
 @pytest.fixture(scope="module")
 def maps(made):
-  """Variables, images, their maps, and what two batches at once make of them in
-  training: beside each other, and each beside something else."""
-  init = jax.jit(made.init)  # a shape at a time compiles for longer
+  """Variables, images, and their maps in training and in evaluation.
+
+  Two batches are encoded together, and one of them also beside another batch.
+  """
+  init = jax.jit(made.init)  # eager calls compile for longer
   variables = init(jax.random.key(0))
   rng = np.random.default_rng(0)
   images = rng.standard_normal((2, 3, 48, 32, 3), np.float32)
@@ -101,13 +105,13 @@ def test_maps_are_as_large_as_it_says(made, maps):
   assert together[0].shape == (2, *looked.shape)
   assert looked.dtype == together[0].dtype == np.float32
   np.testing.assert_allclose(made.encode(variables, images[0]), looked)
-  # Statistics stay as they are.
+  # The statistics do not change.
   for old, new in _pairs(variables["batch_stats"], stats):
     np.testing.assert_array_equal(old, new)
 
 
 def test_each_of_several_batches_is_by_itself(maps):
-  """The first one's maps and statistics, whatever is beside it."""
+  """The maps and statistics of the first batch do not depend on the second."""
   _, _, (together, stats), (apart, others), *_ = maps
   scale = np.abs(apart[1]).max()
   np.testing.assert_allclose(together[0], apart[1], atol=1e-4 * scale)
@@ -119,7 +123,7 @@ def test_each_of_several_batches_is_by_itself(maps):
 
 
 def _pairs(tree, other):
-  """Leaves beside each other, NumPy's: JAX would compile for every shape."""
+  """Returns pairs of leaves as NumPy arrays; JAX would compile each shape."""
   assert jax.tree.structure(tree) == jax.tree.structure(other)
   trees = (jax.tree.leaves(jax.device_get(x)) for x in (tree, other))
   return zip(*trees, strict=True)
@@ -137,7 +141,7 @@ def test_the_seed_decides_and_the_shapes_are_known_before(made, maps):
 
 
 def test_a_backbone_is_a_value():
-  """Equal settings give the same one, so nothing compiles twice."""
+  """Equal settings give the same backbone, so no program is compiled twice."""
   assert resnet12.create(width=0.5) is resnet12.create(width=0.5)
   assert resnet12.create(width=0.5) != resnet12.create(width=0.25)
   assert hash(resnet12.create()) == hash(resnet12.create())
@@ -186,7 +190,7 @@ TINY = {
 def test_another_backbone_goes_through_everything(
   tmp_path, monkeypatch, capsys
 ):
-  """It is entered in the registry; nothing else knows of it."""
+  """It is only added to the registry."""
   toy_backbone.register(monkeypatch)
   images = recipes.draw_polygons(
     tmp_path / "images", dict.fromkeys(range(3, 13), 4)
@@ -219,7 +223,7 @@ def test_another_backbone_goes_through_everything(
 
 
 def _classify(tmp_path, workdir, images, capsys):
-  """The command, of folders; every image is its own example, too."""
+  """Calls `classify`; every image is an example and a query."""
   out = tmp_path / "predictions.csv"
   code, _, errors = commands.call(
     *(capsys, "classify", "--support", images, "--query", images),
@@ -234,10 +238,10 @@ def _classify(tmp_path, workdir, images, capsys):
 
 
 def _export(tmp_path, workdir, monkeypatch, capsys):
-  """The exported program gives the nodes that the backbone gives."""
-  monkeypatch.setattr(export, "PLATFORMS", ("cpu",))  # lowers in a third
+  """Exports, and compares the nodes of the program with the backbone's."""
+  monkeypatch.setattr(export, "PLATFORMS", ("cpu",))  # a third of the time
   exported = tmp_path / "exported"
-  # The check of shapes (see conftest.py) takes symbols for numbers.
+  # The check of shapes (see conftest.py) would refuse symbols.
   jaxtyping.config.update("jaxtyping_disable", True)
   code, _, errors = commands.call(
     capsys, "export", "--checkpoint", workdir, "--out", exported

@@ -1,4 +1,4 @@
-"""`models.DeepEMD`, as a user calls it, and the functions it is made of."""
+"""Tests of `models.DeepEMD` and of its functions."""
 
 import functools
 
@@ -14,8 +14,11 @@ SIDE = 16
 
 
 class OneBlock(nnx.Module):
-  """A block of ResNet-12 on every fourth pixel: 16 pixels to a map of 2 x 2.
-  It has all of that network's layers, and compiles in a quarter of the time."""
+  """A block of ResNet-12 on every fourth pixel: 16 pixels give a map of 2 x 2.
+
+  It has all kinds of layers of this network, and compiles in a quarter of the
+  time.
+  """
 
   def __init__(self, rngs):
     self.block = resnet12.Block(3, 6, rngs=rngs)
@@ -66,7 +69,7 @@ def test_scores_gradients_and_statistics_of_a_resnet():
 
 @pytest.mark.parametrize("pyramid", [(), (1,)])
 def test_cells_are_the_nodes_of_whole_images(pyramid, parts):
-  """As the pure functions have it, one after the other."""
+  """The result is that of the pure functions."""
   images = pictures(6)
   encoder = merged(parts)
   model = DeepEMD(encoder, pyramid=pyramid)
@@ -91,7 +94,7 @@ def test_crops_are_a_node_each(parts):
 
 @pytest.mark.parametrize("crops", [(), (3,)])
 def test_several_episodes_are_each_by_itself(crops, parts):
-  """Scores, gradients and statistics, against one at a time."""
+  """Scores, gradients and statistics are those of single episodes."""
   images = pictures(2, 2, 3, *crops)
   support, query = images[:, :, :1], images[:, :, 1:]
 
@@ -125,7 +128,7 @@ def test_several_episodes_are_each_by_itself(crops, parts):
 
 
 def test_any_backbone_will_do_for_the_pure_function():
-  """`state` is what the backbone makes of it; options go to the logits."""
+  """The backbone decides what `state` is; options are passed to the logits."""
 
   def apply(images):
     return images[..., ::8, ::8, :], "state"
@@ -139,7 +142,7 @@ def test_any_backbone_will_do_for_the_pure_function():
   support, query = pictures(2, 3, 1), pictures(2, 3, 2)
   scores = jax.jit(score)(support, query)
   assert scores.shape == (2, 3, 2, 3)
-  # One episode, whose images are in rows.
+  # This is one episode as a list of images.
   flat = (x[1].reshape(-1, SIDE, SIDE, 3) for x in (support, query))
   classes, queries = (nodes.pyramid(apply(x)[0], (1,)) for x in flat)
   expected = logits(queries, classes, temperature=2.0)

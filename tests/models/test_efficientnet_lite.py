@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, with its published weights, is PyTorch's."""
+"""EfficientNet-Lite with its published weights agrees with PyTorch's."""
 
 import functools
 
@@ -16,7 +16,7 @@ SOAK = pytest.mark.soak
 
 
 def some_images(size):
-  """The images of golden/efficientnet_lite/record.py, and what draws on."""
+  """Draws the images of golden/efficientnet_lite/record.py; returns the rng."""
   rng = np.random.default_rng(list(efficientnet_lite.SIZES).index(size))
   side = efficientnet_lite.SIZES[size].image_size
   return rng.random((1, side, side, 3), np.float32) * 2 - 1, rng
@@ -24,7 +24,7 @@ def some_images(size):
 
 @functools.cache
 def maps_of(size):
-  """Of its images, in float32."""
+  """Returns the maps of `some_images`, in float32."""
   return jax.jit(efficientnet_lite.feature_maps, static_argnames="size")(
     published.read(efficientnet_lite.create(size).weights),
     some_images(size)[0],

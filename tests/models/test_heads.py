@@ -1,4 +1,4 @@
-"""Every head against the slow and obvious: one query, one class, one plan."""
+"""Heads agree with slow versions: one query, one class, one plan at a time."""
 
 import functools
 
@@ -25,14 +25,14 @@ OPTIONS = {"temperature": TEMPERATURE}
 
 
 def episode(shot):
-  """Query nodes [q, n, c], support nodes [way, shot, n, c]."""
+  """Draws query nodes [q, n, c] and support nodes [way, shot, n, c]."""
   rng = np.random.default_rng(shot)
   shapes = (QUERIES, NODES, CHANNELS), (WAY, shot, NODES, CHANNELS)
   return tuple(rng.random(shape).astype(np.float32) for shape in shapes)
 
 
 def exact_value(cost, a, b):
-  """What the cheapest plan costs, as a linear program says."""
+  """Returns the cost of the cheapest plan, by a linear program."""
   n, m = cost.shape
   rows = np.kron(np.eye(n), np.ones(m))
   columns = np.kron(np.ones(n), np.eye(m))
@@ -44,12 +44,12 @@ def exact_value(cost, a, b):
 
 
 def value_of(solver):
-  """What a solver says of a single pair."""
+  """Returns a function that solves a single pair with a solver."""
   return jax.jit(functools.partial(emd.distance, solver=solver))
 
 
 def pair_logit(query, of_class, *, weights="", metric="", value=exact_value):
-  """DeepEMD of one query and one class, in the paper's own words."""
+  """Computes DeepEMD's logit of one query and one class, as in the paper."""
   query, of_class = (np.asarray(x, np.float64) for x in (query, of_class))
   centered = [x - x.mean(1, keepdims=True) for x in (query, of_class)]
   if metric == "l2":
@@ -71,7 +71,7 @@ def each_pair(logit, query, classes):
 
 
 def fitted(support, **options):
-  """The class nodes of a head with several shots."""
+  """Returns the class nodes of a head with several shots."""
   way, shot = support.shape[:2]
   if shot == 1:
     return support[:, 0]
@@ -125,7 +125,7 @@ def chamfer(query, support):
 
 
 def logistic_regression(query, support):
-  """The weights themselves, by another method."""
+  """Fits the weights by another method."""
   way, shot = support.shape[:2]
   query, seen = (
     x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -183,7 +183,8 @@ def test_every_head_has_a_row_here_and_a_title():
     assert set(heads.usual(shot)) <= heads.HEADS.keys()
 
 
-# These differ from deepemd by their solver, which one shot shows.
+# The smoothed heads differ from deepemd only in their solver. One shot is
+# enough to test them.
 CASES = [(name, 1) for name in heads.HEADS]
 CASES += [(name, 2) for name in heads.HEADS if name not in SMOOTHED]
 

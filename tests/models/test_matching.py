@@ -1,4 +1,4 @@
-"""The head equals the official one, and means what its docstring says."""
+"""The head agrees with the official one and with its docstring."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from deepemd_jax.models import matching, nodes
 
 RECORDED = GOLDEN / "head_fcn.npz"
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
-# Compiled once for each shape; `episode` and its parts have few.
+# These are compiled once for each shape, and the tests have few shapes.
 match = jax.jit(matching.match, static_argnames=("weights", "metric"))
 logits = jax.jit(matching.logits, static_argnames="solver")
 weights_of = jax.jit(matching.cross_reference_weights)
-LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
+LABELS = np.tile(np.arange(5), 3)  # in the recording, the class changes fastest
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_similarity_and_scaled_weights(golden, episode):
 
 @pytest.mark.parametrize(
   "solver",
-  # The short tests see the interior point's logits in `test_variants`.
+  # In the short tests, `test_variants` tests the logits of InteriorPoint.
   [SOLVERS[0], pytest.param(SOLVERS[1], marks=pytest.mark.soak)],
   ids=lambda s: type(s).__name__,
 )
@@ -90,7 +90,7 @@ FLOW = "opencv", {"gradient": "flow"}, 2e-3
   [
     (SIMPLEX, *EXACT),
     (SIMPLEX, *FLOW),
-    # Little here depends on the solver.
+    # Little of this depends on the solver.
     pytest.param(INTERIOR_POINT, *EXACT, marks=pytest.mark.soak),
     pytest.param(INTERIOR_POINT, *FLOW, marks=pytest.mark.soak),
   ],
@@ -108,7 +108,7 @@ def test_loss_gradients(golden, episode, solver, recorded, options, tolerance):
 
 
 def test_the_exact_gradient_is_not_the_official_opencv_one(golden, episode):
-  """Otherwise the test above would prove nothing of the weights' part."""
+  """So the test above shows that the weights get a gradient."""
   ours = gradients(episode, SOLVERS[0], gradient="exact")["gquery"][:, ::8]
   theirs = golden["opencv_gquery"]
   error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)

@@ -1,4 +1,4 @@
-"""bfloat16 in the encoder, float32 everywhere else: how far apart they are."""
+"""An encoder in bfloat16 is near one in float32; the rest is in float32."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def variables():
 
 
 def pictures(*shape, seed=0):
-  """uint8: stripes whose direction depends on the first axis, under noise."""
+  """Draws stripes with noise; their direction depends on the first axis."""
   rng = np.random.default_rng(seed)
   rows, columns = np.mgrid[:SIDE, :SIDE]
   angle = np.arange(shape[0]) * np.pi / shape[0]
@@ -94,13 +94,13 @@ def test_maps_and_statistics(variables, train):
   assert dtypes(found) == {"float32"}
   assert not np.array_equal(*maps)
   error = np.linalg.norm(maps[1] - maps[0]) / np.linalg.norm(maps[0])
-  assert error < (0.05 if train else 0.015)  # twice what was measured
+  assert error < (0.05 if train else 0.015)  # twice the measured error
   for a, b in zip(*map(jax.tree.leaves, stats), strict=True):
     np.testing.assert_allclose(a, b, rtol=0.02, atol=0.005)
 
 
 def test_statistics_are_sums_in_float32():
-  """Of 2^16 pixels, whose squares bfloat16 could not even count."""
+  """There are 2^16 pixels, which bfloat16 could not even count."""
   x = np.random.default_rng(0).normal(3.0, 0.5, (16, 64, 64, 2))
   x = jnp.asarray(x, jnp.bfloat16)
   layer = resnet12.BatchNorm(2)
@@ -118,7 +118,7 @@ def test_statistics_are_sums_in_float32():
 
 
 def test_the_weight_gradient_is_summed_in_float32():
-  """The sum of 2^14 ones is not 256, where bfloat16 stops counting."""
+  """The sum of 2^14 ones in bfloat16 would be 256."""
   images = jnp.ones((16, 32, 32, 1), jnp.bfloat16)
   kernel = jnp.zeros((1, 1, 1, 1), jnp.bfloat16)
   gradient = jax.grad(
@@ -129,7 +129,7 @@ def test_the_weight_gradient_is_summed_in_float32():
 
 
 def stages(settings):
-  """name -> loss function, what is trained besides the encoder, a batch."""
+  """Returns name -> (loss function, variables beside the encoder, batch)."""
   rng = np.random.default_rng(1)
   channels = settings.backbone.channels
   classifier = pretrain.init_classifier(settings.seed, channels, 4)
@@ -150,12 +150,12 @@ def stages(settings):
 
 
 def start(stage, settings, variables):
-  """A stage's step, the state before it, and a batch."""
+  """Returns the step of a stage, the state before it, and a batch."""
   loss, extra, batch = stages(settings)[stage]
   spec = getattr(settings, stage).optimizer
   optimizer = make_optimizer(spec, 1000)
   state = new_state(variables, optimizer, extra)
-  state = jax.tree.map(jnp.array, state)  # `step` donates it
+  state = jax.tree.map(jnp.array, state)  # `step` donates the state
   return make_step(loss, optimizer), state, batch
 
 
@@ -168,8 +168,7 @@ def start(stage, settings, variables):
   ],
 )
 def test_training(stage, network):
-  """Gradients point the same way, the loss falls alike, nothing but float32 is
-  kept."""
+  """Gradients and losses are similar, and the state is in float32."""
   gradients, curves, states = [], [], []
   for precision in resnet12.PRECISIONS:
     settings = small(precision, network)
@@ -179,14 +178,14 @@ def test_training(stage, network):
     for _ in range(6):
       state, measured = step(state, batch)
       curve.append(float(measured["loss"]))
-      if len(curve) == 1:  # without decay, momentum is the gradient
+      if len(curve) == 1:  # without decay, this is the gradient
         momentum = optax.tree_utils.tree_get(state.opt_state, "trace")
         gradients.append(jax.tree.map(np.asarray, momentum))
     curves.append(curve)
     states.append(state)
   assert dtypes(gradients) == dtypes(states) == {"float32"}
-  # Low, for a random network that few pixels normalize; of the quickstart's it
-  # is above 0.996 (docs/glyphs.md).
+  # The limit is low, because the network is random and few pixels normalize it.
+  # For the quickstart's network, the cosine is above 0.996 (docs/glyphs.md).
   assert cosine(*gradients) > 0.9
   assert curves[0][-1] < 0.9 * curves[0][0]
   np.testing.assert_allclose(*curves, rtol=0.05, atol=0.03)
@@ -194,7 +193,7 @@ def test_training(stage, network):
 
 @pytest.mark.parametrize("stage", ["pretrain", "metatrain"])
 def test_a_step_computes_in_bfloat16_and_keeps_float32(stage, variables):
-  """Of both stages, without compiling them."""
+  """The test traces the steps of both stages, and does not compile them."""
   step, state, batch = start(stage, small("bfloat16"), variables)
   program = step.trace(state, batch)
   assert "bf16" in str(program.jaxpr)
@@ -202,7 +201,7 @@ def test_a_step_computes_in_bfloat16_and_keeps_float32(stage, variables):
 
 
 def test_the_head_gets_float32(variables, monkeypatch):
-  """Logits are near; weights, costs and EMD see no bfloat16."""
+  """Logits are near; weights, costs and EMD are in float32."""
   seen = []
   solve = matching.emd.distance_and_flow
 

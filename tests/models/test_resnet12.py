@@ -1,4 +1,4 @@
-"""The backbone equals the official one: values, statistics, gradients."""
+"""Values, statistics and gradients agree with the official backbone."""
 
 import functools
 import json
@@ -86,12 +86,13 @@ def test_gradients(golden, mode):
   names = recorded["sorted_param_names"]
   ours = {key: _leaf(gradients, key) for key in names}
   norms = [np.linalg.norm(ours[key]) for key in names]
-  # float32 against float32: the official net itself is off by 6e-5 of float64.
+  # Both are in float32. The official network differs from float64 by 6e-5.
   np.testing.assert_allclose(norms, golden[f"{name}_gradnorm_all"], rtol=2e-3)
   for key in names:
     if (full := f"{name}_grad_{key}") in golden.files:
-      # A norm: rounding, which is another on each kind of CPU, decides which of
-      # two nearly equal values a max pool takes. Single numbers show that.
+      # Only the norm is compared. Rounding, which depends on the kind of CPU,
+      # decides which of two nearly equal values a max pool takes. This changes
+      # single numbers.
       error = np.linalg.norm(ours[key] - golden[full])
       assert error < 2e-3 * np.linalg.norm(golden[full]), key
 

@@ -1,4 +1,4 @@
-"""The structured fully connected layer equals the official one."""
+"""The structured fully connected layer agrees with the official one."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ fit = jax.jit(
 
 
 def episode(prefix=""):
-  """support [way, shot, n, c] and query [q, n, c]; recorded class fastest."""
+  """Returns the recorded support [way, shot, n, c] and query [q, n, c]."""
   support, query = (
     RECORDED[f"{prefix}{k}_f16"].astype(np.float32)
     for k in ("support", "query")
@@ -49,7 +49,8 @@ def compare(epochs, rate, tolerance, solver, prefix=""):
   if f"{name}_sfc_ch8" in RECORDED:
     theirs = RECORDED[f"{name}_sfc_ch8"]
     ours = np.moveaxis(np.asarray(ours)[..., ::8], -1, 1).reshape(theirs.shape)
-    # A norm: OpenCV stops at near ties, which single nodes show.
+    # Only the norm is compared: OpenCV stops at near ties, which changes single
+    # nodes.
     assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
 
 
@@ -61,7 +62,7 @@ def test_few_epochs(epochs, rate):
 @pytest.mark.soak
 @pytest.mark.parametrize(("rate", "tolerance"), [(100.0, 2e-2), (0.1, 1e-3)])
 def test_a_hundred_epochs(rate, tolerance):
-  """700 steps multiply a rounding error of 1e-6 to 2e-3 in the logits."""
+  """Over 700 steps, a rounding error of 1e-6 grows to 2e-3 in the logits."""
   compare(100, rate, tolerance, SOLVERS[0])
 
 

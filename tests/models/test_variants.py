@@ -1,4 +1,4 @@
-"""Pyramid, Grid and Sampling nodes equal the official code's head."""
+"""With Pyramid, Grid and Sampling nodes, the head agrees with the official."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from deepemd_jax import emd
 from deepemd_jax.models import matching, nodes
 
 VARIANTS = ("pyr", "patch", "sampling", "rect")
-LABELS = np.tile(np.arange(5), 3)  # the recording's order: class fastest
+LABELS = np.tile(np.arange(5), 3)  # in the recording, the class changes fastest
 SOLVERS = [emd.NetworkSimplex(), emd.InteriorPoint()]
 logits = jax.jit(matching.logits, static_argnames="solver")
 match = jax.jit(matching.match)
-# The interior point is checked where it compiles fast; `make soak` has it all.
+# InteriorPoint is tested where it compiles fast. `make soak` tests all cases.
 CASES = [(variant, SOLVERS[0]) for variant in VARIANTS]
 CASES += [("rect", SOLVERS[1])]
 CASES += [
@@ -30,7 +30,7 @@ def golden():
 
 
 def encoded(golden, variant):
-  """What the recorded gradients are with respect to: (queries, classes)."""
+  """Returns (queries, classes), for which gradients were recorded."""
   if variant == "pyr":
     features = np.load(GOLDEN / "head_fcn.npz")["feats_f16"]
     maps = features.astype(np.float32).transpose(0, 2, 3, 1)
@@ -40,7 +40,7 @@ def encoded(golden, variant):
     features = golden[f"{name}_feats_f16"].astype(np.float32)
     return jnp.asarray(features[..., 0].transpose(0, 2, 1))
 
-  if variant == "rect":  # 13 nodes a query, 9 a class
+  if variant == "rect":  # 13 nodes in a query, 9 in a class
     return crops("patch")[5:], crops("sampling")[:5]
   return crops(variant)[5:], crops(variant)[:5]
 
@@ -63,7 +63,7 @@ def test_the_pyramid(golden):
 
 
 def test_a_pyramid_that_does_not_divide_the_map():
-  """7 rows into 3: 0-2, 2-4, 4-6, as adaptive pooling cuts them."""
+  """Adaptive pooling cuts 7 rows into 3 cells: 0-2, 2-4 and 4-6."""
   maps = jnp.arange(7.0)[None, :, None, None] * jnp.ones((1, 7, 2, 1))
   pooled = nodes.pyramid(maps, (3,))[0, :9].reshape(3, 3)
   np.testing.assert_allclose(pooled[:, 0], [1.0, 3.0, 5.0])
@@ -71,13 +71,13 @@ def test_a_pyramid_that_does_not_divide_the_map():
 
 
 def test_a_map_is_averaged_to_fewer_cells():
-  """By area: 5 places into 2 cells are 2.5 each, and the mean stays."""
+  """The mean is by area: of 5 places, each of 2 cells gets 2.5."""
   maps = np.arange(10.0).reshape(1, 5, 2, 1)
   found = nodes.averaged(maps, 2)
   assert found.shape == (1, 2, 2, 1)
   np.testing.assert_allclose(found[0, 0, :, 0], [(0 + 2 + 4 / 2) / 2.5, 2.6])
   np.testing.assert_allclose(found.mean((1, 2)), maps.mean((1, 2)))
-  # As many, or more than there are, are the map as it is; so is none.
+  # If the number of cells is 0 or at least the side, the map does not change.
   for cells in (5, 7, 0):
     np.testing.assert_array_equal(nodes.averaged(maps, cells), maps)
   square = np.arange(16.0).reshape(1, 4, 4, 1)
@@ -119,13 +119,13 @@ def test_logits(golden, variant, solver):
   )
 
 
-# The vertex of `rect` differs under OpenCV: not compared.
+# `rect` is not compared, because OpenCV's optimal vertex differs.
 FLOW = {"pyr": 2e-3, "patch": 1e-4, "sampling": 1e-4}
 
 
 @pytest.mark.parametrize(("variant", "solver"), CASES)
 def test_loss_gradients(golden, variant, solver):
-  """Against qpth, through flow and weights, and OpenCV, the flow constant."""
+  """Exact gradients agree with qpth; those of a constant flow, with OpenCV."""
   query, support = encoded(golden, variant)
   get = lambda k: golden[f"{variant}_{k}"]  # noqa: E731
 

@@ -1,4 +1,4 @@
-"""Vision transformers give what `transformers` gives, at any size."""
+"""Vision transformers agree with `transformers`, at any size."""
 
 import functools
 
@@ -10,7 +10,7 @@ from paths import GOLDEN
 from deepemd_jax.checkpoints import hugging_face
 from deepemd_jax.models import token_positions, vit
 
-# In the order of golden/vit/record.py, which seeds by it.
+# The order is that of golden/vit/record.py, because it determines the seeds.
 KINDS = (
   *("dinov2", "dinov2_gated", "dinov2_with_registers", "dinov3_vit"),
   *("dinov3_vit_gated", "clip", "siglip_vision_model"),
@@ -33,7 +33,7 @@ def drawn(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_patch_tokens_are_those_of_transformers(kind):
-  """At the size of the table of positions, and at another one."""
+  """There are two sizes: that of the table of positions, and another one."""
   recorded = np.load(GOLDEN / "vit" / kind / "recorded.npz")
   made, variables = read(kind)
   for name, images in drawn(kind).items():
@@ -46,7 +46,7 @@ def test_the_patch_tokens_are_those_of_transformers(kind):
 
 @pytest.fixture(scope="module")
 def registers():
-  """A model with all that a family may have but rotations."""
+  """A model with all parts that a family may have, except rotations."""
   made, variables = read("dinov2_with_registers")
   return made, variables, made.apply.keywords["architecture"]
 
@@ -70,7 +70,7 @@ def test_what_is_left_of_a_side_is_not_seen(registers):
 
 
 def test_many_images_need_no_more_memory(registers, monkeypatch):
-  """Some at a time, as many as divide them all: they come out alike."""
+  """Images are encoded in groups of equal size, with the same result."""
   _, _, architecture = registers
   images = np.random.default_rng(0).random((6, 12, 12, 3), np.float32)
   counts = []
@@ -105,7 +105,7 @@ def test_a_table_that_is_flat_stays_flat(antialias):
   for length in (1, 3, 5, 16):
     weights = token_positions._cubic(length, 5, antialias)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
-    # What is mirrored before is mirrored after.
+    # A mirrored table gives a mirrored result.
     np.testing.assert_allclose(weights[::-1, ::-1], weights, atol=1e-6)
   np.testing.assert_array_equal(
     token_positions._cubic(5, 5, antialias), np.eye(5)

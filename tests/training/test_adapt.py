@@ -1,4 +1,4 @@
-"""What a frozen encoder learns from a person's photographs."""
+"""A frozen encoder is adapted to a user's photographs."""
 
 import json
 
@@ -25,8 +25,10 @@ HEAD = heads.bind("deepemd", heads.HeadSettings())
 
 
 def labeled(signal, classes=12, each=6, channels=16):
-  """Nodes that tell their class in four channels, as loud as `signal`; in the
-  others images differ, and more."""
+  """Makes nodes whose first four channels depend on the class.
+
+  `signal` is the strength of this. Other channels vary more, between images.
+  """
   rng = np.random.default_rng(0)
   labels = np.repeat(np.arange(classes), each)
   found = rng.standard_normal((len(labels), 5, channels))
@@ -43,7 +45,7 @@ def judge(images):
 
 
 def test_it_learns_what_tells_new_classes_apart():
-  """From other classes than those by which it is judged; each is, once."""
+  """It is judged by classes that it did not learn from, by each class once."""
   images, learn, seen = labeled(2.0), learning.learn, []
 
   def spy(images, *arguments, **options):
@@ -68,7 +70,7 @@ def test_it_learns_what_tells_new_classes_apart():
 
 
 def test_a_map_of_nodes_is_one_of_maps():
-  """It may come before or after the mean over a crop."""
+  """The map may be applied before or after the mean over a crop."""
   toy = toy_backbone.create()
   variables = toy.init(jax.random.key(0))
   kernel = np.random.default_rng(0).random((toy.channels, 3), np.float32)
@@ -90,8 +92,10 @@ def test_a_map_of_nodes_is_one_of_maps():
 
 
 def paint(folder, alike, classes=10, each=6):
-  """Classes of pictures whose upper half has a color of the class, or, if not
-  `alike`, any color, as the lower half has."""
+  """Paints classes of pictures, whose lower halves have random colors.
+
+  The upper half has the color of the class, or, if not `alike`, a random one.
+  """
   rng = np.random.default_rng(1)
   for k in range(classes):
     color = rng.integers(60, 200, 3)

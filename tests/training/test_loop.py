@@ -1,4 +1,4 @@
-"""The training loop alone: a signal while it validates."""
+"""Tests of the training loop alone, such as a signal during a validation."""
 
 import json
 import os
@@ -21,8 +21,10 @@ TOTAL, EVERY = 6, 2
 
 
 def fit(directory, during=lambda: None):
-  """A parameter that follows the numbers of its batches; `during` is called in
-  the middle of each validation."""
+  """Trains a parameter that follows the numbers of its batches.
+
+  `during` is called in the middle of each validation.
+  """
 
   def validate(variables):
     runtime.raise_if_stopping("test")
@@ -76,13 +78,15 @@ def best(directory):
 
 
 def test_a_signal_while_validating_stops_at_once_and_loses_nothing(tmp_path):
-  """At each of the validations, of which the first is before any step and the
-  last after all."""
+  """The signal comes at each validation.
+
+  The first validation is before any step, and the last is after all steps.
+  """
   fit(tmp_path / "untouched")
   directory = tmp_path / "stopped"
   for step in range(0, TOTAL + 1, EVERY):
     calls = []
-    # The one that is owed from before, and then the next.
+    # The first call is the validation that is missing, and the second is new.
     wanted = 2 if step else 1
 
     def stop(calls=calls, wanted=wanted):

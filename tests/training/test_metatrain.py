@@ -1,4 +1,4 @@
-"""Meta-training's loss is the mean over episodes, each by itself."""
+"""The loss of meta-training is the mean over separate episodes."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from deepemd_jax.training import metatrain
 
 
 def normalized(init, apply):
-  """The toy backbone with a running mean of its maps."""
+  """Adds a running mean of the maps to the toy backbone."""
 
   def with_mean(key):
     return init(key) | {"batch_stats": {"mean": jnp.zeros(6)}}
@@ -62,7 +62,7 @@ def images():
   ],
 )
 def test_a_step_of_several_episodes_is_their_mean(kind, norm, images):
-  """Of the loss, its gradient and the running statistics."""
+  """This holds for the loss, its gradient and the running statistics."""
   variables = BACKBONE.init(jax.random.key(0))
   batch = metatrain.make_batches(settings(2, kind, norm), images)(0)
 

@@ -1,4 +1,4 @@
-"""The metrics file is the truth, across restarts and torn lines."""
+"""The metrics file is right after restarts and with incomplete lines."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from deepemd_jax.training import metric_log
 
 
 def events(directory):
-  """What the one TensorBoard file in `directory` holds.
+  """Yields the events of the only TensorBoard file in `directory`.
 
   A record is its length in 8 bytes, 4 of checksum, the event, 4 of checksum.
   """
@@ -60,7 +60,7 @@ def test_a_run_torn_anywhere_and_resumed_has_each_row_once(steps, start, lost):
     torn = whole[: max(len(whole) - lost, 0)]
     with open(path, "wb") as file:
       file.write(torn)
-    # What the torn file still holds; a lost line end loses nothing.
+    # These rows are still in the file. A missing line end loses no row.
     left = [r for r in rows if json.dumps(r).encode() in torn.split(b"\n")]
     with metric_log.MetricLog(
       directory, total_steps=9, start_step=start
@@ -79,7 +79,7 @@ def test_tensorboard_is_told_what_will_come_again(tmp_path):
 
 
 def test_a_row_is_a_line_for_people_too(tmp_path):
-  """Bars and times are `utils.progress`'s."""
+  """`utils.progress` tests the bars and times."""
   stream = io.StringIO()
   with metric_log.MetricLog(
     tmp_path, total_steps=40, start_step=10, name="pretrain", stream=stream

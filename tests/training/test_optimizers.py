@@ -18,7 +18,7 @@ SPEC = dataclasses.replace(
   weight_decay=0.1,
   epochs=10,
 )
-STEPS = 5  # an epoch
+STEPS = 5  # in an epoch
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_learning_rates(changes, rates):
 
 
 def test_sgd_is_nesterovs_with_decay_of_everything():
-  """Written out, for three steps of the same gradient."""
+  """The formulas are computed for three steps with the same gradient."""
   optimizer = make_optimizer(SPEC, STEPS)
   weight, velocity, gradient = 2.0, 0.0, 1.0
   ours = {"scale": jnp.float32(weight)}

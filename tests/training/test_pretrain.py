@@ -1,4 +1,4 @@
-"""Pre-training's loss."""
+"""Tests of the loss of pre-training."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Progress: one bar on a terminal, a line now and then elsewhere."""
+"""Progress is a bar on a terminal, and a line from time to time in a log."""
 
 import io
 
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that stands still until it is moved."""
+  """A clock that only the test moves."""
   now = [100.0]
   monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
   monkeypatch.setattr(std, "time", lambda: now[0])
@@ -33,7 +33,7 @@ def test_a_terminal_has_one_bar_that_is_drawn_over(clock):
   bars = text.strip().split("\r")
   assert bars[-1].startswith("images: 100%|##########| 1000/1000 [00:10<00:00")
   assert bars[-1].endswith("/s, loss 0.3333]")
-  assert 30 < len(bars) < 70  # not one for each call
+  assert 30 < len(bars) < 70  # fewer than calls
 
 
 def test_a_log_has_a_line_every_20_seconds(clock):
@@ -110,7 +110,7 @@ def test_a_silent_process_says_nothing(monkeypatch, capsys):
 
 
 def test_what_stays_is_written_once(clock):
-  """However long nothing was shown before."""
+  """This holds even if nothing was shown for a long time."""
   stream = io.StringIO()
   with progress.Progress(stream) as show:
     show("pretrain", 0, 4)

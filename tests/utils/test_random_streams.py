@@ -1,4 +1,4 @@
-"""Every use has random numbers of its own, the same ones each time."""
+"""Every use has its own random numbers, which are the same each time."""
 
 import itertools
 
@@ -11,7 +11,7 @@ NUMBERS = ((), (0,), (0, 0), (1,), (0, 1), (1, 0), (2**40,))
 
 
 def test_no_two_streams_coincide():
-  """Numbers that end in zeros are others, which NumPy's own lists are not."""
+  """Zeros at the end of numbers count, unlike in NumPy's seeds."""
   first = {
     (seed, name, numbers): stream(seed, name, *numbers).integers(2**62)
     for seed, name, numbers in itertools.product((0, 1), Stream, NUMBERS)

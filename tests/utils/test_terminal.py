@@ -1,4 +1,4 @@
-"""Names and sizes as a person reads them."""
+"""Tests of how names and sizes are printed."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_a_wrong_name_is_told_its_neighbors_or_all():
 
 
 def test_nothing_steers_the_terminal(capsys):
-  """Whatever message holds a name of a stranger's."""
+  """No message with a stranger's name can control the terminal."""
   name = "a\x1b[2J\u202eb\udcff ä\n"
   terminal.note(name)
   mistakes.complain(f"cannot read {name}")

@@ -1,4 +1,4 @@
-"""Archives of each kind, and what reading a damaged one may end in."""
+"""Makes archives of each kind, and checks how reading a damaged one ends."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from preparing import expected, labels, read
 
 from deepemd_jax.errors import InputError
 
-# name of a data set -> where its archive is made, and its name there
+# name of a data set -> function that makes its archive, and the file's name
 KINDS = {
   "cub": (fake.cub_archive, "CUB_200_2011.tgz"),
   "fc100": (fake.cifar_archive, "cifar-100-binary.tar.gz"),
@@ -30,12 +30,12 @@ def make(name, folder):
 
 
 class TooLong(BaseException):
-  """No `Exception`: those of tarfile are expected, and caught."""
+  """Reading takes too long. It is no `Exception`, because those are caught."""
 
 
 @contextlib.contextmanager
 def in_time(seconds=10):
-  """Raises if what is done takes longer: it may hang."""
+  """Raises if the block takes longer, because it may hang."""
 
   def ring(*unused):
     raise TooLong(f"more than {seconds} s")
@@ -50,8 +50,10 @@ def in_time(seconds=10):
 
 
 def read_or_refuse(benchmark, path):
-  """The images of an archive; None if it is refused in one line, or lacks some,
-  for which a preparation refuses it."""
+  """Returns the images of an archive, or None if it is refused in one line.
+
+  It also returns None if images are missing: a preparation then refuses them.
+  """
   try:
     with in_time():
       found = read(benchmark, path)

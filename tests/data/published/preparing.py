@@ -11,7 +11,7 @@ from deepemd_jax.data.published import archives, prepare
 
 
 def prepared(benchmark, directory, source, **options):
-  """{split: {key: row}} of a data set that is prepared now; and its info."""
+  """Prepares a data set; returns {split: {key: row}} and its info."""
   prepare.prepare(benchmark, str(directory), source=source, **options)
   builder = prepare.make_builder(benchmark, str(directory))
   raw = {"image": tfds.decode.SkipDecoding()}
@@ -31,7 +31,7 @@ def pixels(content):
 
 
 def read(benchmark, source):
-  """{key: (class, bytes or pixels, box)}."""
+  """Returns {key: (class, bytes or pixels, box)} of a source."""
   found = {}
   for item in archives.read(benchmark, source):
     content = item.content

@@ -1,4 +1,4 @@
-"""What stands behind the last file of an archive is read, too."""
+"""The bytes after the last file of an archive are checked, too."""
 
 import gzip
 import io
@@ -18,14 +18,14 @@ PACKED = [n for n, (_, file) in hostile.KINDS.items() if file.endswith("gz")]
 
 
 def rest(content):
-  """Where the last file of a tar ends."""
+  """Returns the place where the last file of a tar ends."""
   with tarfile.open(fileobj=io.BytesIO(content)) as archive:
     archive.getmembers()
     return archive.offset
 
 
 def changes(content):
-  """{what is wrong: the archive}, of a tar.gz."""
+  """Returns {what is wrong: changed archive} for a tar.gz."""
   plain = gzip.decompress(content)
   end = rest(plain)
   foreign = plain[:end] + bytes(1024) + plain[:512]
@@ -57,12 +57,12 @@ def test_a_damaged_tail_is_refused(name, tmp_path):
       read(benchmark, path)
     assert "\n" not in str(error.value), what
   for fine in (content + bytes(512), gzip.compress(gzip.decompress(content))):
-    path.write_bytes(fine)  # gzip allows zeros behind
+    path.write_bytes(fine)  # gzip allows zeros at the end
     assert read(benchmark, path) == found
 
 
 def test_a_tar_does_not_end_at_a_damaged_header(tmp_path):
-  """tarfile takes one for the end, and says nothing."""
+  """tarfile takes a damaged header for the end, without an error."""
   path, benchmark = hostile.make("miniimagenet", tmp_path)
   content = bytearray(path.read_bytes())
   found = read(benchmark, path)
@@ -79,7 +79,7 @@ def test_a_tar_does_not_end_at_a_damaged_header(tmp_path):
     path.write_bytes(changed)
     with pytest.raises(InputError, match="is damaged"):
       read(benchmark, path)
-  for info in outer:  # cut off between two files
+  for info in outer:  # cut between two files
     path.write_bytes(content[: info.offset])
     with pytest.raises(InputError, match="is damaged"):
       read(benchmark, path)
@@ -98,7 +98,7 @@ def test_the_command_ends_with_one_line_and_code_2(tmp_path, capsys):
 
 
 def test_a_table_that_grows_is_refused(tmp_path, monkeypatch):
-  """A few bytes of a zip become as many as its compression likes."""
+  """A few compressed bytes of a zip can become any number of bytes."""
   monkeypatch.setattr(archive_members, "_LARGEST_TABLE", 1000)
   path = tmp_path / "x.zip"
   for size in (1000, 1001):
@@ -112,7 +112,7 @@ def test_a_table_that_grows_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_what_cannot_be_unpacked_in_pieces_is_refused(method, tmp_path):
-  """A few kilobytes would become gigabytes, whatever is asked for."""
+  """A few kilobytes would become gigabytes, even if only a part is read."""
   path = tmp_path / "x.zip"
   with zipfile.ZipFile(path, "w", method) as archive:
     archive.writestr("a/images.txt", "1")
@@ -121,7 +121,7 @@ def test_what_cannot_be_unpacked_in_pieces_is_refused(method, tmp_path):
 
 
 def test_a_file_with_holes_is_refused(tmp_path):
-  """Many small pieces behind a large hole would take hours to read."""
+  """Many small pieces after a large hole would take hours to read."""
   info = tarfile.TarInfo("images/x.jpg")
   info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
   path = tmp_path / "x.tar"

@@ -1,4 +1,4 @@
-"""The images in official archives, packed and unpacked."""
+"""Images are read from official archives, packed and unpacked."""
 
 import os
 import struct
@@ -21,7 +21,7 @@ BOX = (4.0, 2.0, 20.0, 16.0)
 @pytest.mark.parametrize("name", ["cub", "cub_full", "cub_retrieval"])
 def test_cub_archive_and_unpacked_are_the_same(name, tmp_path):
   benchmark = fake.small(name)
-  # With classes of others: they are left out.
+  # The archive also has classes of other data sets, which are left out.
   classes = fake.all_names("cub_retrieval", 60)
   archive = fake.cub_archive(tmp_path / "CUB_200_2011.tgz", classes=classes)
   found = read(benchmark, archive)
@@ -100,7 +100,7 @@ def test_products(tmp_path):
   assert read(benchmark, unpacked) == found
   (unpacked / "Stanford_Online_Products/bicycle_final/00001_0.JPG").unlink()
   lacking = read(benchmark, unpacked)["bicycle_final/00001_0.JPG"]
-  assert lacking == ("00001", None, None)  # to be reported by name
+  assert lacking == ("00001", None, None)  # will be reported by its name
 
 
 def test_cars(tmp_path):
@@ -126,7 +126,7 @@ def test_cars(tmp_path):
 
 @pytest.mark.parametrize("place", ["devkit", "."])
 def test_cars_as_mirrors_have_them(place, tmp_path):
-  """Their two tables name the images of both folders alike."""
+  """The two tables of a mirror use the same names in both folders."""
   benchmark = fake.small("cars196")
   root = fake_cars.mirrored_cars(tmp_path / "cars", tables=("devkit", place))
   found = read(benchmark, root)
@@ -147,7 +147,7 @@ def test_cars_as_mirrors_have_them(place, tmp_path):
 
 
 def test_a_compressed_table_of_cars(tmp_path, monkeypatch):
-  """As MATLAB writes it; inflated within a limit, which SciPy has not."""
+  """MATLAB compresses its files. SciPy would inflate them without a limit."""
   benchmark = fake.small("cars196")
   root = fake.cars_folder(tmp_path / "cars")
   found = read(benchmark, root)
@@ -165,8 +165,10 @@ def test_a_compressed_table_of_cars(tmp_path, monkeypatch):
 
 
 def test_an_archive_is_a_stream(tmp_path, monkeypatch):
-  """A tar.gz is opened once when no table is needed first, and an image is in
-  memory only while it is looked at."""
+  """A tar.gz is opened only once if no table has to be read first.
+
+  An image is in memory only while it is used.
+  """
   path = fake.cub_archive(tmp_path / "CUB_200_2011.tgz", per_class=4)
   opened = []
   real = tarfile.open

@@ -1,4 +1,4 @@
-"""The published lists are the published ones; names mean what they say."""
+"""The lists of classes are the published ones, and names are parsed right."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from deepemd_jax.data.published import catalogue, splits
 from deepemd_jax.errors import InputError
 
 BENCHMARKS = list(catalogue.BENCHMARKS.values())
-# As in the papers: classes and images by split; and a checksum of the classes
-# and their numbers, in order, by which a slip of an editor shows.
+# The classes and images of each split, as in the papers, and a checksum of the
+# classes and their numbers, in order. It detects an accidental edit.
 PUBLISHED = {
   "cub": ((100, 50, 50), (5891, 2932, 2965), "8adac63613a50dc7"),
   "cub_full": ((100, 50, 50), (5891, 2932, 2965), "8adac63613a50dc7"),

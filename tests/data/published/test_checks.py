@@ -1,4 +1,4 @@
-"""Odd and bad images, and sources that are not the published data set."""
+"""Unusual images are read; bad images and wrong sources are refused."""
 
 import io
 from collections import Counter
@@ -11,7 +11,7 @@ from preparing import prepared
 from deepemd_jax.data.published import catalogue, checks, prepare
 from deepemd_jax.errors import InputError
 
-# Odd images that everybody can see, and bad ones.
+# Unusual images that every viewer shows, and bad images.
 ODD = {
   "cmyk": fake.picture("odd", mode="CMYK"),
   "palette": fake.picture("odd", kind="PNG", mode="P"),
@@ -26,7 +26,7 @@ BAD = {
 
 
 def bad_archive(path, content, per_class=5):
-  """CUB with some images of some classes replaced, of all three splits."""
+  """Makes CUB with some images replaced, in classes of all three splits."""
   names = [
     f"{label}/{label[4:]}_{i:04d}_{i + 7}.jpg"
     for split in ("train", "val", "test")

@@ -1,4 +1,4 @@
-"""Archives that are cut off, changed, hostile or something else."""
+"""Archives that are cut, changed or hostile, and files that are no archives."""
 
 import contextlib
 import tarfile
@@ -35,7 +35,7 @@ def test_something_else_is_not_taken_for_an_archive(name, whole, tmp_path):
   for content in (b"", b"<!DOCTYPE html>" + b" " * 2000, *others):
     path.write_bytes(content)
     with contextlib.suppress(InputError):
-      assert read(benchmark, path) == {}  # then the counts are wrong
+      assert read(benchmark, path) == {}  # the counts will then be wrong
   path.write_bytes(b"<!DOCTYPE html>" + b" " * 2000)
   with pytest.raises(
     InputError, match="'.*archive' is damaged.*fetch it again"
@@ -57,8 +57,8 @@ def test_a_cut_off_archive_is_refused_or_lacks_images(
   except InputError as refused:
     assert str(path) in str(refused) and "\n" not in str(refused)
     return
-  # An uncompressed tar may end between two files. Of any archive, what follows
-  # its last image may be lacking, and nobody misses it.
+  # An uncompressed tar may be cut between two files. In any archive, the part
+  # after the last image may be missing without an effect.
   lacks = len(found) < sum(expected(benchmark).values())
   assert name == "miniimagenet" if lacks else cut > 0.9
 
@@ -81,7 +81,7 @@ def test_a_flipped_byte_never_crashes(name, flips, whole, tmp_path_factory):
 
 
 def test_names_in_an_archive_are_only_read(tmp_path):
-  """Absolute, climbing and linked members: nothing is written anywhere."""
+  """Members with absolute paths, `..` or links write no files."""
   label = fake.all_names("cub")[0]
   files = {
     f"/tmp/CUB_200_2011/images/{label}/absolute.jpg": fake.picture("a"),
@@ -108,7 +108,7 @@ def test_names_in_an_archive_are_only_read(tmp_path):
 
 
 def test_a_file_that_unpacks_to_far_too_much_is_refused(tmp_path, monkeypatch):
-  """A zip of some kB that says it holds an image of many MB."""
+  """The header of a zip of some kB says that an image has many MB."""
   assert archive_members._LARGEST_MEMBER <= 300e6
   monkeypatch.setattr(archive_members, "_LARGEST_MEMBER", 1 << 20)
   path = tmp_path / "bomb.zip"

@@ -1,4 +1,4 @@
-"""`python -m deepemd_jax data`: what it prints, and what it refuses."""
+"""Tests of what `python -m deepemd_jax data` prints and refuses."""
 
 import argparse
 import dataclasses
@@ -31,14 +31,14 @@ from deepemd_jax.errors import InputError, MissingData
 
 
 class Parser(argparse.ArgumentParser):
-  """Raises as the parser of the one command does."""
+  """A parser that raises errors like the parser of the command."""
 
   def error(self, message):
     raise InputError(message)
 
 
 def run(*arguments):
-  """What the command prints at its end."""
+  """Returns the text that the command prints at its end."""
   parser = Parser()
   command.add_arguments(parser)
   return command.run(parser.parse_args(list(map(str, arguments))))
@@ -46,7 +46,7 @@ def run(*arguments):
 
 @pytest.fixture
 def small_cub(monkeypatch):
-  """`cub` with 45 images; its copies are not made, but asked for."""
+  """`cub` with 45 images; requests for copies are only recorded."""
   made = []
 
   class Source:
@@ -90,7 +90,7 @@ def test_prepare_makes_the_set_and_its_copies(small_cub, tmp_path, capfd):
     f"cub:20 is ready in {place}"
   )
   assert capfd.readouterr() == ("", f"preparing deepemd_cub in {place}\n")
-  # Again: the copies are asked for, nothing else happens.
+  # The second time only the copies are requested.
   assert run(*cub) == text
   assert capfd.readouterr() == ("", "") and len(small_cub) == 6
   with pytest.raises(InputError, match="delete that folder"):
@@ -113,7 +113,7 @@ def test_the_official_archive_is_told_from_others(
   cub = dataclasses.replace(catalogue.BENCHMARKS["cub"], archives=(official,))
   monkeypatch.setitem(catalogue.BENCHMARKS, "cub", cub)
   other = tmp_path / "other.tgz"
-  other.write_bytes(content[:-1] + b"?")  # of the same size
+  other.write_bytes(content[:-1] + b"?")  # has the same size
   unpacked = fake.unpack(fake.cub_files(5), tmp_path / "unpacked")
   fake.unpack({official.file: content}, tmp_path / "given")
   for number, (path, words) in enumerate(
@@ -136,7 +136,7 @@ def test_the_official_archive_is_told_from_others(
 def test_what_was_prepared_before_the_comparison_still_loads(
   small_cub, tmp_path
 ):
-  """Its metadata say nothing about it."""
+  """Old metadata do not say if the archive was the official one."""
   source = fake.cub_archive(tmp_path / "x.tgz", 5)
   where = ["prepare", "cub", "--directory", tmp_path / "tfds"]
   run(*where, "--from", source)
@@ -159,7 +159,7 @@ def test_the_comparison_of_a_large_archive_shows_progress(
   words = authenticity.compare(archive, path, lambda *step: steps.append(step))
   assert words == "not the official file"
   assert steps == [(1000, 2500), (2000, 2500), (2500, 2500)]
-  # Another size says enough: no 148 GB are read for nothing.
+  # If the size differs, the archive, which may have 148 GB, is not read.
   longer = dataclasses.replace(archive, size=2501)
   assert authenticity.compare(longer, path, steps.append) == words
 
@@ -236,20 +236,20 @@ def test_help_and_list_load_nothing_heavy():
 
 
 def test_an_interrupt_leaves_nothing(small_cub, tmp_path, monkeypatch):
-  """Ctrl-C while images are encoded."""
+  """Ctrl-C comes while images are encoded."""
   source = fake.cub_archive(tmp_path / "x.tgz", 5)
   with monkeypatch.context() as patch:
     patch.setattr(image_io, "as_rgb_file", image_io.as_rgb_file)
     crashes.kill_at(image_io, "as_rgb_file", 20, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
       run("prepare", "cub", "--directory", tmp_path / "tfds", "--from", source)
-      time.sleep(10)  # until the signal arrives
+      time.sleep(10)  # the signal arrives here at the latest
   left = (tmp_path / "tfds" / "deepemd_cub").iterdir()
   assert [p.name for p in left] == [".lock"]
 
 
 class Endless(http.server.BaseHTTPRequestHandler):
-  """Says that it has a GB, sends a little, and nothing more."""
+  """A server that announces one GB, sends a little of it, and then stops."""
 
   def do_GET(self):
     self.send_response(200)
@@ -278,7 +278,7 @@ def endless():
 
 
 def test_a_download_can_be_interrupted(endless, tmp_path):
-  """A server that never ends: Ctrl-C does, at once."""
+  """Ctrl-C ends the command at once, although the server never finishes."""
   url = f"http://127.0.0.1:{endless.server_port}/x"
   child = forked.start(crashes.prepare_from, url, str(tmp_path))
   assert endless.started.wait(60)
@@ -290,7 +290,7 @@ def test_a_download_can_be_interrupted(endless, tmp_path):
 
 
 def test_a_data_set_is_a_list_and_a_folder(tmp_path, monkeypatch):
-  """One that is made of no archive: `--from` is the only way."""
+  """A data set without an archive is prepared with `--from` only."""
   flowers = dataclasses.replace(
     fake.small("cub_full"),
     **{"name": "flowers", "title": "flowers, 3/3/3 classes", "kind": ""},

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: checked, shared, interruptible."""
+"""Downloads from a local server are checked and shared."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from deepemd_jax.errors import InputError, MissingData
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Serves `content` everywhere; counts the requests."""
+  """Serves `content` at every address, and counts the requests."""
 
   daemon_threads = True
   content = b""
@@ -60,7 +60,7 @@ def archive(server, content):
 
 
 def left(directory):
-  """What a failed download leaves besides its lock."""
+  """Returns the files that a failed download leaves, without its lock."""
   place = download.download_folder(str(directory))
   return [p.name for p in place.iterdir() if p.name != ".lock"]
 
@@ -128,7 +128,7 @@ def test_a_data_set_is_downloaded_and_prepared(server, tmp_path):
   prepare.prepare(benchmark, str(tmp_path))
   assert prepare.is_ready(benchmark, str(tmp_path)) and server.asked == 1
   full = dataclasses.replace(benchmark, name="cub_full", boxed=False)
-  prepare.prepare(full, str(tmp_path))  # from the same file
+  prepare.prepare(full, str(tmp_path))  # uses the same file
   assert server.asked == 1
 
 
@@ -144,7 +144,7 @@ def test_a_failed_download_is_explained(server, tmp_path):
 
 
 def test_progress_counts_the_bytes(tmp_path):
-  """A download that takes its time, watched."""
+  """Progress is reported while a download is running."""
   place = tmp_path
   seen = []
   arrived = threading.Event()

@@ -1,6 +1,6 @@
-"""Archives with changed bytes: the same images, or one line that refuses them.
+"""Archives with changed bytes give the same images or are refused in one line.
 
-A seed says what is changed, so a failure can be repeated.
+A seed determines the change, so a failure can be repeated.
 """
 
 import gzip
@@ -22,7 +22,7 @@ LONG = range(40, 1500)
 
 @pytest.fixture
 def around(tmp_path, monkeypatch):
-  """An empty folder around; whatever is read, it stays empty."""
+  """Runs a test in an empty folder, and checks that it stays empty."""
   empty = tmp_path / "a" / "b"
   empty.mkdir(parents=True)
   monkeypatch.chdir(empty)
@@ -31,7 +31,7 @@ def around(tmp_path, monkeypatch):
 
 
 def headers(content, start=0):
-  """Where the headers of a tar are, and those of tars in it."""
+  """Yields the places of the headers of a tar, and of tars inside it."""
   with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
     for info in archive.getmembers():
       yield start + info.offset
@@ -52,14 +52,14 @@ def same_or_refused(name, tmp_path, seeds):
   path, benchmark = hostile.make(name, tmp_path / "source")
   content, found = path.read_bytes(), read(benchmark, path)
   places = range(len(content))
-  plain = path.suffix == ".tar"  # which has checksums of its headers only
+  plain = path.suffix == ".tar"  # only its headers have checksums
   if plain:
     places = [p + i for p in headers(content) for i in range(512)]
   refused = 0
   for seed in seeds:
     rng = random.Random(f"{name} {seed}")
     changed = change(content, places, rng)
-    if plain:  # two changes may make up for each other in a sum
+    if plain:  # two changes may leave a checksum unchanged
       changed = change(content, [rng.choice(places)], rng)
     path.write_bytes(changed)
     outcome = hostile.read_or_refuse(benchmark, path)
@@ -96,7 +96,7 @@ TYPES = b"01234567LKxgXSVMN\0AD"
 
 
 def forged(header, rng):
-  """A header with other fields and the right checksum."""
+  """Returns a header with other fields and a correct checksum."""
   header = bytearray(header)
   field = rng.randrange(5)
   if field == 0:
@@ -121,7 +121,7 @@ def checked(header):
 
 
 def extra(rng):
-  """A pax or GNU header and its content, to be put in front of another."""
+  """Returns a pax or GNU header and its content, to precede another header."""
   records = [
     f"{len(text) + 4:02} {text}\n"
     for text in rng.choices(RECORDS, k=rng.randrange(1, 4))
@@ -136,7 +136,7 @@ def extra(rng):
 
 
 def forge(content, places, rng):
-  """Changes some headers of a tar, and puts others in."""
+  """Changes some headers of a tar, and inserts others."""
   changed = bytearray(content)
   for place in sorted(rng.sample(places, min(len(places), 3)), reverse=True):
     if rng.random() < 0.5:
@@ -164,7 +164,7 @@ TARS = [n for n, (_, file) in hostile.KINDS.items() if file[-3:] != "zip"]
 
 @pytest.mark.parametrize("name", TARS)
 def test_forged_headers(name, tmp_path, around):
-  """Their checksums are right, so other images may come out, or fewer."""
+  """The checksums are correct, so the images may be others or fewer."""
   forged_ends_well(name, tmp_path, SHORT)
 
 
@@ -181,7 +181,7 @@ def test_a_size_that_leads_backwards_is_refused(size, kind, tmp_path):
   path, _ = hostile.make("cub", tmp_path)
   content = bytearray(gzip.decompress(path.read_bytes()))
   with tarfile.open(path) as archive:
-    last = archive.getmembers()[-1].offset  # no image: it is skipped
+    last = archive.getmembers()[-1].offset  # no image, so it is skipped
   if kind == "header":
     field = struct.pack(">q", size).rjust(12, b"\xff" if size < 0 else b"\0")
     field = bytes([field[0] | 0x80]) + field[1:]

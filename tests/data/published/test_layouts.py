@@ -1,4 +1,4 @@
-"""Ready folders: their images, or why they are refused."""
+"""Ready folders are read, or refused with a reason."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def test_ready_folders(case, tmp_path):
 
 
 def test_the_published_list_decides_on_the_split(tmp_path):
-  """A folder of CIFAR-FS has the images of FC100, split otherwise."""
+  """A folder of CIFAR-FS has the images of FC100 in another split."""
   fc100 = fake.small("fc100", classes=100)
   root = fake.ready_folders(tmp_path, "cifar_fs", classes=100, meta=True)
   assert labels(read(fc100, root)) == expected(fc100)
@@ -60,8 +60,11 @@ def test_the_published_list_decides_on_the_split(tmp_path):
   "name", ["miniimagenet", "cifar_fs", "fc100", "grocery"]
 )
 def test_class_folders_as_classifiers_have_them(name, places, tmp_path):
-  """Whatever their split: all of miniImageNet's 100 classes in train/ and val/,
-  say, in files called n0153282900000005.jpg. CIFAR's are PNG."""
+  """The folders of a class may be in any split.
+
+  For example, all 100 classes of miniImageNet may be in train/ and val/, in
+  files like n0153282900000005.jpg. The files of CIFAR are PNG.
+  """
   benchmark = fake.small(name)
   suffix = "png" if benchmark.native else "jpg"
   same_names = places[0] != places[1]
@@ -183,7 +186,7 @@ def test_a_listed_image_that_is_not_there_has_no_content(tmp_path):
   (root / "images" / "n01930112_0.jpg").unlink()
   assert read(fake.small("miniimagenet"), root)["n01930112_0.jpg"][1] is None
   table = root / "split" / "test.csv"
-  table.write_text(HEAD + "/etc/passwd,n01930112\n")  # absolute: below root
+  table.write_text(HEAD + "/etc/passwd,n01930112\n")  # is read below root
   assert read(fake.small("miniimagenet"), root)["/etc/passwd"][1] is None
 
 

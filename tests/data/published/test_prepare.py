@@ -1,4 +1,4 @@
-"""Preparation: the published images, whole or not at all."""
+"""Preparation makes the published images completely, or nothing at all."""
 
 import signal
 
@@ -174,7 +174,7 @@ def full_at(tmp_path, source, limits):
   assert len(lines) == len(limits)
   for line in lines:
     assert "cannot prepare data in" in line and "--directory" in line
-    # The latter if not even its name fits.
+    # The second message comes if there is no space for any temporary file.
     assert "File too large" in line or "No usable temporary" in line
     assert line.endswith(" False")  # it is not ready
   left = (tmp_path / "tfds" / "deepemd_cub").iterdir()
@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_at_any_byte_leaves_nothing(archive, tmp_path):
 
 
 def test_two_processes_may_prepare_at_once(archive, tmp_path):
-  """And load neither TensorFlow nor JAX for it."""
+  """They load neither TensorFlow nor JAX."""
   call = (crashes.prepare_cub, str(tmp_path / "tfds"), archive)
   results = [p.communicate() for p in [forked.start(*call) for _ in range(2)]]
   assert [out for _, out, _ in results] == ["True []\n"] * 2, results

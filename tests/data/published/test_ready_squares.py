@@ -1,5 +1,7 @@
-"""Folders of somebody's copies, squares of one size: the name that a result
-carries says what their pixels were."""
+"""Folders of copies made by others, which are squares of one size.
+
+The name in a result says how many pixels they have.
+"""
 
 import argparse
 import dataclasses
@@ -15,7 +17,7 @@ from deepemd_jax.errors import InputError, MissingData
 
 
 def prepared(directory, name, source=None):
-  """What `data prepare` prints at its end."""
+  """Returns the text that `data prepare` prints at its end."""
   return command.run(
     argparse.Namespace(
       data_command="prepare",
@@ -29,7 +31,7 @@ def prepared(directory, name, source=None):
 
 @pytest.fixture
 def mini(monkeypatch):
-  """miniImageNet, small: usual copies have 30 pixels, originals 24 x 32."""
+  """A small miniImageNet, with copies of 30 pixels and originals of 24 x 32."""
   benchmark = dataclasses.replace(fake.small("miniimagenet"), side=30)
   monkeypatch.setattr(catalogue, "BENCHMARKS", {"miniimagenet": benchmark})
   return benchmark
@@ -64,7 +66,7 @@ def test_squares_are_not_enlarged_and_their_name_is_proposed(
 def test_squares_lie_beside_what_is_made_from_originals(
   mini, squares, tmp_path
 ):
-  """In any order; each name goes on to mean what it did."""
+  """In any order of preparation, each name keeps its meaning."""
   archive = fake.ilsvrc_archive(
     tmp_path / "x.tar", classes=fake.all_names("miniimagenet")
   )
@@ -104,7 +106,7 @@ def test_where_there_are_squares_alone(mini, squares, tmp_path):
 
 
 def test_photographs_are_no_squares(mini, squares, tmp_path):
-  """Nor are squares of several sizes; a bad file says nothing."""
+  """Squares of several sizes do not count either; a bad file is ignored."""
   images = sorted((squares / "images").iterdir())
   images[0].write_bytes(b"bad")
   assert archives.side_of_squares(mini, squares) == 20
@@ -116,7 +118,7 @@ def test_photographs_are_no_squares(mini, squares, tmp_path):
 
 
 def test_images_of_cifar_have_32_pixels(tmp_path):
-  """Else the name would not say what they were."""
+  """With other sizes, the name would not say how many pixels they have."""
   benchmark = fake.small("cifar_fs")
   root = fake.ready_tables(tmp_path / "given", "cifar_fs", side=20)
   assert archives.side_of_squares(benchmark, root) == 0

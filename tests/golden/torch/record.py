@@ -1,11 +1,11 @@
-"""Records what `torch.save` writes, and what it meant. Run once a version:
+"""Records files of `torch.save` and their contents. Run once for each version:
 
     pip install torch==1.4.0 numpy    # Python 3.8
     python tests/golden/torch/record.py
 
-It writes torch_1.4.0_zip.pth, torch_1.4.0_row.pth (the older format) and
-entries of expected.json: {file: {name: [dtype, shape, bytes]}}. The bytes are
-those of the tensor in order, in hexadecimal.
+It writes torch_1.4.0_zip.pth and torch_1.4.0_row.pth (the older format). It
+adds entries to expected.json: {file: {name: [dtype, shape, bytes]}}. The bytes
+are those of the tensor in order, in hexadecimal.
 """
 
 import collections
@@ -19,7 +19,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 def tensors():
-  """Every kind that a state dict may have."""
+  """Makes tensors of every kind that a state dict may have."""
   torch.manual_seed(0)
   base = torch.arange(24, dtype=torch.float32).reshape(4, 6) / 7
   model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 2), torch.nn.BatchNorm2d(3))
@@ -41,9 +41,9 @@ def tensors():
 
 
 def described(tensor):
-  """[dtype, shape, bytes in hexadecimal]."""
+  """Returns [dtype, shape, bytes in hexadecimal] of a tensor."""
   tensor = tensor.detach()
-  if tensor.dtype == torch.bfloat16:  # NumPy has none
+  if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16
     bits = np.ascontiguousarray(tensor.float().numpy()).view(np.uint32) >> 16
     return [
       "bfloat16",

@@ -1,12 +1,12 @@
-"""Records what `transformers` makes of seeded images, by tiny random models.
+"""Records the outputs of tiny random models of `transformers`.
 
     python -m venv peers && peers/bin/pip install torch transformers pillow
     peers/bin/python tests/golden/vit/record.py
 
-It writes a folder for each kind of model, as Hugging Face lays it out, and in
-it recorded.npz: the patch tokens at the end, [1, h, w, width], of the image
-that tests/models/test_vit.py draws, at the size of the table of positions
-("own") and at another one ("other").
+It writes a folder for each kind of model, in Hugging Face's layout, with a file
+recorded.npz. This file has the last patch tokens, [1, h, w, width], of the
+image that tests/models/test_vit.py draws. There are two sizes of the image:
+that of the table of positions ("own"), and another one ("other").
 """
 
 import pathlib
@@ -32,7 +32,7 @@ from transformers import (
 
 HERE = pathlib.Path(__file__).parent
 PATCH = 4
-OWN, OTHER = (20, 20), (32, 12)  # 5 x 5 patches; more rows, fewer columns
+OWN, OTHER = (20, 20), (32, 12)  # 5 x 5 patches; 8 x 3
 SMALL = {
   "hidden_size": 16,
   "num_hidden_layers": 2,
@@ -44,7 +44,7 @@ WIDE = SMALL | {"intermediate_size": 24}
 
 
 def models():
-  """Folder, model, its image tower, what prepares images."""
+  """Yields folder, model, its image tower, and its image processor."""
   bit = {"size": {"shortest_edge": 24}, "crop_size": dict.fromkeys(_SIDES, 20)}
   bit |= {
     "image_mean": [0.485, 0.456, 0.406],
@@ -97,7 +97,7 @@ _SIDES = ("height", "width")
 
 
 def randomize(model):
-  """Numbers that make every part count, also what begins at 0 or 1."""
+  """Sets random numbers, also for parameters that begin as 0 or 1."""
   for name, parameter in model.named_parameters():
     around = 1.0 if parameter.ndim == 1 and not name.endswith("bias") else 0.0
     spread = 0.3
@@ -107,7 +107,7 @@ def randomize(model):
 
 
 def patch_tokens(tower, image):
-  """[1, h, w, width]; the class token and registers stand in front."""
+  """Returns tokens [1, h, w, width] without the class token and registers."""
   pixels = torch.tensor(image).permute(0, 3, 1, 2)
   can_refuse = type(tower).__name__.startswith(("CLIP", "Siglip"))
   options = {"interpolate_pos_encoding": True} if can_refuse else {}
