@@ -1,7 +1,7 @@
 """Tests of the structure of the package, which read its source.
 
 They check which part may import which, how many layers there are, and how long
-files and functions are. A part is called a room here, and a layer a floor.
+files and functions are.
 """
 
 import ast
@@ -17,9 +17,9 @@ PACKAGE = ROOT / "deepemd_jax"
 # The package's `__init__.py` is left out: it only loads names on first use.
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
 
-# room -> the rooms that it may import, besides itself. A room is a folder or a
+# part -> the parts that it may import, besides itself. A part is a folder or a
 # file of the package. Registries (of stages, commands, backbones, solvers) load
-# functions by a path in a string. Through a registry a lower room can start a
+# functions by a path in a string. Through a registry a lower part can start a
 # higher one without an import, and this does not count as an arrow.
 MAY_IMPORT = {
   "errors": set(),
@@ -50,13 +50,13 @@ MAY_IMPORT = {
   "main": {"config", "distributed", "errors", "mistakes", "utils"},
   "__main__": {"errors", "mistakes", "utils"},
 }
-MOST_FLOORS = 7
+MOST_LAYERS = 7
 MOST_LINES_OF_A_FILE = 350
 MOST_LINES_OF_A_FUNCTION = 60
 # These functions are tables, which may be longer: all fields of a config.
 TABLES = {"get_config"}
 # Each of these third-party packages may be imported only by the given files, or
-# by files of the given rooms.
+# by files of the given parts.
 ONLY_IN = {
   "flax": {"models/", "evaluation/protocol.py"},
   "orbax": {"checkpoints/manager.py"},
@@ -81,7 +81,7 @@ def name_of(path: pathlib.Path) -> str:
   return str(path.relative_to(ROOT))
 
 
-def room_of(path: pathlib.Path) -> str:
+def part_of(path: pathlib.Path) -> str:
   return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -96,14 +96,14 @@ def imports(path: pathlib.Path):
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def rooms_imported(path: pathlib.Path) -> set[str]:
-  """Returns the other rooms that a file imports."""
-  rooms = set()
+def parts_imported(path: pathlib.Path) -> set[str]:
+  """Returns the other parts that a file imports."""
+  parts = set()
   for name in imports(path):
     package, *rest = name.split(".")
     if package == "deepemd_jax" and rest and rest[0] in MAY_IMPORT:
-      rooms.add(rest[0])
-  return rooms - {room_of(path)}
+      parts.add(rest[0])
+  return parts - {part_of(path)}
 
 
 def functions(path: pathlib.Path):
@@ -112,13 +112,13 @@ def functions(path: pathlib.Path):
       yield node
 
 
-def test_the_table_has_every_room():
-  assert {room_of(path) for path in FILES} == set(MAY_IMPORT)
+def test_the_table_has_every_part():
+  assert {part_of(path) for path in FILES} == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_rooms_import_only_what_they_may(path):
-  foreign = rooms_imported(path) - MAY_IMPORT[room_of(path)]
+def test_parts_import_only_what_they_may(path):
+  foreign = parts_imported(path) - MAY_IMPORT[part_of(path)]
   assert not foreign, f"{name_of(path)} imports {foreign}"
   for name in imports(path):
     package = name.partition(".")[0]
@@ -128,21 +128,21 @@ def test_rooms_import_only_what_they_may(path):
       assert {own.as_posix(), f"{own.parts[0]}/"} & allowed, name
 
 
-def test_the_house_has_at_most_seven_floors():
-  """A room is above all rooms that it imports, so a cycle has no floor."""
+def test_the_package_has_at_most_seven_layers():
+  """A part is above all parts that it imports, so a cycle has no layer."""
   arrows: dict[str, set[str]] = {}
   for path in FILES:
-    arrows.setdefault(room_of(path), set()).update(rooms_imported(path))
-  floors: dict[str, int] = {}
-  while len(floors) < len(arrows):
-    next_floor = {
-      room: 1 + max((floors[below] for below in arrows[room]), default=0)
-      for room in arrows.keys() - floors.keys()
-      if arrows[room] <= floors.keys()
+    arrows.setdefault(part_of(path), set()).update(parts_imported(path))
+  layers: dict[str, int] = {}
+  while len(layers) < len(arrows):
+    next_layer = {
+      part: 1 + max((layers[below] for below in arrows[part]), default=0)
+      for part in arrows.keys() - layers.keys()
+      if arrows[part] <= layers.keys()
     }
-    assert next_floor, f"a circle among {arrows.keys() - floors.keys()}"
-    floors |= next_floor
-  assert max(floors.values()) <= MOST_FLOORS, floors
+    assert next_layer, f"a circle among {arrows.keys() - layers.keys()}"
+    layers |= next_layer
+  assert max(layers.values()) <= MOST_LAYERS, layers
 
 
 def module_of(path: pathlib.Path) -> str:
@@ -181,11 +181,11 @@ def test_files_and_functions_are_short(folder):
 
 
 @pytest.mark.parametrize(
-  "room", ["training", "evaluation", "models", "inference"]
+  "part", ["training", "evaluation", "models", "inference"]
 )
-def test_no_config_goes_below_the_stages(room):
+def test_no_config_goes_below_the_stages(part):
   """These functions get frozen settings, never a ConfigDict."""
-  for path in (PACKAGE / room).rglob("*.py"):
+  for path in (PACKAGE / part).rglob("*.py"):
     assert "ml_collections" not in path.read_text()
     for function in functions(path):
       arguments = function.args

@@ -153,13 +153,13 @@ def functions(path):
 
 
 @pytest.mark.parametrize(
-  "room", ["training", "evaluation", "models", "inference"]
+  "part", ["training", "evaluation", "models", "inference"]
 )
-def test_no_function_takes_a_config(room):
+def test_no_function_takes_a_config(part):
   """Stages and the functions below them get frozen settings."""
   taken = [
     f"{path.relative_to(ROOT)}:{node.lineno}"
-    for path in sorted((ROOT / "deepemd_jax" / room).rglob("*.py"))
+    for path in sorted((ROOT / "deepemd_jax" / part).rglob("*.py"))
     for node in functions(path)
     for argument in ast.walk(node.args)
     if isinstance(argument, ast.arg) and argument.arg == "config"
