@@ -100,10 +100,10 @@ def choose_encoders(
   val = open_source(settings.data).load("val")
   count = settings.metatrain.validation_episodes
   validate = Validator(settings, val, count, STAGE)
-  validation = {
-    stage: validate(sharding.replicate(best.variables))
-    for stage, best in encoders.items()
-  }
+  validation = {}
+  for stage, best in encoders.items():
+    terminal.note(f"{STAGE}: validating the encoder of {stage}")
+    validation[stage] = validate(sharding.replicate(best.variables))
   fairest = max(validation, key=lambda stage: validation[stage]["prototype"])
   chosen = {"deepemd": list(encoders)[-1], "prototype": fairest}
   return (
@@ -248,9 +248,9 @@ class HeadComparison:
       self._cache.rows(self._settings, images),
     )
     size = min(self._settings.evaluate.batch_size, count)
-    score(nodes, sampler, size, size)  # compiles before the timing
-    began = time.monotonic()
     with Progress() as progress:
+      score(nodes, sampler, size, size)  # compiles before the timing
+      began = time.monotonic()
 
       def report(done):
         runtime.raise_if_stopping(STAGE)

@@ -57,7 +57,7 @@ class Progress:
     self._bar: Any = None
     self._name: str | None = None
     self._scalars: dict[str, float] = {}
-    self._shown = 0.0
+    self._shown = time.monotonic()  # when the last line was written
 
   def __enter__(self) -> "Progress":
     return self
@@ -99,7 +99,7 @@ class Progress:
 
   def _begin(self, name: str, done: int, total: int) -> None:
     self.close()
-    self._name, self._shown = name, time.monotonic()
+    self._name = name
     # tqdm always draws. Without a terminal it draws to a buffer, and `_show`
     # prints its text.
     self._bar = _bar_class()(
