@@ -135,6 +135,7 @@ class _Training:
 
   def validate(self, state: TrainState) -> None:
     """Validates, saves and logs."""
+    self._log.log(f"{self._plan.name}: validating")
     try:
       values = self._plan.validate(state.variables)
     except StopRequested:

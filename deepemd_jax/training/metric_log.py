@@ -95,6 +95,11 @@ class MetricLog:
     if self._file:
       self._progress.line(text)
 
+  def log(self, text: str) -> None:
+    """Writes a line if there is no terminal, on which the bar is enough."""
+    if self._file:
+      self._progress.log(text)
+
   def progress(self, step: int, **scalars: float) -> None:
     """Updates the bar on a terminal; elsewhere writes a line now and then."""
     if self._file:

@@ -143,6 +143,11 @@ class Progress:
     if bar is not None:
       bar.refresh()
 
+  def log(self, text: str) -> None:
+    """Writes a line if there is no terminal, on which the bar is enough."""
+    if not self._on_terminal:
+      self.line(text)
+
   def _write(self, text: str) -> None:
     self._stream.write(text + "\n")
     self._stream.flush()

@@ -118,3 +118,9 @@ def test_what_stays_is_written_once(clock):
     show.stay("pretrain", 2, 4, loss=1.0)
   (line,) = stream.getvalue().splitlines()
   assert line.startswith("pretrain: 2/4") and line.endswith("loss 1")
+
+
+def test_a_line_for_logs_is_not_written_on_a_terminal():
+  for stream, expected in ((io.StringIO(), "validating\n"), (Terminal(), "")):
+    progress.Progress(stream).log("validating")
+    assert stream.getvalue() == expected
