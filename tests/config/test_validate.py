@@ -31,7 +31,7 @@ MISTAKES = {
   "seed": (-1, "integer"),
   "stages": (("train",), "metatrain"),
   "data.workers": (-1, "data.workers is -1; must be at least 0"),
-  "image.size": (8, "what the backbone was made for"),
+  "image.size": (8, "0 for the backbone's own"),
   "image.pretrain_size": (15, "0 for config.image.size"),
   "image.crop": ("left", "center, whole"),
   "image.mean": ((1.0, 2.0), "use 3 numbers"),
@@ -169,7 +169,7 @@ def test_an_ablation_compares_heads_that_there_are():
   assert "deepemd_l2" in made.evaluate.heads
   assert set(made.evaluate.heads) <= HEADS.keys()
   made.evaluate.heads = ("prototype",)
-  with pytest.raises(InputError, match="deepemd must be there"):
+  with pytest.raises(InputError, match="include deepemd"):
     validate.validate(made)
   with pytest.raises(ValueError, match="ablation"):
     defaults.get_config("ablations")

@@ -51,7 +51,7 @@ def test_the_command(run, tmp_path):
   finally:
     process.kill()
   assert process.returncode == 130 and out == ""
-  assert errors.strip() == "interrupted; nothing half-made is left"
+  assert errors.strip() == "interrupted; no incomplete file is left"
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_full_disk_ends_both(
     assert pair.wait(120) == [2, 2], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert last.startswith("deepemd_jax: error: a checkpoint in"), last
-    assert "make room, and the same command goes on" in last
+    assert "make room; the same command then continues" in last
     assert named(0) in pair.errors(1).splitlines()[-1]
 
 
