@@ -135,7 +135,7 @@ def test_the_command(call, checkpoint, tmp_path):
   code, said, errors = call("--skip-bad")
   assert code == 0, errors
   assert "left out" in errors and "'alone' has one photograph" in errors
-  assert "3-way" in said and "each of 10 once, in 3 parts" in said
+  assert "3-way" in said and "each of the 10 classes once, in 3 parts" in said
   assert "learned from all 10 classes" in said
   facts = json.loads((tmp_path / "adapted" / "adapt.json").read_text())
   assert facts["gain"]["mean"] > facts["gain"]["ci95"] > 0
