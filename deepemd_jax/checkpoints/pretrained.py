@@ -129,9 +129,9 @@ def config_of(checkpoint=None) -> ConfigDict:
   ]
   if str(checkpoint) not in names:
     raise InputError(
-      f"checkpoint {str(checkpoint)!r} is neither the workdir of a run (it "
-      f"has no config.json) nor one of {', '.join(names)} nor a model of the "
-      f"hub, {hugging_face.HUB}OWNER/NAME"
+      f"checkpoint {str(checkpoint)!r} is not the workdir of a run (it has no "
+      f"config.json), and it is not one of {', '.join(names)} or a model of "
+      f"the hub, {hugging_face.HUB}OWNER/NAME"
     )
   config.model.backbone = str(checkpoint)
   return config

@@ -298,7 +298,7 @@ def test_300_changes_are_one_line_at_worst(tmp_path):
 def test_a_vit_without_a_folder_and_a_folder_without_a_vit(tmp_path):
   with pytest.raises(InputError, match="needs a folder in config.model.weigh"):
     hugging_face.create()
-  with pytest.raises(InputError, match="no config.json. .*hf:OWNER/NAME"):
+  with pytest.raises(InputError, match="no config.json.*hf:OWNER/NAME"):
     pretrained.load(tmp_path / "owner" / "name")
 
 

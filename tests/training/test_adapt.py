@@ -148,7 +148,7 @@ def test_the_command(call, checkpoint, tmp_path):
   assert found >= 0.4  # of 10 classes
   lengths = np.linalg.norm(adapted.class_nodes_, axis=-1)
   np.testing.assert_allclose(lengths, 1, rtol=1e-5)
-  assert_refused(call(checkpoint="adapted"), "in use")
+  assert_refused(call(checkpoint="adapted"), "not an empty directory")
   (tmp_path / "adapted").rename(tmp_path / "first")
   assert_refused(call("--skip-bad", checkpoint="first"), "adapted already")
 
