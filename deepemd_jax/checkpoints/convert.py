@@ -24,7 +24,7 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils.terminal import printable
 
 __all__ = ["convert", "from_torch", "to_safetensors", "to_torch"]
-HELP = "read a checkpoint of the authors' PyTorch code"
+HELP = "read or write a checkpoint of the authors' PyTorch code"
 DESCRIPTION = __doc__
 
 

@@ -110,9 +110,7 @@ def _identified(content: bytes) -> Image.Image:
     except (SyntaxError, IndexError, TypeError, struct.error):
       continue  # Pillow, too, takes these errors as a sign of another format
     except Image.DecompressionBombError as error:  # raised by some formats
-      raise _too_large(
-        "more pixels than Pillow accepts in this format"
-      ) from error
+      raise _too_large("too many pixels for Pillow in this format") from error
   raise ValueError(picture_files.why_not_read(head))
 
 
@@ -235,9 +233,7 @@ def _smaller(image: Image.Image) -> Image.Image:
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
       image.load()
   except Image.DecompressionBombError as error:
-    raise _too_large(
-      "more pixels than Pillow accepts in this format"
-    ) from error
+    raise _too_large("too many pixels for Pillow in this format") from error
   orientation = image.getexif().get(_ORIENTATION, 1)
   if image.mode.startswith("I") or image.mode == "F":
     image = _eight_bit(image)

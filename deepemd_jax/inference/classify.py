@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     type=int,
     default=50,
-    help="matched regions shown in the report (default %(default)s), those of "
-    "the worst predictions first",
+    help="number of images whose matched regions are in the report, those with "
+    "the worst predictions first (default %(default)s)",
   )
   parser.add_argument(
     "--center",

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="K",
     type=int,
     default=10,
-    help="images to find (default %(default)s)",
+    help="number of images to find (default %(default)s)",
   )
   parser.add_argument(
     "--center",

@@ -122,7 +122,7 @@ def _class_folders(benchmark, root) -> dict[str, list[pathlib.Path]]:
 def _why_layout_is_refused(benchmark, root, layout) -> str:
   """Returns the reason why folders of this layout do not fit the data set."""
   if benchmark.boxed:
-    why = "easyfsl's images are whole, but it has cropped ones: use cub_full"
+    why = "easyfsl's images are whole, but cub needs crops: use cub_full"
   elif benchmark.name == "cub_full":
     why = "DeepEMD's and FEAT's images are cropped to their boxes: use cub"
   elif benchmark.layouts:
