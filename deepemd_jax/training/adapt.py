@@ -19,8 +19,8 @@ Learns from labeled photographs, on top of a frozen encoder:
 
 Every photograph is encoded once. A linear map of the encoder's nodes is then
 learned through the Earth Mover's Distance, on few-shot episodes. It can be used
-for new classes of the same kind of photographs: give --checkpoint RUN to any
-command.
+for new classes of the same kind of photographs: give --checkpoint RUN to
+classify, search, demo or export.
 
 Each part of the classes is held out once, to measure how much the map helps. If
 it helps, the map is learned again from all classes, and RUN is written.
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> str:
     if not verdict.helps:
       raise InputError(
         f"the learned map does not help: {verdict}; {options.out} is not "
-        "written; give more classes or photographs, or use --center"
+        "written; give more classes or photographs, or use classify --center"
       )
     learned = projection.learn(encoded, recipe, head, _SEED, progress)
     _save(workdir, options, trained, recipe, learned, verdict)
