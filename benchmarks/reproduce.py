@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
       "exit code": code,
     },
   )
-  state = "stopped; the same command goes on" if code == STOPPED else "ended"
+  state = "stopped; the same command continues" if code == STOPPED else "ended"
   print(
     f"{state}; {total:.0f} s so far, {args.fraction:g} of the schedule, "
     f"at most {_largest_process() / 2**30:.1f} GiB",

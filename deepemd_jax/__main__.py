@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
   def _check_value(self, action, value) -> None:
     if action.choices is not None and value not in action.choices:
       hint = registry.hint(str(value), action.choices)
-      raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
+      raise argparse.ArgumentError(action, f"invalid choice {value!r}; {hint}")
 
   def error(self, message: str) -> NoReturn:
     """Raises `InputError` instead of exiting."""
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
   try:
     _show(_answer(arguments))
   except KeyboardInterrupt:
-    print("\ninterrupted; nothing half-made is left", file=sys.stderr)
+    print("\ninterrupted; no incomplete file is left", file=sys.stderr)
     return INTERRUPTED
   except BrokenPipeError:  # `| head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -165,7 +165,7 @@ def _overview() -> str:
     known = path == _TRAIN
     text = _TRAIN_HELP if known else importlib.import_module(path).HELP
     lines.append(f"  {name:<10}{text}")
-  return "\n".join([*lines, "", f"more: {PROGRAM} COMMAND --help"])
+  return "\n".join([*lines, "", f"help on a command: {PROGRAM} COMMAND --help"])
 
 
 def _run_aside(command: ModuleType, options: argparse.Namespace):

@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     if (code := _explain(error)) is None:
       _fail(error)
   except KeyboardInterrupt:
-    sys.stderr.write("interrupted; the same command goes on\n")
+    sys.stderr.write("interrupted; the same command continues the run\n")
     code = 130
   if runtime.is_distributed():
     runtime.shutdown(code)
@@ -141,8 +141,8 @@ def _explain(error: Exception) -> int | None:
   if isinstance(error, OSError) and error.errno in full:
     place = error.filename or command_line.workdir()
     mistakes.complain(
-      f"cannot write {place}: {error.strerror}; make room, and the same "
-      "command goes on"
+      f"cannot write {place}: {error.strerror}; make room, or make the "
+      "folder writable; the same command then continues the run"
     )
     return MISTAKE
   return mistakes.tell(error)

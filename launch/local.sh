@@ -26,10 +26,10 @@ if [[ ${1-} == --dry-run ]]; then
   dry_run=yes
   shift
 fi
-(($#)) || refuse "no number of processes; launch/local.sh 2 --config=..."
+(($#)) || refuse "no number of processes; use local.sh 2 --config=..."
 count=$1
 [[ $count =~ ^[1-9][0-9]{0,2}$ ]] ||
-  refuse "number of processes '$count'; use 1 to 999, then the arguments"
+  refuse "the number of processes is '$count'; use 1 to 999"
 shift
 grace=${DEEPEMD_GRACE:-90}
 [[ $grace =~ ^[0-9]{1,5}$ ]] || refuse "DEEPEMD_GRACE is '$grace'; use seconds"

@@ -87,6 +87,6 @@ for ((try = 0; ; try++)); do
     echo "tpu_vm.sh: code $code after $max restarts; not started again" >&2
     exit "$code"
   fi
-  echo "tpu_vm.sh: code $code; again, $((max - try)) tries left" >&2
+  echo "tpu_vm.sh: code $code; starting again, $((max - try)) tries left" >&2
   run sleep "${RESTART_PAUSE:-10}"
 done

@@ -87,7 +87,7 @@ def test_mistakes_are_told_before_anything_heavy_is_loaded(arguments):
     ),
     (["convert", "a", "b", "c"], "unrecognized arguments: c"),
     (["data"], "required: list.prepare"),
-    (["data", "prepar"], "there is no 'prepar'; did you mean prepare"),
+    (["data", "prepar"], "invalid choice 'prepar'; did you mean prepare"),
     (["data", "prepare", "cubb"], "'cubb'; did you mean cub"),
     (["data", "prepare", "cub", "--form=x"], "--form=x; did you mean --from"),
     (["demo", "--prot=1"], "--prot=1; did you mean --port"),
@@ -148,7 +148,7 @@ class Bad(InputError):
     (InputError("a\n  b"), 2, "deepemd_jax: error: a b\n"),
     (MissingData(["a", "  b"]), 2, "deepemd_jax: error: a\n  b\n"),
     (Bad("two"), 2, "a.png: bad\nb.png: bad\ndeepemd_jax: error: two\n"),
-    (KeyboardInterrupt(), 130, "\ninterrupted; nothing half-made is left\n"),
+    (KeyboardInterrupt(), 130, "\ninterrupted; no incomplete file is left\n"),
   ],
   ids=lambda value: type(value).__name__,
 )

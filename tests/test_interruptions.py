@@ -85,7 +85,7 @@ def test_killed_then_terminated_a_run_ends_as_if_nothing_had_happened(
     assert code == 143, errors.read_text()
   line = errors.read_text().splitlines()[-1]
   assert line.startswith("pretrain stopped at step ")
-  assert "the same command goes on" in line
+  assert "the same command continues the run" in line
   run(workdir, images, stage)
   names = ("step", "val_accuracy", "val_prototype")
   ends = [rows(x, "pretrain")[-1] for x in (workdir, finished)]
@@ -153,7 +153,7 @@ def test_a_full_disk_while_saving_is_one_line_and_nothing_is_lost(tmp_path):
   with full_disk(), pytest.raises(InputError) as error:
     fit(tmp_path / "full")
   assert str(error.value).startswith("a checkpoint in ")
-  assert "make room, and the same command goes on" in str(error.value)
+  assert "make room; the same command then continues" in str(error.value)
   assert "\n" not in str(error.value)
   fit(tmp_path / "full")
   last, expected = (
@@ -169,7 +169,7 @@ def test_the_command_on_a_full_disk(finished, copy, images):
   ended = call([*limited, *command(copy, images)], code=2)
   last = ended.stderr.splitlines()[-1]
   assert last.startswith("deepemd_jax: error: a checkpoint in"), ended.stderr
-  assert "make room, and the same command goes on" in last
+  assert "make room; the same command then continues" in last
   assert "Traceback" not in ended.stderr
   call(command(copy, images, NO_PICTURES))
   assert results(copy) == results(finished)

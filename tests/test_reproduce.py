@@ -53,7 +53,7 @@ def test_it_asks_to_stop_and_goes_on_counting(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(reproduce, "command", lambda args, rest: waits)
   argv = ["cub", "--workdir", str(workdir), "--seconds", "2"]
   assert reproduce.main(argv) == 143
-  assert "goes on; 2 s so far, 1 of the schedule" in capsys.readouterr().out
+  assert "continues; 2 s so far, 1 of the schedule" in capsys.readouterr().out
   monkeypatch.setattr(
     reproduce, "command", lambda args, rest: [sys.executable, "-c", "pass"]
   )

@@ -162,7 +162,7 @@ def test_a_checksum_does_not_tell_who_wrote_a_file(run, tmp_path):
   assert stored.read(path).sfc.epochs == 3
   edited = path.read_text().replace('"epochs": 3', '"epochs": 4')
   path.write_text(edited)
-  with pytest.raises(InputError, match="does not fit its checksum"):
+  with pytest.raises(InputError, match="does not match its checksum"):
     stored.read(path)
   fields["sfc"]["epochs"] = 4
   path.write_text(json.dumps(stored.sealed(fields)))

@@ -24,7 +24,7 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils.terminal import printable
 
 __all__ = ["convert", "from_torch", "to_safetensors", "to_torch"]
-HELP = "read a checkpoint of the authors' PyTorch code"
+HELP = "read or write a checkpoint of the authors' PyTorch code"
 DESCRIPTION = __doc__
 
 
@@ -33,28 +33,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "file",
     metavar="FILE",
-    help="what the authors saved, .pth or .safetensors; or a run's workdir",
+    help="a file that the authors' code saved (.pth or .safetensors), or the "
+    "workdir of a run",
   )
   parser.add_argument(
     "target",
     metavar="DIR",
-    help="the workdir to make; or, of a run, the .safetensors file to write",
+    help="the workdir to make or, if FILE is the workdir of a run, the "
+    ".safetensors file to write",
   )
   parser.add_argument(
     "--ignore",
     metavar="NAME",
     action="append",
     default=[],
-    help="leave out what FILE has below this name, such as classifier or "
-    "slf_attn: a head that is no part of the encoder; may be given several "
-    "times",
+    help="leave out the entries of FILE whose names begin with this part, such "
+    "as classifier or slf_attn, a head that is not part of the encoder; may be "
+    "given several times",
   )
   parser.add_argument(
     "--reader",
     choices=("own", "torch"),
     default="own",
-    help="of .pth files: ours, which runs nothing, or PyTorch's, if it is "
-    "installed (with weights_only)",
+    help="program that reads a .pth file: our own, which runs no code of the "
+    "file, or PyTorch, if it is installed (with weights_only)",
   )
 
 
@@ -135,21 +137,21 @@ def to_safetensors(checkpoint, path) -> None:
 
   if pathlib.Path(path).suffix != state_dicts.SUFFIX:
     raise InputError(
-      f"a run becomes a {state_dicts.SUFFIX} file, and {path} is called "
-      f"otherwise; try {pathlib.Path(path).with_suffix(state_dicts.SUFFIX)}"
+      f"a run becomes a {state_dicts.SUFFIX} file, but {path} has another "
+      f"suffix; try {pathlib.Path(path).with_suffix(state_dicts.SUFFIX)}"
     )
   trained = pretrained.load(checkpoint)
   variables = trained.encoder.variables
   if missing := resnet12_names.missing(variables):
     raise InputError(
-      f"the encoder of {checkpoint} is no ResNet-12 (it has no {missing[0]}); "
-      "only ResNet-12 has names in PyTorch"
+      f"the encoder of {checkpoint} is not a ResNet-12 (it has no "
+      f"{missing[0]}); only a ResNet-12 can be converted"
     )
   stride, theirs = trained.settings.backbone.stride, 2**resnet12.BLOCKS
   if stride != theirs:  # the names and the weights do not tell the stride
     raise InputError(
       f"the encoder of {checkpoint} has model.pools below {resnet12.BLOCKS}: a "
-      f"cell of its map is {stride} pixels, and in the authors' code {theirs}, "
-      "where its weights would mean something else"
+      f"cell of its feature map is {stride} pixels wide, but {theirs} in the "
+      "authors' code, where the same weights would give other results"
     )
   state_dicts.write(path, to_torch(variables))

@@ -61,8 +61,8 @@ def from_hub(name: str) -> pathlib.Path:
     import huggingface_hub
   except ImportError as error:
     raise InputError(
-      f"to get {name} run pip install 'deepemd_jax[hub]', or download its "
-      "folder yourself and name that"
+      f"to get {name}, run pip install 'deepemd_jax[hub]', or download its "
+      "folder yourself and give the path of that folder"
     ) from error
   try:
     folder = huggingface_hub.snapshot_download(
@@ -71,8 +71,8 @@ def from_hub(name: str) -> pathlib.Path:
   except Exception as error:  # several packages raise their own types
     reason = " ".join(str(error).split())
     raise InputError(
-      f"cannot get {name} from the hub ({reason:.200}); if it asks for a "
-      "license, accept that there and run hf auth login"
+      f"cannot get {name} from the hub ({reason:.200}); if the model "
+      "has a license, accept it on the hub and run hf auth login"
     ) from error
   return pathlib.Path(folder)
 
@@ -98,9 +98,9 @@ def create(weights: str = "", precision: str = "float32") -> Backbone:
   tokens = (size // architecture.patch) ** 2
   if not 1 <= tokens <= _MOST_TOKENS:
     raise InputError(
-      f"in {str(folder / _IMAGES)!r} images have {size} pixels, which are "
-      f"{tokens} patches of {architecture.patch} pixels; between 1 and "
-      f"{_MOST_TOKENS} are possible"
+      f"in {str(folder / _IMAGES)!r} images are {size} pixels wide, "
+      f"which gives {tokens} patches of {architecture.patch} pixels; there "
+      f"must be between 1 and {_MOST_TOKENS} patches"
     )
   names = [_CONFIG, _IMAGES, *_weight_files(folder)]
   if _WEIGHTS not in names:
@@ -144,7 +144,7 @@ def _weight_files(folder: pathlib.Path) -> list[str]:
     others = any(folder.glob("*.bin")) or any(folder.glob("*.pth"))
     raise InputError(
       f"{str(folder)!r} has no {_WEIGHTS}"
-      + ("; PyTorch's own files are not read, save safetensors" * others)
+      + ("; PyTorch's own files are not read, so use safetensors" * others)
     )
   listed = vit_config.read(folder / _INDEX).get("weight_map")
   names = list(listed.values()) if isinstance(listed, dict) else []
@@ -160,6 +160,6 @@ def _weight_files(folder: pathlib.Path) -> list[str]:
   for name in names:
     if not (folder / name).is_file():
       raise InputError(
-        f"{str(folder)!r} has no {name}, which {_INDEX} names; get it again"
+        f"{str(folder)!r} has no {name}, which {_INDEX} lists; download it"
       )
   return names

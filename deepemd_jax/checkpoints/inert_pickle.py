@@ -137,7 +137,7 @@ class _Machine:
       if code == pickle.STOP[0]:
         value = self._pop()
         if self._stack:
-          raise self._refused("it leaves something behind")
+          raise self._refused("it leaves values on the stack")
         self._check(value)
         return value, self._at
       self._step(code)
@@ -243,13 +243,13 @@ class _Machine:
     line = bytes(self._content[self._at : self._at + 256])
     end = line.find(b"\n")
     if end < 0:
-      raise self._refused("a name without end")
+      raise self._refused("a name that does not end")
     self._at += end + 1
     return str(line[:end], "ascii", "backslashreplace")
 
   def _pop(self):
     if not self._stack or self._stack[-1] is _MARK:
-      raise self._refused("nothing is there to take")
+      raise self._refused("there is no value to take")
     return self._stack.pop()
 
   def _pop_several(self, count: int) -> tuple:
@@ -271,7 +271,7 @@ class _Machine:
 
   def _put(self, place: int) -> None:
     if not self._stack or self._stack[-1] is _MARK:
-      raise self._refused("nothing is there to keep")
+      raise self._refused("there is no value to keep")
     self._memo[place] = self._stack[-1]
 
   def _set(self, items: tuple) -> None:
@@ -283,7 +283,7 @@ class _Machine:
         raise self._refused(f"a key that is a {type(key).__name__}")
       # Larger numbers could be chosen so that their hashes collide.
       if type(key) is int and abs(key) > _LARGEST_KEY:
-        raise self._refused("a key that is too large a number")
+        raise self._refused("a key that is too large")
       target[key] = value
 
   def _global(self, name: str) -> None:
@@ -301,7 +301,7 @@ class _Machine:
     if named.name != _ORDERED:
       self._stack.append(Call(named.name, arguments))
     elif arguments:
-      raise self._refused("a dictionary made from something")
+      raise self._refused("a dictionary made with arguments")
     else:
       self._stack.append({})
 
@@ -317,7 +317,7 @@ class _Machine:
         continue
       steps += 1 + len(parts(found))
       if depth > _DEEPEST or steps > _STEPS:
-        raise self._refused("it is nested too deep, or in itself")
+        raise self._refused("it is nested too deep, or contains itself")
       deepest[id(found)] = depth
       waiting += [(x, depth + 1) for x in parts(found) if parts(x)]
 

@@ -44,7 +44,7 @@ class Damaged(InputError):
       how: the damage, as a clause of the message.
     """
     self.problem = f"checkpoint {step} is damaged: {how}"
-    super().__init__(f"{self.problem}; delete it to use the one before")
+    super().__init__(f"{self.problem}; delete it to use the previous one")
 
 
 def leaves(tree) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def check_kinds(directory: pathlib.Path) -> None:
       linked_folder = name in subfolders and path.is_symlink()
       if linked_folder or not (path.is_dir() or path.is_file()):
         raise InputError(
-          f"{path} is neither a file nor a folder, which is all that a "
-          "checkpoint holds; remove it, or copy what it links to"
+          f"{path} is a link or a special file, but a checkpoint may contain "
+          "only files and folders; remove it, or replace a link by a copy"
         )
 
 
@@ -132,15 +132,16 @@ def read_step(step: pathlib.Path, targets: dict) -> tuple[dict, Any]:
     reason = first_sentence(error)
     raise Damaged(step, f"it cannot be read ({reason:.120})") from error
   if changed:
-    raise Damaged(step, f"{changed[0]} is not what was saved (checksum)")
+    raise Damaged(step, f"{changed[0]} differs from what was saved (checksum)")
   return parts, meta
 
 
 def _read_part(step: pathlib.Path, name: str, target) -> dict[str, np.ndarray]:
   if not (step / name).is_dir():
     raise InputError(
-      f"checkpoint {step} has no part {name!r}: a converted or exported one is "
-      "not trained further; if it is a run's own, it is damaged"
+      f"checkpoint {step} has no part {name!r}: a converted or exported "
+      "checkpoint cannot be trained further; if a training run wrote it, it is "
+      "damaged"
     )
   expected = leaves(target)
   stores = open_arrays(step / name, expected)
@@ -193,7 +194,8 @@ def _check_chunks(step: pathlib.Path, stores: dict) -> None:
     chunk = store.chunk_layout.read_chunk.shape or ()  # a number has no shape
     if math.prod(chunk) > max(1, math.prod(store.shape)):
       raise Damaged(
-        step, f"{place} has pieces of {list(chunk)}, larger than itself"
+        step,
+        f"{place} has pieces of shape {list(chunk)}, larger than the array",
       )
 
 
@@ -255,7 +257,7 @@ def check_scores(directory: pathlib.Path, *, repair: bool) -> None:
   for step in steps:
     if _score_is_whole(step):
       continue
-    error = Damaged(step, "its score is not what was saved")
+    error = Damaged(step, "its score differs from what was saved")
     if not repair or step != steps[-1] or len(steps) == 1:
       raise error
     terminal.note(f"deepemd_jax: {error.problem}")
@@ -295,7 +297,10 @@ def set_aside(directory: pathlib.Path, steps: list[int]) -> None:
       shutil.rmtree(place, ignore_errors=True)
       os.rename(directory / str(step), place)
     kept = directory / f"damaged.{steps[-1]}"
-    terminal.note(f"deepemd_jax: going on from the one before; kept as {kept}")
+    terminal.note(
+      "deepemd_jax: training continues from an earlier checkpoint; the "
+      f"damaged one is kept as {kept}"
+    )
   runtime.barrier("damage set aside")
 
 

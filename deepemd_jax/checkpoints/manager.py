@@ -179,8 +179,8 @@ class Checkpoints:
       self._failed = True
       raise InputError(
         f"a checkpoint in {self._directory} could not be written "
-        f"({integrity.first_sentence(error):.160}); make room, and the same "
-        "command goes on from the one before"
+        f"({integrity.first_sentence(error):.160}); make room; the same "
+        "command then continues from the previous checkpoint"
       ) from error
 
   def restore_latest(self, *, model, train) -> Restored | None:
@@ -231,7 +231,8 @@ class Checkpoints:
     steps = [] if self._manager is None else sorted(self._manager.all_steps())
     if step not in steps:
       raise InputError(
-        f"no checkpoint of step {step} in {self._directory}; it has {steps}"
+        f"no checkpoint of step {step} in {self._directory}; its "
+        f"steps are {steps}"
       )
     self.wait()
     targets = {"model": model, "train": train}

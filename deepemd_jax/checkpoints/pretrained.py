@@ -105,8 +105,8 @@ def load(checkpoint: str | os.PathLike[str] | None = None) -> Pretrained:
     if best is not None:
       return Pretrained(settings, best)
   raise InputError(
-    f"checkpoint {str(checkpoint)!r} holds no trained encoder yet; let its run "
-    "go on"
+    f"checkpoint {str(checkpoint)!r} has no trained encoder yet; continue its "
+    "run"
   )
 
 
@@ -129,9 +129,9 @@ def config_of(checkpoint=None) -> ConfigDict:
   ]
   if str(checkpoint) not in names:
     raise InputError(
-      f"checkpoint {str(checkpoint)!r} is not the workdir of a run: it has no "
-      f"config.json; nor is it one of {', '.join(names)}, nor a hub's "
-      f"{hugging_face.HUB}OWNER/NAME"
+      f"checkpoint {str(checkpoint)!r} is not the workdir of a run (it has no "
+      f"config.json), and it is not one of {', '.join(names)} or a model of "
+      f"the hub, {hugging_face.HUB}OWNER/NAME"
     )
   config.model.backbone = str(checkpoint)
   return config
@@ -219,7 +219,9 @@ def new_workdir(directory) -> Iterator[pathlib.Path]:
   if directory.exists() and (
     not directory.is_dir() or any(directory.iterdir())
   ):
-    raise InputError(f"{directory} is in use; give an empty or new directory")
+    raise InputError(
+      f"{directory} is not an empty directory; give an empty or new one"
+    )
   scratch = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
   new_parents = [path for path in directory.parents if not path.exists()]
   try:

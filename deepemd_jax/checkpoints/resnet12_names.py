@@ -64,8 +64,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> dict:
     block = variables[collection].setdefault(layer, {}).setdefault(module, {})
     if leaf in block:
       raise InputError(
-        f"not a DeepEMD ResNet-12 checkpoint: {bare} comes twice, behind two "
-        "prefixes; leave one network out with --ignore"
+        f"not a DeepEMD ResNet-12 checkpoint: {bare} occurs twice, with two "
+        "prefixes; leave one of the networks out with --ignore"
       )
     block[leaf] = value
   _check_names(variables, extra)
@@ -113,7 +113,7 @@ def without(
     below = [x for x in kept if _is_below(x, part) or _is_below(_bare(x), part)]
     if not below:
       raise InputError(
-        f"--ignore={part}: nothing in the file has a name that begins so; its "
+        f"--ignore={part}: no name in the file begins with this part; its "
         f"parts are {', '.join(_parts(state_dict))}"
       )
     for name in below:

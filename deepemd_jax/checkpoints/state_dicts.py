@@ -94,8 +94,8 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
     raise InputError(f"cannot read {path}: {error.strerror}") from error
   if length > _HEADER:  # that of ResNet-12 has 10 kB
     raise InputError(
-      f"{path} is not a safetensors file that is read here: its header is "
-      f"larger than {_HEADER} bytes"
+      f"{path} cannot be read as a safetensors file: its header is larger "
+      f"than {_HEADER} bytes"
     )
   try:
     with safetensors.safe_open(path, "numpy"):
@@ -112,7 +112,9 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
       if name != "__metadata__"
     }
   except KeyError as error:
-    raise InputError(f"{path} holds numbers of kind {error}") from error
+    raise InputError(
+      f"{path} has numbers of type {error}, which cannot be read"
+    ) from error
   except (OSError, safetensors.SafetensorError, ValueError) as error:
     raise InputError(
       f"{path} is not a safetensors file, or is damaged ({error!s:.80})"

@@ -121,7 +121,7 @@ def load(path, sha256: str | None = None) -> Any:
   found = hashlib.sha256(content).hexdigest() if sha256 else ""
   if sha256 and found != sha256.lower():
     raise InputError(
-      f"{name} is not the file that was meant: its SHA-256 is {found}, and "
+      f"{name} is not the expected file: its SHA-256 is {found}, but "
       f"should be {sha256}"
     )
   try:
@@ -174,10 +174,10 @@ def _members(content: bytes) -> dict[str, memoryview]:
     listed = archive.infolist()
   # Check this before they are read, because all could be in the same place.
   if sum(member.file_size for member in listed) > len(content):
-    raise ValueError("members lie in each other")
+    raise ValueError("members overlap")
   for member in listed:
     if member.filename in members:
-      raise ValueError("two members have one name")
+      raise ValueError("two members have the same name")
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
       raise ValueError("a member is compressed or encrypted")
     members[member.filename] = _stored(memoryview(content), member)
@@ -203,7 +203,7 @@ def _row(content: bytes) -> tuple[Any, _Storages]:
   """Reads the older format: five pickles, then sizes and bytes of storages."""
   magic, at = _pickle(content, longest=_SHORT)
   if magic != _MAGIC:
-    raise ValueError("it does not begin as one")
+    raise ValueError("it does not begin like one")
   _, at = _pickle(content, at, _SHORT)  # protocol version
   system, at = _pickle(content, at, _SHORT)
   if type(system) is not dict or system.get("little_endian") is not True:
@@ -287,11 +287,11 @@ class _Arrays:
     _check_whole(offset)
     for sizes in (shape, strides):
       if type(sizes) is not tuple or len(sizes) > _AXES:
-        raise ValueError("a tensor whose sizes are no tuple")
+        raise ValueError("a tensor whose sizes are not a tuple")
       _check_whole(*sizes)
     data = self._storages(storage)
     if len(data) != storage.size:
-      raise ValueError("a storage has another size than it says")
+      raise ValueError("a storage does not have its stated size")
     elements = math.prod(shape)
     last = offset + sum(
       (n - 1) * step for n, step in zip(shape, strides, strict=True)
@@ -318,4 +318,4 @@ class _Arrays:
 def _check_whole(*numbers) -> None:
   for number in numbers:
     if type(number) is not int or not 0 <= number < _LARGEST:
-      raise ValueError("a size or place that is not a whole number")
+      raise ValueError("a size or place that is not a whole number in range")

@@ -137,14 +137,16 @@ def described(path: pathlib.Path) -> Described:
   kind = given.get("model_type")
   if not isinstance(kind, str) or kind not in _FAMILIES:
     raise InputError(
-      f"in {str(path)!r} model_type is {reprlib.repr(kind)}; what is read is "
+      f"in {str(path)!r} model_type is {reprlib.repr(kind)}; use one of "
       f"{', '.join(_FAMILIES)}"
     )
   family = _FAMILIES[kind]
   if kind in ("clip", "siglip"):
     given = given.get("vision_config", {})
     if not isinstance(given, dict):
-      raise InputError(f"in {str(path)!r} vision_config should be named fields")
+      raise InputError(
+        f"in {str(path)!r} vision_config should be an object with named fields"
+      )
   fields = {
     name: _checked(given.get(name, default), default, name, path)
     for name, default in family.fields.items()
@@ -189,13 +191,13 @@ def _architecture(fields: dict, family: _Family, path) -> vit.Architecture:
   if width % heads or (rotary and width // heads % 4):
     raise InputError(
       f"in {str(path)!r} hidden_size is {width} and num_attention_heads "
-      f"{heads}, which do not go together"
+      f"{heads}, which do not fit together"
     )
   grid = 0 if rotary else fields["image_size"] // fields["patch_size"]
   if not rotary and not 1 <= grid <= _MOST_SIDE:
     raise InputError(
       f"in {str(path)!r} image_size is {fields['image_size']} and patch_size "
-      f"{fields['patch_size']}, which do not go together"
+      f"{fields['patch_size']}, which do not fit together"
     )
   gated = fields.get("use_swiglu_ffn") or fields.get("use_gated_mlp", False)
   activation = fields["hidden_act"]

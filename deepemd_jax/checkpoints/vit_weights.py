@@ -110,8 +110,8 @@ class _State:
     found = [name for name in found if not name or name.endswith(".")]
     if len(found) != 1:
       raise InputError(
-        f"{where} has {len(found) or 'no'} tensors {anchor}, and should have "
-        "one: these are not the weights that config.json tells of"
+        f"{where} has {len(found) or 'no'} tensors {anchor}, but should have "
+        "one: these are not the weights that config.json describes"
       )
     self._prefix = found[0]
 
@@ -122,19 +122,19 @@ class _State:
     found = self._state.get(name)
     if found is None:
       raise InputError(
-        f"{self._where} has no tensor {name}, which config.json tells of; get "
-        "the files again"
+        f"{self._where} has no tensor {name}, which config.json requires; "
+        "download the files again"
       )
     extra = len(found.shape) - len(shape)
     if extra < 0 or found.shape != (1,) * extra + shape:
       raise InputError(
-        f"in {self._where} {name} has shape {list(found.shape)}, and by "
-        f"config.json should have {list(shape)}; get the files again"
+        f"in {self._where} {name} has shape {list(found.shape)}, but by "
+        f"config.json should have {list(shape)}; download the files again"
       )
     if not jnp.issubdtype(found.dtype, jnp.floating):
       raise InputError(
-        f"in {self._where} {name} is {found.dtype}, and should be "
-        "floating-point numbers; get the files again"
+        f"in {self._where} {name} is {found.dtype}, but should be "
+        "floating-point numbers; download the files again"
       )
     return found.reshape(shape).astype(np.float32)
 

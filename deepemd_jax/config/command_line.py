@@ -16,7 +16,7 @@ CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
   "A recipe, such as cub or configs/cub.py, or a file of your own; variants "
-  "follow after a colon, as in cub:grid,5shot. Single fields are changed by "
+  "follow after a colon, as in cub:grid,5shot. Single fields are changed with "
   "--config.NAME=VALUE, such as --config.episode.shot=5.",
   lock_config=True,
 )
@@ -24,15 +24,16 @@ WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
   "Where checkpoints, metrics and results go; default runs/<config name>. "
-  "Several processes need one that all of them see.",
+  "Several processes need a folder that all of them see.",
 )
 DISTRIBUTED = flags.DEFINE_enum(
   "distributed",
   "auto",
   ["auto", "on", "off"],
-  "Whether several processes share this run; auto: where srun, mpirun or GKE "
-  "has started several. On: JAX asks SLURM, Open MPI, Kubernetes or the Cloud "
-  "TPU, unless the next three flags say it.",
+  "Whether several processes share this run. auto: if the next three flags are "
+  "given, or if srun, mpirun or GKE has started several processes. on: JAX "
+  "asks SLURM, Open MPI, Kubernetes or the Cloud TPU for the processes, unless "
+  "the next three flags name them.",
 )
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "Host:port of process 0, for all processes of a run."
@@ -41,7 +42,7 @@ NUM_PROCESSES = flags.DEFINE_integer(
   "num_processes", None, "How many processes share this run.", lower_bound=1
 )
 PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Which of them this is, from 0.", lower_bound=0
+  "process_id", None, "The number of this process, from 0.", lower_bound=0
 )
 _FLAGS = (CONFIG, WORKDIR, DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID)
 
@@ -123,7 +124,7 @@ def _check(rest: list[str]) -> None:
   _, count, number = processes()
   if count is not None and number is not None and number >= count:
     _refuse(
-      f"--process_id is {number}; of {count} processes the last is {count - 1}"
+      f"--process_id is {number}; for {count} processes use 0 to {count - 1}"
     )
 
 
@@ -146,7 +147,7 @@ def _plain(error: Exception) -> str:
 
 def _help() -> str:
   lines = ["python -m deepemd_jax.main --config=RECIPE [--workdir=DIR]", ""]
-  lines += ["Trains and tests. The same command again goes on where it ended."]
+  lines += ["Trains and tests. The same command continues a stopped run."]
   lines += [f"Recipes: {', '.join(recipes.names())}.", ""]
   lines += [f"  --{x.name}: {flags.FLAGS[x.name].help}" for x in _FLAGS]
   return "\n".join(lines)

@@ -73,8 +73,8 @@ def _otherwise(settings: Settings, split: str) -> str:
   if name.partition(":")[0] != "folder":
     return ""
   return (
-    "; or train nothing: python -m deepemd_jax classify and FewShotClassifier "
-    "tell two or more classes apart by a few images of each"
+    "; or do not train: python -m deepemd_jax classify and FewShotClassifier "
+    "need only a few images of each of two or more classes"
   )
 
 
@@ -83,13 +83,13 @@ def _refuse_frozen(settings: Settings) -> None:
   remedy = "leave pretrain and metatrain out of config.stages"
   if settings.backbone.weights:
     raise InputError(
-      f"config.model.backbone is {settings.model['backbone']!r}, which comes "
-      f"with its weights; {remedy}"
+      f"config.model.backbone is {settings.model['backbone']!r}, which is "
+      f"frozen; {remedy}"
     )
   if settings.model.get("projection"):
     raise InputError(
-      f"config.model.projection is {settings.model['projection']}, the linear "
-      f"map that the command adapt learns; {remedy}"
+      f"config.model.projection is {settings.model['projection']}, but "
+      f"only the command adapt trains a projection; {remedy}"
     )
 
 
@@ -104,6 +104,7 @@ def _check_retrievable(counts: dict[str, int], split: str) -> None:
   several = sum(count > 1 for count in counts.values())
   if len(counts) < 2 or not several:
     raise InputError(
-      f"retrieval needs two classes and one with two images; split {split!r} "
-      f"has {len(counts)} classes, {several} of them with two images or more"
+      "retrieval needs two or more classes, one of them with two or more "
+      f"images; split {split!r} has {len(counts)} classes, {several} of them "
+      "with two or more images"
     )

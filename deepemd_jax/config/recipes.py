@@ -49,5 +49,5 @@ def find(argument: str) -> str:
     hint = f"did you mean configs/{near[0]}.py?"
   else:
     files = ", ".join(f"{known}.py" for known in names())
-    hint = f"there are {files} in configs/"
+    hint = f"the files in configs/ are {files}"
   raise InputError(f"no config file {name!r}; {hint}")

@@ -64,7 +64,7 @@ def _read(path: pathlib.Path) -> tuple[dict, ConfigDict]:
   fields = read_object(path, "the config of a run")
   if CHECKSUM in fields:  # older, converted and handwritten files have none
     remedy = (
-      "put back the file that the run wrote, or, if the change is meant, "
+      "restore the file that the run wrote or, if the change is intended, "
       f"delete the line {CHECKSUM!r}"
     )
     verify(fields, path, remedy)
@@ -103,7 +103,7 @@ def read_object(path: pathlib.Path, what: str, largest: int = LARGEST) -> dict:
     )
   except RecursionError as error:
     raise InputError(
-      f"{str(path)!r} is not {what} (too many brackets within each other)"
+      f"{str(path)!r} is not {what} (brackets are nested too deep)"
     ) from error
   except (OSError, ValueError) as error:
     reason = error.strerror if isinstance(error, OSError) else error
@@ -111,7 +111,7 @@ def read_object(path: pathlib.Path, what: str, largest: int = LARGEST) -> dict:
   if not isinstance(fields, dict):
     raise InputError(
       f"in {str(path)!r} there is {reprlib.repr(fields)}, which should be "
-      "named fields"
+      "an object with named fields"
     )
   return fields
 
@@ -140,8 +140,8 @@ def verify(fields: dict, path: pathlib.Path, remedy: str) -> None:
     intact = False  # a file of this program is not nested deep
   if not intact:
     raise InputError(
-      f"{str(path)!r} is damaged, or was edited: it does not fit its checksum; "
-      f"{remedy}"
+      f"{str(path)!r} is damaged, or was edited: it does not match its "
+      f"checksum; {remedy}"
     )
 
 
@@ -184,7 +184,7 @@ def _once(pairs: list[tuple]) -> dict:
   if len(fields) < len(pairs):
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"{twice!r:.80} is there more than once")
+    raise ValueError(f"{twice!r:.80} occurs more than once")
   return fields
 
 
@@ -264,7 +264,7 @@ def _fits(value, default) -> bool:
 
 def _kind(default) -> str:
   if isinstance(default, ConfigDict):
-    return "named fields"
+    return "an object with named fields"
   if isinstance(default, tuple):
     if _is_open(default):
       names = default and isinstance(default[0], str)

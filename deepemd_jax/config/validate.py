@@ -80,7 +80,7 @@ def levels(values) -> bool:
 ABOVE_0 = Rule(
   lambda value: 1e-12 <= value <= 1e12, "must be above 0 (1e-12 to 1e12)"
 )
-BACKBONES_OWN = "what the backbone was made for"
+BACKBONES_OWN = "the backbone's own"
 
 # Field -> its rules. Functions below have the rules for several fields and for
 # the name of the data set. The content of a folder is checked when it is
@@ -88,7 +88,7 @@ BACKBONES_OWN = "what the backbone was made for"
 RULES: dict[str, tuple[Rule, ...]] = {
   "seed": (Rule(lambda value: value >= 0, "use an integer >= 0"),),
   "stages": (
-    Rule(bool, f"name some of {', '.join(STAGES)}"),
+    Rule(bool, f"name at least one of {', '.join(STAGES)}"),
     one_of(STAGES, each=True),
   ),
   "data.workers": (at_least(0),),
@@ -154,7 +154,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "evaluate.epsilon": (ABOVE_0,),
   "evaluate.memory": (at_least(0),),
   "evaluate.heads": (
-    Rule(lambda x: not x or "deepemd" in x, "deepemd must be there"),
+    Rule(lambda x: not x or "deepemd" in x, "include deepemd"),
   ),
   "retrieve.split": (one_of(("val", "test")),),
   "retrieve.depths": (counts(1),),
@@ -264,11 +264,11 @@ def _combinations(config) -> list[str]:
   entry = BACKBONES.get(config.model.backbone)
   takes = entry is not None and "weights" in entry.settings
   if bool(config.model.weights) != takes:
-    remedy = "name the folder of the vit" if takes else "only vit has a folder"
+    remedy = "give the folder of the vit" if takes else "only vit has a folder"
     problems.append(_problem(config, "model.weights", remedy))
   sampling = config.nodes.kind == "sampling"
   if "retrieve" in config.stages and sampling and config.nodes.redraw:
-    remedy = "retrieve encodes an image once; use False"
+    remedy = "retrieve encodes each image once; use False"
     problems.append(_problem(config, "nodes.redraw", remedy))
   return problems
 

@@ -154,7 +154,7 @@ def apply(config: ConfigDict, arg: str, names=COMMON) -> ConfigDict:
     if taken.setdefault(group, name) != name:
       raise ValueError(
         f"config variants {taken[group]!r} and {name!r} contradict each other; "
-        "take one"
+        "use one of them"
       )
   chosen = [name for name in _KNOWN if name in asked]
   for name in chosen:

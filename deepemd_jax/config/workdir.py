@@ -58,12 +58,12 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
     ) from error
   if saved is None and foreign:
     raise InputError(
-      f"workdir {workdir} holds files but no config.json of ours; give an "
-      "empty or new --workdir"
+      f"workdir {workdir} contains files but no config.json of a run; give "
+      "an empty or new --workdir"
     )
   _check_streams(workdir, saved or {}, fields, trains=trains)
   if changes := _changes(saved or {}, fields, trains=trains):
-    remedy = "" if trains else "repeat what the run was trained with, or "
+    remedy = "" if trains else "use the values the run was trained with, or "
     raise InputError(
       f"workdir {workdir} belongs to another config: "
       f"{'; '.join(changes[:5])}; {remedy}give another --workdir"
@@ -135,7 +135,7 @@ def _check_streams(
   if not same and (trains or by_seed):
     raise InputError(
       f"workdir {workdir} was made by a version that drew other random numbers "
-      "(and shared a folder's classes out in another way); give another "
+      "(and split the classes of a folder in another way); give another "
       "--workdir"
     )
 

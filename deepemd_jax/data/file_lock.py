@@ -23,6 +23,6 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      note(f"another process is at {what}: waiting")
+      note(f"another process is working on {what}; waiting")
       fcntl.flock(lock, fcntl.LOCK_EX)
     yield

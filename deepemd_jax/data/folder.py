@@ -92,11 +92,11 @@ def classes(root: str | os.PathLike) -> Classes:
   classes = _classes(root, root)
   for child in _directories(root):
     if child.name not in classes:
-      note(f"{str(child)!r} is no class: it holds no images")
+      note(f"{str(child)!r} is not a class: it holds no images")
   if not classes:
     raise InputError(
       f"image folder {str(root)!r} holds no directories of images; put the "
-      f"images of each class into one of their own ({picture_files.USUAL})"
+      f"images of each class into their own directory ({picture_files.USUAL})"
     )
   return classes
 
@@ -136,7 +136,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     if split in found:
       raise InputError(
         f"in {str(root)!r} both {found[split].name!r} and {child.name!r} are "
-        f"split {split}; leave one"
+        f"split {split}; keep one of them"
       )
     found[split] = child
   return found
@@ -153,7 +153,7 @@ def _refuse_shared_classes(splits) -> None:
       if names.same(name) in split_of:
         raise InputError(
           f"class {name!r} is in {split_of[names.same(name)]} and in {split}; "
-          "few-shot splits share no classes: give each class one split"
+          "few-shot splits share no classes: put each class into one split"
         )
       split_of[names.same(name)] = split
 
@@ -205,9 +205,9 @@ def _classes(folder: pathlib.Path, root: pathlib.Path) -> Classes:
       _refuse_root(folder, list(some), deep)
   if deep and len(deep) == len(classes):
     raise InputError(
-      f"no directory in {str(folder)!r} holds images itself, they lie deeper; "
-      "give the folder whose directories are the classes, "
-      f"{_parents(deep.values())}, say; or put all images of a class into one "
+      f"no directory in {str(folder)!r} contains images itself; they are in "
+      "subdirectories; give the folder whose directories are the classes, such "
+      f"as {_parents(deep.values())}, or put all images of a class into one "
       "directory"
     )
   names.refuse_twins(classes, "classes")

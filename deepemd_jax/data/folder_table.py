@@ -65,7 +65,7 @@ def splits(
       )
     if name in taken:  # the same image could be support and query
       given = row.get("filename", row["label"])
-      raise InputError(f"{where}: {given!r} comes twice; drop one of the lines")
+      raise InputError(f"{where}: {given!r} occurs twice; remove a line")
     taken.add(name)
     found[split].setdefault(label, []).extend(paths)
   return found
@@ -117,8 +117,8 @@ def _file_called(root, name: str, known, where: str) -> pathlib.Path:
     found = _written_elsewhere(known(), tidy, where)
     if found is None:
       raise InputError(
-        f"{where}: no file {name!r} in {str(root)!r}; names begin below that "
-        "folder, as in cats/1.jpg"
+        f"{where}: no file {name!r} in {str(root)!r}; give names relative to "
+        "that folder, such as cats/1.jpg"
       )
     path = root / found
   links.refuse_outside(path, inside)
@@ -154,5 +154,5 @@ def _refuse_capitals(labels: Iterable[str], path: pathlib.Path) -> None:
     if other != label:
       raise InputError(
         f"CSV {str(path)!r} has labels {other!r} and {label!r}; write them "
-        "alike, or, if they are two classes, in other letters"
+        "alike or, if they are two classes, give them different names"
       )

@@ -90,8 +90,8 @@ class GlyphClutterSource:
     if dict(collections.Counter(labels)) != self.counts(split):
       # The fonts have another version, or somebody changed a file.
       raise InputError(
-        f"the data set in {builder.data_path} does not hold the images it "
-        "should; delete that folder, and it will be prepared again"
+        f"the data set in {builder.data_path} does not contain the expected "
+        "images; delete that folder, and it will be prepared again"
       )
     index = {name: i for i, name in enumerate(names)}
     images = np.stack(

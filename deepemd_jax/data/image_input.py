@@ -30,10 +30,10 @@ def several(images) -> list:
     # [H, W, 3] could be taken for H gray images of W x 3 pixels.
     single = images.ndim < 3 or (images.ndim == 3 and images.shape[2] < 5)
   if single:
-    raise InputError("that is one image; give a list of images, [image], say")
+    raise InputError("this is one image; give a list of images: [image]")
   if not isinstance(images, Iterable):
     raise InputError(
-      f"images are a list of paths, pictures or arrays, not a "
+      f"images must be a list of paths, Pillow images or arrays, not a "
       f"{type(images).__name__}"
     )
   return list(images)
@@ -111,13 +111,14 @@ def _from_array(source) -> Image.Image:
     array = array[..., 0]
   if array.ndim != 2 and (array.ndim != 3 or array.shape[2] not in (3, 4)):
     raise ValueError(
-      f"an array is [H, W], [H, W, 3] or [H, W, 4], not {list(array.shape)}"
+      "an array must be [H, W], [H, W, 3] or [H, W, 4], not "
+      f"{list(array.shape)}"
     )
   if not array.size:
-    raise ValueError(f"no pixels: {list(array.shape)}")
+    raise ValueError(f"an array without pixels: {list(array.shape)}")
   kind = array.dtype.kind
   if kind not in "buif":
-    raise ValueError(f"an array of {array.dtype} holds no pixels")
+    raise ValueError(f"an array of {array.dtype} is not an image")
   if kind == "b":
     return Image.fromarray(array.astype(np.uint8) * np.uint8(255))
   if array.dtype == np.uint16:

@@ -85,7 +85,7 @@ def open_image(source: str | os.PathLike | bytes) -> Image.Image:
     tags = image.tag_v2  # pyrefly: ignore[missing-attribute]: a TIFF has it
     tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
     if tile > 4 * image.width * image.height + _LARGEST_TILE:
-      raise ValueError(f"tiles of {tile} pixels, which is more than the image")
+      raise ValueError(f"tiles of {tile} pixels, larger than the image")
     preview = int(tags.get(_PREVIEW, 0)) & 1 and _CAMERA in tags
     if preview or _DNG in tags:  # Pillow would decode only a small preview
       raise ValueError(picture_files.RAW)
@@ -110,9 +110,7 @@ def _identified(content: bytes) -> Image.Image:
     except (SyntaxError, IndexError, TypeError, struct.error):
       continue  # Pillow, too, takes these errors as a sign of another format
     except Image.DecompressionBombError as error:  # raised by some formats
-      raise _too_large(
-        "more pixels than Pillow takes of this format"
-      ) from error
+      raise _too_large("too many pixels for Pillow in this format") from error
   raise ValueError(picture_files.why_not_read(head))
 
 
@@ -130,8 +128,8 @@ def _limit() -> float:
 
 def _too_large(what: str) -> TooLarge:
   return TooLarge(
-    f"{what}; at most {_limit():g} million are taken: make it smaller, or set "
-    f"the environment variable {VARIABLE} to more"
+    f"{what}; at most {_limit():g} million are allowed: make it smaller, or "
+    f"set the environment variable {VARIABLE} to a larger number"
   )
 
 
@@ -235,7 +233,7 @@ def _smaller(image: Image.Image) -> Image.Image:
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
       image.load()
   except Image.DecompressionBombError as error:
-    raise _too_large("more pixels than Pillow takes of this format") from error
+    raise _too_large("too many pixels for Pillow in this format") from error
   orientation = image.getexif().get(_ORIENTATION, 1)
   if image.mode.startswith("I") or image.mode == "F":
     image = _eight_bit(image)

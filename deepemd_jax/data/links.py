@@ -27,6 +27,5 @@ def refuse_outside(path: str | os.PathLike, inside: str) -> None:
   if not pathlib.Path(real).is_relative_to(inside):
     raise InputError(
       f"{os.fspath(path)!r} is a path or link out of the image folder, to "
-      f"{real!r}; copy the files into the folder, or give the place that it "
-      "leads to"
+      f"{real!r}; copy the files into the folder, or give that place instead"
     )

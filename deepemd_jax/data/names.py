@@ -55,8 +55,8 @@ class Names:
       found = self._by[key].get(key(name), [])
       if len(found) > 1:
         raise InputError(
-          f"{name!r} may mean {' or '.join(map(repr, found[:3]))}; write it as "
-          "one of them"
+          f"{name!r} may mean {' or '.join(map(repr, found[:3]))}; write it "
+          "like one of them"
         )
       if found:
         return found[0]
@@ -77,8 +77,8 @@ def refuse_twins(names: Iterable[str], what: str) -> None:
     if len(twins) > 1:
       one, other = (ascii(name) for name in twins[:2])
       raise InputError(
-        f"two {what} look the same, {twins[0]!r}, and are written {one} and "
-        f"{other}; give them one name, or two that differ"
+        f"two {what} look the same, {twins[0]!r}, but are written {one} and "
+        f"{other}; give them one name, or two names that look different"
       )
 
 

@@ -31,7 +31,7 @@ PLUGINS = {
 SAVE = "save it as JPEG or PNG"
 RAW = f"a camera's raw file; {SAVE}"
 _DRAWING = f"a drawing, not a photograph; {SAVE}"
-_UNKNOWN = f"a kind of image that is not read; {SAVE}"
+_UNKNOWN = f"an image format that cannot be read; {SAVE}"
 # The usual endings, for messages.
 USUAL = ".jpg, .png, .webp, .heic and others"
 _SUFFIXES = frozenset(
@@ -145,10 +145,10 @@ def why_not_read(head: bytes) -> str:
     return "not an image"
   if name in PLUGINS and not _has_plugin(name):
     title, package, _ = PLUGINS[name]
-    return f"{title} is not read yet; pip install {package}, or {SAVE}"
+    return f"{title} is not read yet; run pip install {package}, or {SAVE}"
   if name in FORMATS or name in PLUGINS:
     title = PLUGINS[name][0] if name in PLUGINS else name
-    return f"{title}, damaged or of a rare kind; {SAVE}"
+    return f"{title}, damaged or of a rare type; {SAVE}"
   return name
 
 

@@ -78,7 +78,7 @@ class PixelMap:
     self._stamp = stat.st_ino, stat.st_mtime_ns, stat.st_size
     if stamp not in (None, self._stamp):
       raise InputError(
-        f"{str(path)!r} was made again while it was in use; start again"
+        f"{str(path)!r} was rewritten while it was in use; start again"
       )
     # NumPy's class for mapped files is slower to index than a plain array.
     self._pixels = np.asarray(np.memmap(path, np.uint8, "r", shape=shape))
@@ -162,7 +162,7 @@ def load(
       cache = _open_or_explain(place, side, made_from)
       if isinstance(cache, str):
         if place.exists():
-          note(f"the copies of {name} in {place} {cache}: making them again")
+          note(f"the copies of {name} in {place} {cache}; they are made again")
           # Renaming first ensures that no half-deleted folder has this name.
           old = place.with_name(f"incomplete.{place.name}.old")
           os.rename(place, old)
@@ -197,7 +197,7 @@ def _open_or_explain(
   try:
     index = json.loads((place / "index.json").read_text("utf-8"))
     if index["format"] != _FORMAT or index["side"] != side:
-      return "are of another version"
+      return "were made by another version"
     if index["made_from"] != made_from:
       return "were made from other images"
     sizes = np.array(index["sizes"], np.int32)
@@ -207,7 +207,7 @@ def _open_or_explain(
       shape = (len(keys), side, side, 3)
       path = place / "pixels"
       if path.stat().st_size != np.prod(shape):
-        return "are cut off"
+        return "are incomplete"
       pixels = PixelMap(path, shape)
       for row in np.linspace(0, len(keys) - 1, _SAMPLED).astype(int):
         # NumPy's stubs declare the buffer only from Python 3.12 on.
@@ -215,7 +215,7 @@ def _open_or_explain(
         if zlib.crc32(pixels[row]) != index["checksums"][row]:
           return "are damaged"
   except FileNotFoundError:
-    return "are not there"
+    return "are missing"
   except (OSError, ValueError, KeyError, TypeError, IndexError):
     return "cannot be read"
   return PixelCache(keys, labels, sizes, pixels)

@@ -115,8 +115,8 @@ def _lines(text: str, separator: str, where: str, first_line: int):
       return
     except csv.Error as error:
       raise InputError(
-        f"{where} line {start}: {error}; is a quotation mark not closed, or "
-        "one too many?"
+        f"{where} line {start}: {error}; is there a quotation mark too few "
+        "or too many?"
       ) from error
     yield reader.line_num + first_line - 1, fields
 
@@ -145,7 +145,7 @@ def _refuse_twice(header: list[str], columns, where: str) -> None:
   for name in columns:
     if header.count(name) > 1:
       raise InputError(
-        f"{where} has {header.count(name)} columns {name!r}; leave one"
+        f"{where} has {header.count(name)} columns {name!r}; keep one"
       )
 
 
@@ -157,14 +157,15 @@ def _rows(lines, header, columns, where: str) -> list[Row]:
       continue
     if any(fields[len(header) :]):
       raise InputError(
-        f"{where} line {line}: {len(fields)} fields, and the header has "
+        f"{where} line {line}: {len(fields)} fields, but the header has "
         f"{len(header)}; put quotation marks around a field with a separator"
       )
     row = dict(zip(header, fields, strict=False))
     empty = [name for name in columns if not row.get(name)]
     if empty:
       raise InputError(
-        f"{where} line {line}: {empty[0]} is empty; fill it or drop the line"
+        f"{where} line {line}: {empty[0]} is empty; fill it in, or remove the "
+        "line"
       )
     rows.append(Row(line, {name: row[name] for name in columns}))
   if not rows:

@@ -16,7 +16,7 @@ DESCRIPTION = """
 Opens a web page on this machine that classifies images by a few examples of
 each class, and shows the matched regions.
 
-It listens on 127.0.0.1 only. To look at it from another machine, forward the
+It listens on 127.0.0.1 only. To open it from another machine, forward the
 port: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE, and open http://127.0.0.1:7860
 there.
 """
@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--port",
     type=int,
     default=7860,
-    help="to listen on; 0 takes any free one (default %(default)s)",
+    help="port to listen on; 0 selects any free port (default %(default)s)",
   )
   parser.add_argument(
     "--no-browser",
     dest="browser",
     action="store_false",
-    help="print the address, and open nothing",
+    help="print the address, and do not open a browser",
   )
 
 
@@ -67,8 +67,8 @@ def _listen(port: int) -> socket.socket:
   except OSError as error:
     reason = os.strerror(error.errno or 0)
     raise InputError(
-      f"cannot listen on port {port}: {reason}; name another "
-      "with --port, or take any free one with --port=0"
+      f"cannot listen on port {port}: {reason}; choose another "
+      "port with --port, or any free port with --port=0"
     ) from error
 
 

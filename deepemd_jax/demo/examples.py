@@ -42,7 +42,7 @@ class Kind(NamedTuple):
 KINDS = {
   "photographs": Kind("photographs", 1, ""),
   "one": Kind("characters", 1, "default"),
-  "five": Kind("characters, 5 images a class", 5, "default"),
+  "five": Kind("characters, 5 images per class", 5, "default"),
   "busy": Kind("characters, busy backgrounds", 5, "d3_busy"),
 }
 

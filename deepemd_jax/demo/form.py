@@ -120,8 +120,8 @@ def read(request: Upload, limits: Limits) -> Form:
     if len(uploads) > limits.images:
       raise Refused(
         413,
-        f"{len(uploads)} images of {_quoted(name)}; at most {limits.images} a "
-        "class are taken",
+        f"{len(uploads)} images of {_quoted(name)}; at most {limits.images} "
+        "per class are allowed",
         **where,
       )
   queries = _chosen(request.files.getlist("query"))
@@ -147,7 +147,7 @@ def read(request: Upload, limits: Limits) -> Form:
 def _names(fields: list[str], limits: Limits) -> list[str]:
   if len(fields) > limits.classes:
     raise Refused(
-      413, f"{len(fields)} classes; at most {limits.classes} are taken"
+      413, f"{len(fields)} classes; at most {limits.classes} are allowed"
     )
   names = [" ".join(name.split()) for name in fields]
   for k, name in enumerate(names):
@@ -158,7 +158,7 @@ def _names(fields: list[str], limits: Limits) -> list[str]:
       raise Refused(
         400,
         f"this name has {len(name)} characters; at most {limits.name} are "
-        "taken",
+        "allowed",
         **where,
       )
     if names_of_files.same(name) in map(names_of_files.same, names[:k]):
@@ -183,7 +183,7 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
       raise Refused(
         413,
         f"{name} has {len(content) / 2**20:.1f} MiB; at most "
-        f"{limits.file / 2**20:g} are taken; send a smaller one",
+        f"{limits.file / 2**20:g} are allowed; send a smaller one",
         **where,
       )
     try:
@@ -204,7 +204,7 @@ def _images(files: Iterable[tuple[dict, FileStorage]], limits: Limits):
       raise Refused(
         413,
         f"{name} has {size}; at most {limits.pixels / 1e6:g} million are "
-        "taken; make it smaller, or save it as JPEG",
+        "allowed; make it smaller, or save it as JPEG",
         **where,
       )
     left -= count

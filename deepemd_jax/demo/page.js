@@ -73,10 +73,11 @@ class Card {
     if (large.length) {
       const [file] = large;
       this.error(`“${file.name}” has ${mebibytes(file.size)} MiB; ` +
-        `at most ${mebibytes(limits.file)} are taken.`);
+        `at most ${mebibytes(limits.file)} are allowed.`);
     } else if (fitting.length > room) {
-      this.error(this.most === 1 ? "One query at a time; the first was taken."
-        : `At most ${this.most} images a class; the first were taken.`);
+      this.error(this.most === 1
+        ? "Only one query is allowed; the first was used."
+        : `At most ${this.most} images per class; the first were used.`);
     }
     this.show();
   }
@@ -177,8 +178,8 @@ async function ask(path, options) {
     content = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer; does it still run in its " +
-      "terminal? Or a file has changed since it was chosen.");
+    throw new Error("The server does not answer. It may have ended, or a " +
+      "file has changed since it was chosen.");
   }
   if (!response.ok) {
     const error = new Error(sentence(content.error));
@@ -258,7 +259,7 @@ function busy(controller) {
   const tick = () => {
     const seconds = Math.round((Date.now() - began) / 1000);
     $("elapsed").textContent = `${seconds} s` + (seconds < 3 ? "" :
-      ". The first time with so many classes and images takes longer.");
+      ". The first request with so many classes and images takes longer.");
   };
   tick();
   clock = setInterval(tick, 500);

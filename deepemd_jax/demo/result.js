@@ -125,12 +125,12 @@ function showMatch(k) {
   const lit = draw("g", { class: "lit" });
   const captions = place.above.map(({ x, width, scale }, side) => draw("text",
     { x: x + width * scale / 2, y: 24, "text-anchor": "middle" },
-    side ? "the query" : "of the class"));
+    side ? "the query" : "from the class"));
   $("match").replaceChildren(draw("svg", {
     viewBox: `0 0 ${place.width} ${place.height}`, role: "img",
-    "aria-label": "An image of the class and the query; below, both under " +
-      "their weights, joined by the pairs of regions that contribute most. " +
-      "The table lists them",
+    "aria-label": "An image of the class and the query; below, both darkened " +
+      "where their weights are small. Lines join the pairs of regions that " +
+      "contribute most. The table lists the pairs",
   },
   ...captions,
   picture(match.support.picture, place.above[0]),
@@ -146,9 +146,10 @@ function showMatch(k) {
   $("result").classList.toggle("small", side <= 128);
   $("matched").textContent = match.name;
   $("fitted").textContent = match.images === 1 ? "" : "The class has several " +
-    "images, to which its regions are fitted; they stand here on the one " +
-    "most like the query" + (answer.facts.variant.startsWith("sampling") ?
-    ", loosely, since random crops lie elsewhere in each." : ".");
+    "images, and its regions are fitted to all of them. They are shown on " +
+    "the image that is most similar to the query" +
+    (answer.facts.variant.startsWith("sampling") ?
+    ", at approximate places, because crops are random." : ".");
   showTable(match, ROWS, (pair) => lit.replaceChildren(...(pair ? [
     line(pair, place, largest),
     ...[place.above, place.below].flatMap(([left, right]) => [
@@ -177,7 +178,7 @@ function showTable(match, count, light) {
   const sums = [];
   if (rest.length) sums.push([`${rest.length} other pairs`, sum]);
   if (Math.abs(match.remainder) >= 0.005) {
-    sums.push(["in no pair: the solver smooths", match.remainder]);
+    sums.push(["not in a pair, because the solver smooths", match.remainder]);
   }
   sums.push([`sum: the logit of ${match.name}`, match.logit]);
   $("sums").replaceChildren(...sums.map(([text, value]) =>

@@ -117,7 +117,9 @@ class Demo:
       response = _refusal(error.code or 500, error.description or error.name)
     except Exception:
       traceback.print_exc(file=sys.stderr)
-      response = _refusal(500, "the server failed; its terminal says why")
+      response = _refusal(
+        500, "the server failed; its terminal shows the error"
+      )
     response.headers.extend(_HEADERS)
     return response(environ, start_response)
 
@@ -198,7 +200,7 @@ def _check_site(request: form.Upload) -> None:
   site = request.headers.get("Sec-Fetch-Site", "same-origin")
   # Programs other than browsers need not send these headers.
   if site != "same-origin" or origin not in (None, f"http://{host}"):
-    raise form.Refused(403, "a page from another site may not ask for this")
+    raise form.Refused(403, "a page of another site may not send requests")
 
 
 def _example(request: form.Upload) -> Response:
@@ -208,7 +210,7 @@ def _example(request: form.Upload) -> Response:
   if seed is None or not is_known:
     raise form.Refused(
       400,
-      f"an example has a kind, one of {', '.join(examples.KINDS)}, and a seed, "
+      f"give kind, one of {', '.join(examples.KINDS)}, and seed, a number from "
       f"0 to {examples.SEEDS - 1}",
     )
   return _json(200, examples.text(kind, seed))
@@ -219,7 +221,7 @@ def _too_much(limits: form.Limits) -> form.Refused:
   # cycle that keeps the received bytes in memory.
   return form.Refused(
     413,
-    f"this is too much at once: more than {limits.request / 2**20:g} MiB, or "
+    f"the request is too large: more than {limits.request / 2**20:g} MiB, or "
     f"more than {limits.classes} classes of {limits.images} images",
   )
 

@@ -114,8 +114,9 @@ def _end_unless_connected(connected: threading.Event) -> None:
   if connected.wait(began + _MEETING_SECONDS - time.monotonic()):
     return
   sys.stderr.write(
-    f"deepemd_jax: not all processes have come within {limit}, and this one "
-    "ends; look at what the others say; the same command goes on\n"
+    f"deepemd_jax: not all processes have connected within {limit}, so this "
+    "one ends; see the messages of the others; the same command continues the "
+    "run\n"
   )
   end(LOST)
 
@@ -150,7 +151,7 @@ def check_same(text: str) -> None:
   if others:
     raise InputError(
       f"process {', '.join(others)} of {_count} was started with another "
-      "config than process 0; give all of them the same flags"
+      "config than process 0; give all processes the same flags"
     )
 
 
@@ -252,7 +253,7 @@ def raise_if_stopping(name: str) -> None:
     StopRequested: a signal has asked this run to stop.
   """
   if should_stop():
-    raise StopRequested(f"{name} stopped; the same command goes on")
+    raise StopRequested(f"{name} stopped; the same command continues the run")
 
 
 def abort(error: BaseException) -> NoReturn:
@@ -271,12 +272,12 @@ def abort(error: BaseException) -> NoReturn:
   if from_peer and not _watchdog:
     sys.stderr.write(
       f"deepemd_jax: another process has ended before the first step ({line}); "
-      "this one ends too; the same command goes on\n"
+      "this one ends too; the same command continues the run\n"
     )
     end(LOST)
   if from_peer and _watchdog:
     _watchdog.check_peers()
-    if _watchdog.say(f"{line}\nlooking for a process that has ended ...\n"):
+    if _watchdog.say(f"{line}\nchecking if another process has ended ...\n"):
       _watchdog.ended.wait(_VERDICT_SECONDS)
   if _watchdog and _watchdog.ended.is_set():
     time.sleep(2 * FAREWELL_SECONDS)  # the watchdog is ending this process

@@ -130,7 +130,7 @@ class Watchdog:
 
   def _end_because_of(self, peer: "Peer", problem: str, code: int) -> None:
     line = f"deepemd_jax: {peer.name} {problem}; process {self._index} ends too"
-    line += "" if code == MISTAKE else "; the same command goes on"
+    line += "" if code == MISTAKE else "; the same command continues the run"
     if self.say(f"{line}\n", last=True):
       self._end(code, f"{peer.name} {problem}")
 
@@ -201,7 +201,7 @@ class Peer:
       how = f"has ended ({self._sign['why'] or f'exit code {code}'})"
       return how, MISTAKE if code == MISTAKE else LOST
     if self.is_gone():
-      return "has ended without a word", LOST
+      return "has ended without a message", LOST
     if now - self._heard > SILENCE_SECONDS:
       problem = f"has given no sign of life for {now - self._heard:.0f} s"
       if not self._sign:

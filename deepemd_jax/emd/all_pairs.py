@@ -102,7 +102,7 @@ def _check_clouds(xs, ys, a, b, p, cost) -> _Task:
   p = 2 if p is None else p
   point_clouds.check_power(p)
   if ys is None and b is not None:
-    raise ValueError("b is given without ys; give ys, or weigh xs by a")
+    raise ValueError("b is given without ys; give ys, or weight xs by a")
   rows = ragged.clouds("xs", xs, "a", a)
   columns = rows if ys is None else ragged.clouds("ys", ys, "b", b)
   if rows and columns:
@@ -110,7 +110,7 @@ def _check_clouds(xs, ys, a, b, p, cost) -> _Task:
     if dimensions[0] != dimensions[1]:
       raise ValueError(
         f"xs has points of {dimensions[0]} coordinates and ys of "
-        f"{dimensions[1]}; they must be the same number"
+        f"{dimensions[1]}; both numbers must be equal"
       )
   arrays = [x for m in (*rows, *columns) for x in (m.support, m.weights)]
   dtype = ragged.common_dtype(arrays)
@@ -119,12 +119,14 @@ def _check_clouds(xs, ys, a, b, p, cost) -> _Task:
 
 def _check_histograms(xs, ys, a, b, p, cost) -> _Task:
   if not (p is a is b is None):
-    raise ValueError("p, a and b are of clouds; with cost, leave them out")
+    raise ValueError("p, a and b are for clouds; leave them out with cost")
   cost = np.asarray(cost)
   if cost.ndim != 2:
     raise ValueError(f"cost has shape {cost.shape}; it must be [n, m]")
   if np.isnan(cost).any() or (cost == -np.inf).any():
-    raise ValueError("cost has NaN or -inf; use numbers, or inf to forbid")
+    raise ValueError(
+      "cost has NaN or -inf; use finite numbers, or inf to forbid a pair"
+    )
   rows = ragged.histograms("xs", xs, cost.shape[0])
   columns = rows
   if ys is not None:
@@ -153,7 +155,7 @@ def _check_symmetric(cost) -> None:
     problem = f"has the entry {cost.min()}, which is below 0"
   else:
     return
-  raise ValueError(f"cost {problem}; give ys=xs to have all pairs solved")
+  raise ValueError(f"cost {problem}; give ys=xs to solve all pairs")
 
 
 def _solve(task: _Task, solver, report) -> np.ndarray:

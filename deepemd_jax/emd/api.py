@@ -104,8 +104,8 @@ def checked(solver) -> Solver:
     return default_solver()
   if not callable(solver) or isinstance(solver, type):
     raise TypeError(
-      f"solver is {solver!r}; pass an object, emd.InteriorPoint() say; "
-      "emd.solvers.make_solver(NAME) makes one by its name"
+      f"solver is {solver!r}; pass an object such as emd.InteriorPoint(); "
+      "emd.solvers.make_solver(NAME) makes one from its name"
     )
   return solver
 

@@ -108,8 +108,8 @@ def _implementation(cost, options: Options, kernel: bool | None):
   fits = interior_point_gpu.fits(cost)
   if kernel and not fits:
     raise ValueError(
-      "kernel is True, but it takes float32 and up to "
-      f"{interior_point_gpu.MOST_NODES} nodes a side; "
+      "kernel is True, but the kernel needs float32 and at most "
+      f"{interior_point_gpu.MOST_NODES} nodes per side; "
       f"cost has shape {cost.shape} and dtype {cost.dtype}"
     )
   in_blocks = functools.partial(_solve_in_blocks, options=options)

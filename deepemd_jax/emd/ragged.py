@@ -74,11 +74,13 @@ def clouds(name, items, weights_name, weights) -> list[Measure]:
     if points.shape[1] != dimension:
       raise ValueError(
         f"{label} has points of {points.shape[1]} coordinates and {name}[0] of "
-        f"{dimension}; they must be the same number"
+        f"{dimension}; both numbers must be equal"
       )
     if not np.isfinite(points).all():
       worst = points[~np.isfinite(points)][0]
-      raise ValueError(f"{label} has the coordinate {worst}; use finite ones")
+      raise ValueError(
+        f"{label} has the coordinate {worst}; use finite coordinates"
+      )
     if weights is None:
       mass = np.ones(len(points), np.int8)
     else:
@@ -114,7 +116,7 @@ def check_masses(label: str, masses, size: int) -> np.ndarray:
     raise ValueError(f"{label} has shape {masses.shape}; it must be ({size},)")
   if not np.isfinite(masses).all() or (masses < 0).any():
     worst = masses[~(masses >= 0) | ~np.isfinite(masses)][0]
-    raise ValueError(f"{label} has the weight {worst}; use finite ones >= 0")
+    raise ValueError(f"{label} has the weight {worst}; use finite weights >= 0")
   if not masses.any():
     raise ValueError(f"{label} has no weight above 0; leave that item out")
   return masses

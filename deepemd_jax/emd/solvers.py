@@ -78,7 +78,7 @@ def make_solver(name: str, **settings: Any) -> Any:
     raise ValueError(f"there is no solver {name!r}; {advice}")
   known_settings = {x for entry in SOLVERS.values() for x in entry.settings}
   if unknown := settings.keys() - known_settings:
-    raise TypeError(f"no solver takes {', '.join(sorted(unknown))}")
+    raise TypeError(f"no solver has the setting {', '.join(sorted(unknown))}")
   entry = SOLVERS[name]
   if not entry.path:
     return None

@@ -131,10 +131,10 @@ def retrieval_curves(panels: dict[str, dict[str, list]], times: list[tuple]):
     axis.set_ylabel(f"{metric}, %")
   above[0].legend(frameon=False, fontsize=8)
   last.plot(*zip(*times, strict=True), "o-", color=COLORS[4])
-  last.set_ylabel("re-ranking, ms a query")
+  last.set_ylabel("re-ranking, ms per query")
   last.set_ylim(bottom=0)
   for axis in (*above, last):
-    axis.set_xlabel("images put in order by EMD")
+    axis.set_xlabel("images re-ranked by EMD")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
   return figure

@@ -180,7 +180,7 @@ def matched_pairs(
   pairs = []
   for i in range(count):
     j = int(logits[i].argmax())
-    verdict = "right" if i == j else f"wrong, is {names[i]}"
+    verdict = "right" if i == j else f"wrong, it is {names[i]}"
     pairs.append(
       plots.MatchedPair(
         support=support.shown[j],

@@ -77,7 +77,7 @@ def save(figure, path) -> None:
   path = pathlib.Path(path)
   if path.suffix.lower() != ".png":
     raise InputError(
-      f"{str(path)!r} is to be a PNG; call it {str(path.with_suffix('.png'))!r}"
+      f"{str(path)!r} must end in .png; use {str(path.with_suffix('.png'))!r}"
     )
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as scratch:
@@ -260,7 +260,7 @@ def reliability(
     label="predictions",
   )
   above.set_ylim(-0.03, 1.03)
-  above.set_ylabel("share that is right")
+  above.set_ylabel("share of correct predictions")
   above.legend(frameon=False, fontsize=8)
   edges = np.linspace(0, 1, len(counts) + 1)
   below.bar(edges[:-1], counts, np.diff(edges), align="edge", color=COLORS[5])

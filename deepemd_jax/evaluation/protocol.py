@@ -123,7 +123,7 @@ def _trained_on(settings: Settings, workdir: pathlib.Path) -> dict[str, Any]:
   """Returns the training data of the encoders in a workdir."""
   fields = stored.read_fields(workdir / "config.json")
   if "data" not in fields:  # written by `convert`
-    title = "a file of other people's, which does not say what it has seen"
+    title = "a file from other code, which does not name its training data"
     return {"name": "converted checkpoint", "title": title}
   data = resolve.stored_data(settings.data, fields)
   seed = {"seed": fields["seed"]} if "seed" in fields else {}

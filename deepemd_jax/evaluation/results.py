@@ -176,7 +176,7 @@ class FewShotResults:
     shape, timing = results.shape, results.timing
     yield (
       f"{self.protocol.data_title()}: {shape.way}-way {shape.shot}-shot, "
-      f"{shape.query} queries a class, {results.episodes} test episodes, "
+      f"{shape.query} queries per class, {results.episodes} test episodes, "
       f"seed {self.protocol.seed}; nodes: {nodes_text(results.nodes)}"
     )
     yield ""

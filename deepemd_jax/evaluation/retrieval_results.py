@@ -249,25 +249,25 @@ class RetrievalResults:
       lines.append(f"{method:<30}{where:>15}{cells}")
     lines += [
       "",
-      "paired differences over queries, +- 95% as if these were independent",
+      "paired differences over queries, +- 95% if the queries are independent",
     ]
     for pair, row in measured.paired.items():
       cells = _cells(f"{row[n].mean:+.2f}+-{row[n].ci95:.2f}" for n in names)
       lines.append(f"{pair:<45}{cells}")
       cells = _cells(f"+-{row[n].ci95_classes:.2f}" for n in names)
-      lines.append(f"{'    if only classes are':<45}{cells}")
+      lines.append(f"{'    if only the classes are':<45}{cells}")
     of_depths = ", ".join(
       f"{x.depth}: {x.ms_per_query:g}" for x in measured.curve
     )
     speed = measured.timing["global_ms_per_query"]
-    lines += ["", f"ms a query: global {speed:g}; EMD of {of_depths}"]
+    lines += ["", f"ms per query: global {speed:g}; EMD of {of_depths}"]
     return "\n".join(lines)
 
   def _title(self) -> str:
     measured, gallery = self.measured, self.gallery
     asked = f"{measured.queries:,} of {measured.able:,} images are queries"
     if measured.queries == measured.able:
-      asked = f"each of {measured.able:,} images a query"
+      asked = f"each of {measured.able:,} images is a query"
     return (
       f"{self.protocol.data_title()}, {self.split} classes: "
       f"{gallery.images:,} images of {gallery.classes:,} classes, {asked}, "

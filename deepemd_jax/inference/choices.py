@@ -47,6 +47,7 @@ def choose_solver(settings: Settings, solver: Any):
     return make_solver(solver, **settings.solver_settings)
   if not callable(solver) or isinstance(solver, type):
     raise InputError(
-      f"solver is {solver!r}; give a solver, emd.InteriorPoint() say, or a name"
+      f"solver is {solver!r}; give an object such as emd.InteriorPoint(), or a "
+      "name"
     )
   return solver

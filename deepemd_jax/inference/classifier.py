@@ -96,7 +96,7 @@ class FewShotClassifier:
     for name, value in params.items():
       if name not in _names():
         raise InputError(
-          f"no parameter {name!r}; there are {', '.join(_names())}"
+          f"no parameter {name!r}; use one of {', '.join(_names())}"
         )
       setattr(self, name, value)
     return self
@@ -289,7 +289,7 @@ class FewShotClassifier:
       (found,) = np.nonzero(self.classes_ == label)
       if not len(found):
         raise InputError(
-          f"no class {label!r}; there are {', '.join(map(str, self.classes_))}"
+          f"no class {label!r}; use one of {', '.join(map(str, self.classes_))}"
         )
       k = int(found[0])
     rows = np.flatnonzero(self._support_index == k)

@@ -19,18 +19,18 @@ Classifies images by a few examples of each class:
 
   python -m deepemd_jax classify --support DIR --query DIR --out CSV
 
-The CSV has a row for each image: file, prediction, probability, and a column
-"p CLASS" for each class; "label" where the truth is known; "skipped", the
-reason, where --skip-bad has left out an image. An image that shows none of the
-classes gets one of them all the same.
+The CSV has a row for each image, with the columns file, prediction, probability
+and, for each class, "p CLASS". If the true classes are known, there is a column
+"label". If --skip-bad has left out images, there is a column "skipped" with the
+reason. An image that shows none of the classes still gets one of them.
 
-It has commas and is UTF-8, with the mark at its beginning that Excel looks for
-(Python: encoding="utf-8-sig").
+The values are separated by commas. The encoding is UTF-8, with the byte order
+mark that Excel looks for (in Python: encoding="utf-8-sig").
 
-A spreadsheet would run a name such as =1+1 as a formula. So in the CSV an
-apostrophe stands before =, +, -, @, a tab, a line break or an apostrophe at the
-beginning of a name, or after a semicolon, a tab or a line break within it.
-Without the first apostrophe at each of these places it is the name again.
+A spreadsheet would run a name such as =1+1 as a formula. Therefore, the CSV has
+an apostrophe before =, +, -, @, a tab, a line break or an apostrophe at the
+beginning of a name, or after a semicolon, a tab or a line break within it. To
+restore the name, remove the first apostrophe at each of these places.
 """
 # The beginnings of formulas. Programs may also split cells at semicolons, tabs
 # and line breaks, and some skip spaces.
@@ -53,15 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--query",
     metavar="DIR",
     required=True,
-    help="what to classify: an image, a folder of images, or, where the truth "
-    "is known, one directory per class with the names of those in --support",
+    help="what to classify: an image, a folder of images, or, if the true "
+    "classes are known, one directory per class, named as in --support",
   )
   parser.add_argument(
     "--out",
     metavar="CSV",
     required=True,
-    help="predictions, replaced if there; names that a spreadsheet would run "
-    "get an apostrophe, see above",
+    help="file for the predictions, which replaces an existing one; names that "
+    "a spreadsheet would run get an apostrophe, see above",
   )
   parser.add_argument(
     "--report",
@@ -73,16 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     type=int,
     default=50,
-    help="matched regions shown in the report (default %(default)s), those of "
-    "the worst predictions first",
+    help="number of images whose matched regions are in the report, those with "
+    "the worst predictions first (default %(default)s)",
   )
   parser.add_argument(
     "--center",
     metavar="DIR",
     help="photographs of the place where the images come from, without labels: "
-    "what they have in common is taken out, which makes classes clearer; or "
-    "'support', the examples, or 'none' (default: the examples, if the encoder "
-    "is a published one and there are at least five classes)",
+    "what they have in common is removed, so that the classes differ more; or "
+    "'support' for the examples, or 'none' (default: support, if the encoder "
+    "is a published one and there are at least five classes; otherwise none)",
   )
   shared.add_encoding(parser, "query")
 
@@ -222,15 +222,15 @@ def truth(
     if not within:
       return None, ""
     return None, (
-      f"directories within {os.path.join(query, within[0])!r} are named as "
-      "classes: give that folder as --query to have the predictions checked"
+      f"directories in {os.path.join(query, within[0])!r} have the names of "
+      "classes: give that folder as --query to check the predictions"
     )
   others = sorted({p[0] if p else "" for p in parts} - class_of.keys())
   others += sorted(name for name, of in class_of.items() if of is None)
   where = f"in {others[0]!r}" if others[0] else "in no directory"
   return None, (
-    f"some query images lie in directories named as classes, others {where}: "
-    "the truth is taken as unknown"
+    f"some query images are in directories with the names of classes, others "
+    f"{where}: the predictions are not checked"
   )
 
 
@@ -257,7 +257,7 @@ def _check_output(path: str, inputs: set[pathlib.Path]) -> None:
   """
   target = pathlib.Path(path).resolve()
   if target.exists() and not target.is_file():
-    raise InputError(f"cannot write {path!r}: there is something, not a file")
+    raise InputError(f"cannot write {path!r}: it exists and is not a file")
   if not target.parent.is_dir():
     raise InputError(f"cannot write {path!r}: there is no such folder")
   if target.exists() and not os.access(target, os.W_OK):
@@ -319,7 +319,7 @@ def _disarmed(results, path: str) -> str:
     return ""
   return (
     f"\nnames that a spreadsheet would run as formulas: {count}; in {path} "
-    "they have an apostrophe in front (--help says how to take it off)"
+    "they have an apostrophe in front (--help says how to remove it)"
   )
 
 
@@ -328,10 +328,11 @@ def _facts(classifier, support, contents) -> dict[str, str]:
   shots = sorted({len(images) for images in support.values()})
   number = str(shots[0]) if len(shots) == 1 else f"{shots[0]} to {shots[-1]}"
   facts = classifier.describe()
-  facts["examples"] = f"{number} a class"
+  facts["examples"] = f"{number} per class"
   repeated = contents & set(classifier.support_contents_)
   if repeated:
     facts["note"] = (
-      f"{len(repeated)} of the queries are examples too: they are not evidence"
+      f"{len(repeated)} of the queries are also examples; their predictions "
+      "prove nothing"
     )
   return facts

@@ -169,7 +169,7 @@ def load(directory) -> Programs:
     }
   except (OSError, LookupError, TypeError) as error:
     raise InputError(
-      f"{str(directory)!r} is not what export writes ({error})"
+      f"{str(directory)!r} is not a folder that export wrote ({error})"
     ) from error
   calls = {}
   for name, content in contents.items():
@@ -196,7 +196,7 @@ def _manifest(path: pathlib.Path) -> dict:
   """
   from deepemd_jax.config import stored
 
-  manifest = stored.read_object(path, "what export writes")
+  manifest = stored.read_object(path, "a file that export wrote")
   number = manifest.get("format")
   if type(number) is not int or number < 1:
     raise InputError(
@@ -205,7 +205,7 @@ def _manifest(path: pathlib.Path) -> dict:
     )
   if number > _FORMAT:
     raise InputError(
-      f"{str(path)!r} is of format {number:.4g}, and this version reads up to "
+      f"{str(path)!r} has format {number:.4g}, but this version reads up to "
       f"{_FORMAT}; use a newer deepemd_jax, or export it again"
     )
   if number > 1 or stored.CHECKSUM in manifest:

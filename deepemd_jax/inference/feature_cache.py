@@ -49,8 +49,8 @@ class Cache:
       files.probe_beside(self._root / "probe")
     except OSError as error:
       raise InputError(
-        f"cannot keep encodings in {str(directory)!r}: {error.strerror}; name "
-        "another folder or do without"
+        f"cannot keep encodings in {str(directory)!r}: {error.strerror}; give "
+        "another folder, or use no cache"
       ) from error
 
   def _path(self, model: str, image: str) -> pathlib.Path:

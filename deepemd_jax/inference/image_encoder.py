@@ -226,7 +226,7 @@ class ImageEncoder:
     nodes = np.asarray(nodes)[:count]
     if not np.isfinite(nodes).all():
       raise InputError(
-        "the encoder makes numbers that are not finite of an image (NaN or "
+        "the nodes that the encoder computes are not finite (NaN or "
         "infinity): its weights, or image.mean and image.std in config.json, "
         "are damaged; use another checkpoint"
       )

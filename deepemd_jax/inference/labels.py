@@ -53,7 +53,8 @@ def as_array(labels: Sequence, count: int) -> np.ndarray:
     array = array[:, 0]
   if array.ndim != 1 or len(array) != count:
     raise InputError(
-      f"{count} images need as many labels, not {list(array.shape)}"
+      f"{count} images need {count} labels, but labels has shape "
+      f"{list(array.shape)}"
     )
   _check_kinds(array)
   if is_array:
@@ -70,7 +71,7 @@ def _listed(labels) -> np.ndarray:
     items = [] if isinstance(labels, str | bytes) else list(labels)
   except TypeError as error:
     raise InputError(
-      f"labels are a list, one an image, not a {type(labels).__name__}"
+      f"labels must be a list, one per image, not a {type(labels).__name__}"
     ) from error
   array = np.empty(len(items), object)
   for i, item in enumerate(items):
@@ -129,5 +130,5 @@ def _warn_of_column() -> None:
   exceptions = sys.modules.get("sklearn.exceptions")
   kind = getattr(exceptions, "DataConversionWarning", UserWarning)
   text = "A column-vector y was passed when a 1d array was expected: labels "
-  text += "[N, 1] were taken for [N]; labels.ravel() makes them so"
+  text += "[N, 1] are used as [N]; pass labels.ravel() instead"
   warnings.warn(kind(text), stacklevel=5)

@@ -14,10 +14,10 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     metavar="RUN",
-    help="workdir of a training run, what convert or export wrote, a folder of "
-    "Hugging Face's (DINOv2, DINOv3, CLIP, SigLIP 2) or hf:OWNER/NAME, or a "
-    "backbone that comes with its weights (default efficientnet_lite0, which "
-    "has seen photographs)",
+    help="the encoder: the workdir of a training run, a folder that convert or "
+    "export wrote, a folder of a Hugging Face model (DINOv2, DINOv3, CLIP, "
+    "SigLIP 2) or hf:OWNER/NAME, or a backbone with published weights (default "
+    "efficientnet_lite0, trained on photographs)",
   )
 
 
@@ -31,7 +31,7 @@ def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
   parser.add_argument(
     "--skip-bad",
     action="store_true",
-    help=f"leave out {images} images that cannot be read, and say so",
+    help=f"leave out {images} images that cannot be read, and list them",
   )
   add_checkpoint(parser)
   parser.add_argument(
@@ -50,15 +50,15 @@ def add_encoding(parser: argparse.ArgumentParser, images: str) -> None:
     "--cache",
     metavar="DIR",
     default=os.path.join(default_cache(), "encodings"),
-    help="where encodings are kept for the next time; may be deleted (default "
-    "%(default)s)",
+    help="folder where encodings are kept for later calls; you may delete it "
+    "(default %(default)s)",
   )
   parser.add_argument(
     "--no-cache",
     dest="cache",
     action="store_const",
     const=None,
-    help="keep none",
+    help="keep no encodings",
   )
 
 
@@ -74,7 +74,7 @@ def _one_of(names: Iterable[str]) -> Callable[[str], str]:
   def check(value: str) -> str:
     if value not in names:
       raise argparse.ArgumentTypeError(
-        f"there is no {value!r}; {registry.hint(value, names)}"
+        f"invalid choice {value!r}; {registry.hint(value, names)}"
       )
     return value
 

@@ -37,12 +37,13 @@ section img { max-width: 100%; } section p { margin: 4px 0; }
 .quiet { color: #666; }
 """
 _HOW_TO_READ = (
-  "<p class=quiet>On the left is the example most like the query, on the right "
-  "the query. Between them are both again, dark where they have little weight, "
-  "joined by the pairs of regions that contribute most. A score (logit) is the "
-  "sum of the contributions of all pairs. If a class has several examples, its "
-  "nodes are fitted to all of them, and are shown on this one: exactly with "
-  "fcn and grid, loosely with sampling.</p>"
+  "<p class=quiet>On the left is the example that is most similar to the "
+  "query, on the right the query. Between them, both are shown again, darkened "
+  "where their weights are small. Lines join the pairs of regions that "
+  "contribute most. A score (logit) is the sum of the contributions of all "
+  "pairs. If a class has several examples, its nodes are fitted to all of them "
+  "and shown on this one. Their places are exact with fcn and grid, and "
+  "approximate with sampling.</p>"
 )
 
 
@@ -190,12 +191,12 @@ def _calibration(probabilities: np.ndarray, truth: np.ndarray) -> str:
   figure = plots.reliability(bins.confidence, bins.accuracy, bins.counts)
   few = ""
   if len(truth) < 200:
-    few = f" From {len(truth)} images this is a rough guess."
+    few = f" From {len(truth)} images, this is a rough estimate."
   return (
     "<h2>Calibration</h2><p>Expected calibration error "
     f"{100 * bins.error:.1f} points: how far, on average, the probability of "
-    f"a prediction is from the share that is right.{few}</p>"
-    + _image(figure, "share of right predictions against their probability")
+    f"a prediction is from the share of correct predictions.{few}</p>"
+    + _image(figure, "share of correct predictions against their probability")
   )
 
 
@@ -208,7 +209,7 @@ def _card(results: Results, i: int, explain) -> str:
     true = int(results.truth[i])
     kind = "right" if true == best else "wrong"
     if true != best:
-      verdict += f", is <b>{_text(results.classes[true])}</b>"
+      verdict += f", but it is <b>{_text(results.classes[true])}</b>"
       columns.append(true)
   bars = "".join(
     f"<tr><td>{_text(results.classes[k])}</td><td class=n>{p[k]:.3f}</td>"

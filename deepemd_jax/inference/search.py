@@ -15,8 +15,8 @@ Finds the images of a folder that are most like one image:
 
   python -m deepemd_jax search --gallery DIR --query IMAGE --top 10
 
-Pooled descriptors choose --top images. These are then put in order by the Earth
-Mover's Distance between their regions and the query's.
+Pooled descriptors choose --top images. These images are then ranked by the
+Earth Mover's Distance between their regions and those of the query.
 """
 CLEANS_UP = False
 
@@ -24,7 +24,10 @@ CLEANS_UP = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of the command."""
   parser.add_argument(
-    "--gallery", metavar="DIR", required=True, help="images anywhere below it"
+    "--gallery",
+    metavar="DIR",
+    required=True,
+    help="folder with the images, which may be in subfolders",
   )
   parser.add_argument("--query", metavar="IMAGE", required=True)
   parser.add_argument(
@@ -32,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="K",
     type=int,
     default=10,
-    help="images to find (default %(default)s)",
+    help="number of images to find (default %(default)s)",
   )
   parser.add_argument(
     "--center",
     metavar="DIR",
-    help="photographs of the place where the images come from, the gallery "
-    "itself perhaps: what they have in common is taken out",
+    help="photographs of the place where the images come from, for example the "
+    "gallery itself: what they have in common is removed",
   )
   shared.add_encoding(parser, "gallery")
 
@@ -116,7 +119,7 @@ def center_of(encoder, paths, skip_bad: bool):
     return centering.Center.of(
       encoder,
       paths,
-      lambda done: progress("to center by", done, len(paths)),
+      lambda done: progress("images for centering", done, len(paths)),
       skip_bad=skip_bad,
     )
 

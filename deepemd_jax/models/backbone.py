@@ -169,7 +169,7 @@ BACKBONES = {
     published=True,
   ),
   "vit": Entry(
-    "a vision transformer from a folder of Hugging Face's layout, frozen",
+    "a frozen vision transformer, from a folder in Hugging Face's layout",
     "deepemd_jax.checkpoints.hugging_face:create",
     ("weights", "precision"),
   ),

@@ -191,7 +191,7 @@ def _concatenate(support: jax.Array, query: jax.Array) -> jax.Array:
   if query.shape[2:] != support.shape[2:]:
     raise ValueError(
       f"support images are {support.shape[2:]}, query images "
-      f"{query.shape[2:]}; resize them alike"
+      f"{query.shape[2:]}; resize them to one size"
     )
   images = [x.reshape(-1, *x.shape[2:]) for x in (support, query)]
   return jnp.concatenate(images)

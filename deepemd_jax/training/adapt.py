@@ -18,11 +18,12 @@ Learns from labeled photographs, on top of a frozen encoder:
   python -m deepemd_jax adapt --images DIR --out RUN
 
 Every photograph is encoded once. A linear map of the encoder's nodes is then
-learned through the Earth Mover's Distance, on few-shot episodes. It serves new
-classes of the same kind of photographs: --checkpoint RUN, in every command.
+learned through the Earth Mover's Distance, on few-shot episodes. It can be used
+for new classes of the same kind of photographs: give --checkpoint RUN to
+classify, search, demo or export.
 
-A part of the classes is held out, in turn, and tells what the map is worth. If
-it is worth something, it is learned again from all classes, and RUN is written.
+Each part of the classes is held out once, to measure how much the map helps. If
+it helps, the map is learned again from all classes, and RUN is written.
 """
 _FEWEST_CLASSES = 10  # with fewer, a part tells too little about the others
 _MOST_A_CLASS = 100  # photographs; their nodes must fit in memory
@@ -74,14 +75,14 @@ def run(options: argparse.Namespace) -> str:
     verdict = projection.judge(encoded, recipe, head, _SEED, progress)
     if not verdict.helps:
       raise InputError(
-        f"what was learned does not help: {verdict}; {options.out} is not "
-        "written; give more classes or photographs, or use --center with these"
+        f"the learned map does not help: {verdict}; {options.out} is not "
+        "written; give more classes or photographs, or use classify --center"
       )
     learned = projection.learn(encoded, recipe, head, _SEED, progress)
     _save(workdir, options, trained, recipe, learned, verdict)
   return (
     f"{verdict}\n{options.out} is ready, learned from all "
-    f"{len(encoded.classes)} classes; use it by --checkpoint {options.out}"
+    f"{len(encoded.classes)} classes; use it with --checkpoint {options.out}"
   )
 
 
@@ -107,8 +108,8 @@ def _refuse_few(counts: Mapping[str, int], folder) -> None:
   if enough < _FEWEST_CLASSES:
     raise InputError(
       f"{str(folder)!r} has {enough} classes with two photographs or more; "
-      f"{_FEWEST_CLASSES} are needed, to learn from some and to judge by "
-      "others; classify needs no training, and takes fewer"
+      f"{_FEWEST_CLASSES} are needed, some to learn from and others to test "
+      "on; classify needs no training, and works with fewer classes"
     )
 
 

@@ -163,7 +163,7 @@ class _Training:
     plan = self._plan
     return StopRequested(
       f"{plan.name} stopped at step {int(state.step)} of {plan.total_steps} "
-      "and saved; the same command goes on from there"
+      "and saved; the same command continues the run"
     )
 
   def _check_finite(self, step: int) -> None:
@@ -173,7 +173,7 @@ class _Training:
     if not math.isfinite(loss):
       raise InputError(
         f"the loss is {loss} at step {step}; lower the learning rate (the last "
-        "checkpoint is from before)"
+        "checkpoint is from an earlier step)"
       )
 
 

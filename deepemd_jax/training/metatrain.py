@@ -80,7 +80,9 @@ def _start(settings: Settings, workdir: pathlib.Path) -> dict:
   backbone = settings.backbone
   before = workdir / "pretrain"
   if not before.exists() and "pretrain" not in settings.stages:
-    terminal.note("metatrain: no pre-trained encoder in the workdir; fresh one")
+    terminal.note(
+      "metatrain: no pre-trained encoder in the workdir; starts from a new one"
+    )
     return init_backbone(backbone, settings.seed)
   best = pretrained.best_encoder(workdir, "pretrain", backbone)
   if best is None:

@@ -125,9 +125,9 @@ class Verdict:
       f"{x.mean:.1f} +- {x.ci95:.1f}" for x in (self.before, self.after)
     )
     return (
-      f"{self.way}-way 1-shot accuracy on classes that were held out (each of "
-      f"{self.classes} once, in {self.folds} parts): {before} before, {after} "
-      f"after, {self.gain.mean:+.1f} +- {self.gain.ci95:.1f}"
+      f"{self.way}-way 1-shot accuracy on held-out classes (each of the "
+      f"{self.classes} classes once, in {self.folds} parts): {before} before, "
+      f"{after} after, {self.gain.mean:+.1f} +- {self.gain.ci95:.1f}"
     )
 
 

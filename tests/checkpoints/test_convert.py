@@ -159,7 +159,7 @@ def test_heads_of_other_libraries_are_left_out_by_name(tmp_path, capsys):
 def test_two_networks_in_a_file_are_not_mixed():
   state = narrow_state(16)
   twice = state | {f"emb_func.{name}": value for name, value in state.items()}
-  with pytest.raises(InputError, match="comes twice.*--ignore"):
+  with pytest.raises(InputError, match="occurs twice.*--ignore"):
     convert.from_torch(twice)
 
 
@@ -191,7 +191,7 @@ def test_another_backbone_has_no_names_in_pytorch(tmp_path, monkeypatch):
     encoder=types.SimpleNamespace(variables=toy_backbone.variables())
   )
   monkeypatch.setattr(pretrained, "load", lambda checkpoint: loaded)
-  with pytest.raises(InputError, match="no ResNet-12 .*layer1"):
+  with pytest.raises(InputError, match="not a ResNet-12 .*layer1"):
     convert.to_safetensors("run", tmp_path / "x.safetensors")
   assert not list(tmp_path.iterdir())
 
@@ -330,7 +330,7 @@ def test_mistakes(torch, tmp_path, capsys):
   save(tmp_path / "part.pth", state)
   new = tmp_path / "new" / "folders"
   assert "layer1/conv1/kernel" in told(tmp_path / "part.pth", new / "run")
-  assert "in use" in told(tmp_path / "part.pth", tmp_path)
+  assert "not an empty" in told(tmp_path / "part.pth", tmp_path)
   assert not (tmp_path / "run").exists() and not new.parent.exists()
 
 

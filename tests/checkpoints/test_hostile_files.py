@@ -136,7 +136,7 @@ def test_what_takes_for_ever_to_hash_is_refused(tmp_path):
   with pytest.raises(InputError, match="not listed"):
     torch_file.load(path)
   number = (2**61 - 1).to_bytes(8, "little")
-  with pytest.raises(inert_pickle.RefusedError, match="too large a number"):
+  with pytest.raises(inert_pickle.RefusedError, match="key .* too large"):
     inert_pickle.read(b"}\x8a\x08" + number + b"Ns.", frozenset(), frozenset())
 
 
@@ -151,7 +151,7 @@ def test_members_in_one_place_are_not_read(tmp_path, monkeypatch):
       info.header_offset, info.CRC = first.header_offset, first.CRC
       info.file_size = info.compress_size = first.file_size
   monkeypatch.setattr(zlib, "crc32", None)
-  with pytest.raises(InputError, match="lie in each other"):
+  with pytest.raises(InputError, match="members overlap"):
     torch_file.load(path)
 
 

@@ -196,8 +196,8 @@ DAMAGED = {
   "width is text": (in_config(hidden_size="16"), CONFIG, "size is '16', which"),
   "no layers": (in_config(num_hidden_layers=0), CONFIG, "layers is 0, .* 1 to"),
   "too wide": (in_config(hidden_size=10**9), CONFIG, "up|to 16384"),
-  "heads": (in_config(num_attention_heads=3), CONFIG, "do not go together"),
-  "patch too large": (in_config(patch_size=64), CONFIG, "do not go together"),
+  "heads": (in_config(num_attention_heads=3), CONFIG, "do not fit together"),
+  "patch too large": (in_config(patch_size=64), CONFIG, "do not fit together"),
   "activation": (in_config(hidden_act="elu"), CONFIG, "hidden_act is 'elu'"),
   "epsilon": (in_config(layer_norm_eps=-1), CONFIG, "eps is -1, .* above 0"),
   "switch": (in_config(use_swiglu_ffn=1), CONFIG, "true or false"),
@@ -213,7 +213,7 @@ DAMAGED = {
   "too small": (
     in_images(crop_size=3),
     IMAGES,
-    "3 pixels, which are 0 patches",
+    "3 pixels wide, which gives 0 patches",
   ),
   "too many patches": (
     in_images(crop_size=260),
@@ -228,7 +228,7 @@ DAMAGED = {
   ),
   "no scale": (in_images(rescale_factor=0), IMAGES, "rescale_factor is 0"),
   "no weights": (without(WEIGHTS), "model", f"has no {WEIGHTS}$"),
-  "a pickle": (only_pickled, "model", "save safetensors"),
+  "a pickle": (only_pickled, "model", "so use safetensors"),
   "cut": (cut, WEIGHTS, "is damaged .*not fully covered"),
   "empty": (text(WEIGHTS, ""), WEIGHTS, "is not a safetensors file"),
   "a page": (text(WEIGHTS, "<html>" * 99), WEIGHTS, "header is larger"),
@@ -298,7 +298,7 @@ def test_300_changes_are_one_line_at_worst(tmp_path):
 def test_a_vit_without_a_folder_and_a_folder_without_a_vit(tmp_path):
   with pytest.raises(InputError, match="needs a folder in config.model.weigh"):
     hugging_face.create()
-  with pytest.raises(InputError, match="no config.json; .*hf:OWNER/NAME"):
+  with pytest.raises(InputError, match="no config.json.*hf:OWNER/NAME"):
     pretrained.load(tmp_path / "owner" / "name")
 
 

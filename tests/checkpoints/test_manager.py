@@ -83,7 +83,9 @@ def test_the_arrays_may_be_changed_or_donated_after_saving(tmp_path):
 
 def test_a_step_that_is_not_there(four):
   with Checkpoints(four) as saved:
-    with pytest.raises(InputError, match=r"step 1 in .*; it has \[2, 3, 4\]"):
+    with pytest.raises(
+      InputError, match=r"step 1 in .*; its steps are \[2, 3, 4\]"
+    ):
       saved.restore(1, model=model())
 
 
@@ -137,7 +139,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
       save(saved, 5, 1.0)
       saved.wait()
   assert time.monotonic() - began < 20
-  assert "make room, and the same command goes on" in str(error.value)
+  assert "make room; the same command then continues" in str(error.value)
   assert "\n" not in str(error.value)
   gc.collect()
   assert capfd.readouterr().err == ""

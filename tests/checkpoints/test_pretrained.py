@@ -96,8 +96,8 @@ def test_what_is_no_run(tmp_path, run):
     ({"emd": {"form": "l2"}}, "config.emd.form is 'l2'; use one of L2"),
     ({"nodes": {"kind": "voc"}}, "config.nodes.kind is 'voc'; use one of fcn"),
     ({"seed": "0"}, "seed is '0', .* a whole number"),
-    ([], "there is .., which should be named fields"),
-    (3, "there is 3, which should be named fields"),
+    ([], "there is .., which should be an object"),
+    (3, "there is 3, which should be an object"),
   ],
 )
 def test_a_field_of_the_wrong_kind_is_named(tmp_path, fields, message):
@@ -154,7 +154,7 @@ def test_an_encoder_saved_alone_is_the_same(run, tmp_path):
   again = pretrained.load(tmp_path / "new")
   assert again.fingerprint == found.fingerprint
   assert again.encoder.place == found.encoder.place
-  with pytest.raises(InputError, match="is in use"):
+  with pytest.raises(InputError, match="is not an empty directory"):
     with pretrained.new_workdir(tmp_path / "new"):
       pass
   with pytest.raises(RuntimeError):

@@ -31,11 +31,11 @@ def counts(monkeypatch):
 def test_a_few_classes_of_ones_own_need_no_training(count, counts):
   counts["train"] = dict.fromkeys("abcd"[:count], 20)
   data = {"name": "folder", "folder": "/photos"}
-  with pytest.raises(InputError, match="or add classes; or train nothing") as e:
+  with pytest.raises(InputError, match="or add classes; or do not train") as e:
     feasible.check_feasible(recipes.settings(data=data))
   assert "deepemd_jax classify and FewShotClassifier" in str(e.value)
   counts["train"] = dict.fromkeys("abcde", 3)
-  with pytest.raises(InputError, match="or add images; or train nothing"):
+  with pytest.raises(InputError, match="or add images; or do not train"):
     feasible.check_feasible(recipes.settings(data=data))
   with pytest.raises(InputError, match="or add images$"):
     feasible.check_feasible(recipes.settings())
@@ -123,5 +123,5 @@ def test_a_frozen_backbone_is_not_trained(counts):
   made = dataclasses.replace(made, backbone=frozen)
   feasible.check_feasible(made)
   made = dataclasses.replace(made, stages=("pretrain", "evaluate"))
-  with pytest.raises(InputError, match="'resnet12', which comes"):
+  with pytest.raises(InputError, match="'resnet12', which is frozen"):
     feasible.check_feasible(made)

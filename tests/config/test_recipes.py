@@ -171,7 +171,7 @@ def test_a_file_of_ones_own_comes_first(name, tmp_path, monkeypatch):
     ("cubs", "did you mean configs/cub.py[?]"),
     ("configs/quickstar.py", "did you mean configs/quickstart.py[?]"),
     ("elsewhere/cub.py", "did you mean configs/cub.py[?]"),
-    ("zzz", "there are cars196.py, .*, tieredimagenet.py in configs/"),
+    ("zzz", "the files in configs/ are cars196.py, .*, tieredimagenet.py"),
   ],
 )
 def test_an_unknown_recipe_is_told_with_those_that_are_near(name, hint):

@@ -31,7 +31,7 @@ MISTAKES = {
   "seed": (-1, "integer"),
   "stages": (("train",), "metatrain"),
   "data.workers": (-1, "data.workers is -1; must be at least 0"),
-  "image.size": (8, "what the backbone was made for"),
+  "image.size": (8, "0 for the backbone's own"),
   "image.pretrain_size": (15, "0 for config.image.size"),
   "image.crop": ("left", "center, whole"),
   "image.mean": ((1.0, 2.0), "use 3 numbers"),
@@ -133,11 +133,11 @@ def test_zero_and_nothing_stand_for_what_the_backbone_was_made_for():
     ("glyph_cluter", "did you mean glyph_clutter"),
     ("folders", "did you mean folder"),
     ("nothing_alike", "glyph_clutter, folder, cub"),
-    ("cub:1", "'1' is no size"),
-    ("cub:orignal", "'orignal' is no size"),
+    ("cub:1", "'1' is not a size"),
+    ("cub:orignal", "'orignal' is not a size"),
     ("fc100:84", "its images are 32 pixels wide"),
-    ("folder:0", "'0' is no size"),
-    ("folder:x", "'x' is no size"),
+    ("folder:0", "'0' is not a size"),
+    ("folder:x", "'x' is not a size"),
     ("glyph_clutter:64", "did you mean glyph_clutter"),
   ],
 )
@@ -169,7 +169,7 @@ def test_an_ablation_compares_heads_that_there_are():
   assert "deepemd_l2" in made.evaluate.heads
   assert set(made.evaluate.heads) <= HEADS.keys()
   made.evaluate.heads = ("prototype",)
-  with pytest.raises(InputError, match="deepemd must be there"):
+  with pytest.raises(InputError, match="include deepemd"):
     validate.validate(made)
   with pytest.raises(ValueError, match="ablation"):
     defaults.get_config("ablations")

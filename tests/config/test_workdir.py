@@ -116,9 +116,7 @@ def test_damage_is_told_from_another_config(claimed):
   path = claimed / "config.json"
   path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
   for fields in (FIELDS, changed(seed=1)):
-    with pytest.raises(
-      InputError, match="damaged.*checksum.*put back the file"
-    ):
+    with pytest.raises(InputError, match="damaged.*checksum.*restore the file"):
       workdirs.check(claimed, fields, trains=True)
 
 
@@ -148,7 +146,7 @@ def test_a_run_from_before_mixed_precision_goes_on_in_float32(tmp_path):
 
 def test_a_workdir_full_of_other_files_is_refused(tmp_path):
   (tmp_path / "thesis.tex").write_text("x")
-  with pytest.raises(InputError, match="holds files but no config.json"):
+  with pytest.raises(InputError, match="contains files but no config.json"):
     workdirs.check(tmp_path, FIELDS, trains=True)
   assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

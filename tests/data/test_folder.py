@@ -131,10 +131,10 @@ FILES = "filename,label,split\n"
     ("a,b\n1,2\n", "its first line is 'a,b'"),
     ("label,split\na,dev\n", "line 2: split is 'dev'"),
     ("label,split\na,train\nz,train\n", "line 3: class 'z' has no images"),
-    ("label,split\na,train\na,test\n", "line 3: 'a' comes twice"),
+    ("label,split\na,train\na,test\n", "line 3: 'a' occurs twice"),
     (FILES + "a/9.png,a,train\n", "line 2: no file 'a/9.png'"),
     (FILES + "../outside.png,a,train\n", "line 2: no file '../outside.png'"),
-    (FILES + "a/1.png,a,train\na//1.png,b,test\n", "'a//1.png' comes twice"),
+    (FILES + "a/1.png,a,train\na//1.png,b,test\n", "'a//1.png' occurs twice"),
     (
       FILES + "a/1.png,a,train\nb/1.png,a,test\n",
       "'a' is in train and in test",
@@ -239,7 +239,7 @@ def test_examples_by_class(tmp_path, capfd):
   assert found["b"] == [tmp_path / "b/1.png", tmp_path / "b/deep/2.JPG"]
   (tmp_path / "c").mkdir()
   assert folder.classes(tmp_path) == found
-  assert "c' is no class: it holds no images" in capfd.readouterr().err
+  assert "c' is not a class: it holds no images" in capfd.readouterr().err
   fill(tmp_path, "loose.png")
   with pytest.raises(InputError, match="belongs to no class"):
     folder.classes(tmp_path)

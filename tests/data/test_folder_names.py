@@ -79,9 +79,12 @@ def test_labels_that_look_the_same_are_one_class(tmp_path):
   [
     (f"1.png,{NFC},train\n2.png,{NFD},test\n", "is in train and in test"),
     ("1.png,cat,train\n2.png,Cat,test\n", "labels 'cat' and 'Cat'; write them"),
-    ("a/1.png,x,train\na\\1.png,y,test\n", r"line 3: 'a\\\\1.png' comes twice"),
+    (
+      "a/1.png,x,train\na\\1.png,y,test\n",
+      r"line 3: 'a\\\\1.png' occurs twice",
+    ),
     ("A/X.png,x,train\n", "'A/X.png' may mean 'a/X.PNG' or 'a/x.png'"),
-    ("/home/me/9.png,x,train\n", "no file '/home/me/9.png'.*names begin below"),
+    ("/home/me/9.png,x,train\n", "no file '/home/me/9.png'.*names relative"),
   ],
 )
 def test_what_is_ambiguous_is_refused(rows, message, tmp_path):
@@ -126,14 +129,14 @@ ROOTS = {
   ),
   "one folder around all": (
     ["images/a/1.png", "images/b/1.png"],
-    "no directory in .*root' holds images itself.*give the folder whose "
-    "directories are the classes, .*root/images', say",
+    "no directory in .*root' contains images itself.*give the folder whose "
+    "directories are the classes, .*root/images', or put all",
   ),
   "folders of folders": (
     ["animals/cat/1.png", "plants/rose/1.png"],
-    "classes, .*root/animals' or .*root/plants', say; or put all images",
+    "classes, .*root/animals' or .*root/plants', or put all images",
   ),
-  "deeper yet": (["x/y/z/cat/1.png"], "classes, .*root/x/y/z', say"),
+  "deeper yet": (["x/y/z/cat/1.png"], "classes, .*root/x/y/z', or put"),
 }
 
 

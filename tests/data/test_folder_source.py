@@ -75,7 +75,7 @@ def remade(photos, capfd, **settings):
   assert counted(images) == source.counts("train")
   errors = capfd.readouterr().err
   assert errors.count("\n") <= 1
-  return "making them again" in errors
+  return "they are made again" in errors
 
 
 def test_a_folder_is_decoded_once(photos, capfd, monkeypatch):

@@ -51,11 +51,11 @@ def test_gray_arrays(pixels):
   [
     (np.zeros((4, 4, 5), np.uint8), r"not \[4, 4, 5\]"),
     (np.zeros(9), r"not \[9\]"),
-    (np.zeros((0, 4)), "no pixels"),
+    (np.zeros((0, 4)), "without pixels"),
     (np.full((4, 4), 2.0), r"must lie in 0\.\.1"),
     (np.full((4, 4), np.nan), r"must lie in 0\.\.1"),
     (np.full((4, 4), -1), r"must lie in 0\.\.255"),
-    (np.full((4, 4), "x"), "holds no pixels"),
+    (np.full((4, 4), "x"), "is not an image"),
     (None, "not"),
   ],
 )

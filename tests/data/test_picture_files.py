@@ -85,7 +85,7 @@ def tiff(**tags):
 @pytest.mark.parametrize(
   ("name", "content", "reason"),
   [
-    ("a.heic", HEIC, "HEIC is not read yet; pip install pillow-heif"),
+    ("a.heic", HEIC, "HEIC is not read yet; run pip install pillow-heif"),
     ("a", HEIC.replace(b"heic", b"mif1", 1), "pip install pillow-heif"),
     ("a.jxl", b"\xff\x0a" + bytes(60), "pip install pillow-jxl-plugin"),
     ("a.cr2", b"II*\0\x10\0\0\0CR\2\0" + bytes(60), "a camera's raw file"),
@@ -93,7 +93,7 @@ def tiff(**tags):
     ("a.nef", tiff(_271="NIKON", _254=1), "a camera's raw file; save it as"),
     ("a.dng", tiff(_50706=b"\1\4\0\0"), "a camera's raw file; save it as"),
     ("a.svg", b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "a drawing"),
-    ("a.psb", b"8BPS\0\2" + bytes(60), "a kind of image that is not read"),
+    ("a.psb", b"8BPS\0\2" + bytes(60), "an image format that cannot be read"),
     ("a.avif", b"\0\0\0\x1cftypavif" + bytes(60), "AVIF, damaged or of a rare"),
     ("a.jpg", b"words", "not an image"),
   ],
@@ -155,7 +155,7 @@ def test_directories_without_pictures_are_no_classes(tmp_path, capfd):
   assert folder.classes(tmp_path) == {"cats": [path]}
   said = capfd.readouterr().err.splitlines()
   assert [line.split("/")[-1] for line in said] == [
-    f"{name}' is no class: it holds no images" for name in ("dogs", "notes")
+    f"{name}' is not a class: it holds no images" for name in ("dogs", "notes")
   ]
   assert folder.listing(tmp_path)["train"] == {"cats": [path]}
 
@@ -211,8 +211,11 @@ def test_other_modes_become_smaller_too(of_100_pixels):
 @pytest.mark.parametrize(
   ("given", "message"),
   [
-    ("", "16000 x 16000 pixels; at most 250 million are taken: make it sm"),
-    ("0.5", "at most 0.5 million are taken.* DEEPEMD_MAX_MEGAPIXELS to more"),
+    ("", "16000 x 16000 pixels; at most 250 million are allowed: make it sm"),
+    (
+      "0.5",
+      "at most 0.5 million are allowed.* DEEPEMD_MAX_MEGAPIXELS to a larger",
+    ),
     ("lots", "DEEPEMD_MAX_MEGAPIXELS is 'lots'; use a number above 0"),
     ("nan", "DEEPEMD_MAX_MEGAPIXELS is 'nan'"),
   ],

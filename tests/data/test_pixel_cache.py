@@ -69,7 +69,7 @@ def test_pickled_copies_are_a_path(tmp_path):
   np.testing.assert_array_equal(again[np.arange(10)], found[np.arange(10)])
   shutil.rmtree(tmp_path / "kept")
   load(tmp_path / "kept", items(20, first=1))
-  with pytest.raises(InputError, match="made again while it was in use"):
+  with pytest.raises(InputError, match="rewritten while it was in use"):
     pickle.loads(content)
   np.testing.assert_array_equal(again[np.arange(10)], found[np.arange(10)])
 
@@ -139,7 +139,7 @@ def test_torn_copies_are_made_again(damage, tmp_path, capfd):
   damage(tmp_path / "kept")
   check(load(tmp_path / "kept", made), made)
   errors = capfd.readouterr().err
-  assert errors.count("\n") == 1 and "making them again" in errors
+  assert errors.count("\n") == 1 and "they are made again" in errors
   check(load(tmp_path / "kept", made, made_before=True), made)
 
 

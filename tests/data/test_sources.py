@@ -71,9 +71,9 @@ def test_the_side_of_copies_follows_the_images(name, size, side):
     ("glyph_clutter:64", "did you mean glyph_clutter"),
     ("folders", "did you mean folder"),
     ("", "no data set ''; use one of glyph_clutter, folder, cub"),
-    ("cub:1", "'1' is no size"),
-    ("folder:0", "'0' is no size.*such as folder:84"),
-    ("folder:x", "'x' is no size"),
+    ("cub:1", "'1' is not a size"),
+    ("folder:0", "'0' is not a size.*such as folder:84"),
+    ("folder:x", "'x' is not a size"),
     ("fc100:84", "32 pixels wide"),
   ],
 )

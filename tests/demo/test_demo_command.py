@@ -50,7 +50,7 @@ def test_the_command(run, tmp_path):
   finally:
     process.kill()
   assert process.returncode == 130 and out == ""
-  assert errors.strip() == "interrupted; nothing half-made is left"
+  assert errors.strip() == "interrupted; no incomplete file is left"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_the_command(run, tmp_path):
     (["--port=65536"], "--port is 65536; use 0 to 65535"),
     (["--port=x"], "invalid int value: 'x'"),
     (["--host=0.0.0.0"], "unrecognized arguments: --host=0.0.0.0"),
-    (["--port=TAKEN"], "cannot listen on port .* in use; name"),
+    (["--port=TAKEN"], "cannot listen on port .* in use; choose"),
     (["--port=0", "--checkpoint=absent"], "'absent' is not the workdir"),
   ],
 )

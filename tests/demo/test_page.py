@@ -149,7 +149,7 @@ def test_own_files(page, tmp_path):
   page.wait(all_of(".thumbs li") + ".length === 3")
   message = f"{cards}[1].querySelector('.error').textContent"
   assert page.evaluate(message) == (
-    "“large.png” has 0.6 MiB; at most 0.6 are taken."
+    "“large.png” has 0.6 MiB; at most 0.6 are allowed."
   )
   page.drop("document.querySelector('#query .card')", [tmp_path])
   assert text(page, "#query .error") == "Drop images, not a folder."

@@ -134,7 +134,7 @@ def test_a_checkpoint_that_vanishes(run, tmp_path):
 def test_a_failure_is_told(demo, port, monkeypatch, capsys):
   monkeypatch.setattr(server.answer, "classify", lambda *_: 1 / 0)
   status, found = classify(port, fields())
-  assert status == 500 and "its terminal says why" in found["error"]
+  assert status == 500 and "its terminal shows the error" in found["error"]
   assert "ZeroDivisionError" in capsys.readouterr().err
 
 
@@ -164,7 +164,7 @@ def test_examples(port):
     "?kind=one&seed=20",
   ):
     status, _, content = ask(port, "GET", f"/example{query}")
-    assert status == 400 and b"an example has a kind" in content
+    assert status == 400 and b"give kind, one of" in content
 
 
 def test_each_example_is_made_once(port, monkeypatch):

@@ -120,7 +120,7 @@ def test_ends_are_shared_and_nothing_is_lost(images, tmp_path):
       if number == signal.SIGINT:
         assert pair.wait(10) == [143, 143], errors
         last = pair.errors(0).splitlines()[-1]
-        assert "and saved; the same command goes on" in last
+        assert "and saved; the same command continues" in last
         continue
       if number == signal.SIGKILL:
         assert time.monotonic() - began < 20
@@ -129,7 +129,7 @@ def test_ends_are_shared_and_nothing_is_lost(images, tmp_path):
         assert "another task died" in errors
         continue
       assert code == LOST and named(victim) in errors, errors
-      assert "the same command goes on" in errors.splitlines()[-1]
+      assert "the same command continues the run" in errors.splitlines()[-1]
   assert_untouched(workdir, untouched, TRAIN_AND_TEST, images)
   last, expected = (rows(w, "pretrain")[-1] for w in (workdir, untouched))
   # The training loss is not compared: after a stop it is the mean since the
@@ -176,7 +176,7 @@ def test_a_full_disk_ends_both(
     assert pair.wait(120) == [2, 2], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
     assert last.startswith("deepemd_jax: error: a checkpoint in"), last
-    assert "make room, and the same command goes on" in last
+    assert "make room; the same command then continues" in last
     assert named(0) in pair.errors(1).splitlines()[-1]
 
 
@@ -234,7 +234,7 @@ runtime.initialize("127.0.0.1:{free_port()}", 2, 1)
   assert done.returncode == LOST, done.stderr
   first, last = done.stderr.splitlines()
   assert "waiting for the other processes" in first
-  assert "not all processes have come" in last
+  assert "not all processes have connected" in last
 
 
 def test_one_that_ends_before_the_first_step_ends_both(tmp_path):
@@ -294,7 +294,7 @@ def test_a_signal_while_they_save_is_heeded(images, tmp_path):
   with failing("saved", tmp_path / "run", images) as pair:
     assert pair.wait() == [143, 143], pair.errors(0)
     last = pair.errors(0).splitlines()[-1]
-    assert "and saved; the same command goes on" in last
+    assert "and saved; the same command continues" in last
 
 
 def test_a_signal_while_they_validate_loses_nothing(images, tmp_path):
@@ -302,7 +302,7 @@ def test_a_signal_while_they_validate_loses_nothing(images, tmp_path):
   workdir, untouched = tmp_path / "run", tmp_path / "untouched"
   with failing("signal", workdir, images) as pair:
     assert pair.wait() == [143, 143], pair.errors(0)
-    assert "and saved; the same command goes on" in pair.errors(0)
+    assert "and saved; the same command continues" in pair.errors(0)
   assert_untouched(workdir, untouched, SHORT, images)
   scores_of = [
     [row.get("val_accuracy") for row in rows(x, "pretrain")]

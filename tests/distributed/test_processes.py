@@ -83,7 +83,7 @@ def test_two_processes_find_what_one_finds(
       pair.processes[1].send_signal(signal.SIGTERM)
       assert pair.wait() == [143, 143], pair.errors(0)
       last = pair.errors(0).splitlines()[-1]
-      assert "and saved; the same command goes on" in last
+      assert "and saved; the same command continues" in last
     assert not (workdir / "results.json").exists()
   with Pair(arguments, tmp_path, devices=2) as pair:
     assert pair.wait() == [0, 0], pair.errors(0)
@@ -147,7 +147,8 @@ def test_one_that_dies_ends_both_and_another_config_is_named(
   last = pair.errors(0).splitlines()[-1]
   assert last == (
     f"deepemd_jax: process 1 of 2 (host {socket.gethostname()}, pid {pid}) has "
-    "ended without a word; process 0 ends too; the same command goes on"
+    "ended without a message; process 0 ends too; "
+    "the same command continues the run"
   )
 
 

@@ -104,5 +104,5 @@ def test_one_that_nobody_joins_ends(meeting, monkeypatch, capfd):
     assert ends == last == []
   else:
     assert ends == [LOST]
-    assert "not all processes have come" in last[0]
-    assert "the same command goes on" in last[0]
+    assert "not all processes have connected" in last[0]
+    assert "the same command continues the run" in last[0]

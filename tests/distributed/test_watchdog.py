@@ -79,7 +79,7 @@ def test_a_process_that_is_gone_from_this_machine_is_missed_at_once():
   for _ in range(2):
     peer = watchdog.Peer(1, 2)
     what, code = peer.check(sign(**here, pid=ended.pid), 3)
-    assert what == "has ended without a word" and code == LOST
+    assert what == "has ended without a message" and code == LOST
     ended.wait()
   peer = watchdog.Peer(1, 2)
   assert peer.check(sign(**here, pid=os.getpid()), 3) is None
@@ -125,7 +125,8 @@ def test_the_process_ends_once_and_names_one_that_is_stuck(
   what = f"{name} is stuck, 42 s behind the others"
   assert watched.ends == [(LOST, what)]
   assert capfd.readouterr().err == (
-    f"deepemd_jax: {what}; process 0 ends too; the same command goes on\n"
+    f"deepemd_jax: {what}; process 0 ends too; "
+    "the same command continues the run\n"
   )
 
 

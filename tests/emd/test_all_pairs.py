@@ -252,7 +252,7 @@ COST = np.array([[0.0, 1.0], [1.0, 0.0]])
     ({"xs": [CLOUD], "a": [[0, 0, 0]]}, r"a\[0\] has no weight above 0"),
     ({"xs": [CLOUD], "b": [[1, 1, 1]]}, "b is given without ys"),
     ({"xs": [CLOUD], "p": 0.5}, "p is 0.5"),
-    ({"xs": [[1, 1]], "cost": COST, "p": 1}, "with cost, leave them out"),
+    ({"xs": [[1, 1]], "cost": COST, "p": 1}, "leave them out with cost"),
     ({"xs": [[1, 1]], "cost": COST[0]}, r"cost has shape \(2,\)"),
     ({"xs": [[1, 1]], "cost": COST * np.nan}, "cost has NaN"),
     ({"xs": [[1, 1, 1]], "cost": COST}, r"xs\[0\] has shape \(3,\)"),

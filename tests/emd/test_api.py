@@ -27,7 +27,9 @@ def test_the_names_of_solvers_load_neither_jax_nor_numpy():
 
 @pytest.mark.parametrize("wrong", ["sinkhorn", emd.NetworkSimplex])
 def test_what_is_no_solver_is_told(wrong):
-  with pytest.raises(TypeError, match="pass an object, emd.InteriorPoint"):
+  with pytest.raises(
+    TypeError, match="pass an object such as emd.InteriorPoint"
+  ):
     api.checked(wrong)
 
 
@@ -73,7 +75,7 @@ def test_unknown_solvers_and_settings_are_told():
     solvers.make_solver("sinkhorm")
   with pytest.raises(ValueError, match="'x'; use one of auto, interior_point"):
     solvers.make_solver("x")
-  with pytest.raises(TypeError, match="no solver takes epsilom"):
+  with pytest.raises(TypeError, match="no solver has the setting epsilom"):
     solvers.make_solver("sinkhorn", epsilom=1.0)
 
 

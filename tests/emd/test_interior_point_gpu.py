@@ -81,9 +81,9 @@ def test_others_do_not(a_gpu):
   assert TARGET not in lowered(emd.InteriorPoint(), 9, 64)
   with jax.enable_x64(True):
     assert TARGET not in lowered(emd.InteriorPoint(), 9, 9, jnp.float64)
-    with pytest.raises(ValueError, match="float32 and up to 63.*float64"):
+    with pytest.raises(ValueError, match="float32 and at most 63.*float64"):
       lowered(emd.InteriorPoint(kernel=True), 9, 9, jnp.float64)
-  with pytest.raises(ValueError, match=r"up to 63 nodes.*\(8, 9, 64\)"):
+  with pytest.raises(ValueError, match=r"at most 63 nodes.*\(8, 9, 64\)"):
     lowered(emd.InteriorPoint(kernel=True), 9, 64)
 
 

@@ -297,7 +297,7 @@ def test_where_there_is_no_compiler_one_line_says_so(tmp_path, monkeypatch):
   target = tmp_path / "x.so"
   assert build.build(target) == "there is no C++ compiler"
   assert run("-m", "deepemd_jax.emd.native.build", CXX="false").endswith(
-    "POT's network simplex serves instead\n"
+    "POT's network simplex is used instead\n"
   )
   assert list(tmp_path.iterdir()) == []
 

@@ -45,7 +45,7 @@ def test_retrieval_has_a_panel_a_metric_and_one_of_time():
   }
   figure = curves.retrieval_curves(panels, [(1, 0.5), (5, 2.0)])
   labels = [axis.get_ylabel() for axis in figure.axes]
-  assert labels == ["Recall@1, %", "MAP@R, %", "re-ranking, ms a query"]
+  assert labels == ["Recall@1, %", "MAP@R, %", "re-ranking, ms per query"]
   assert figure.axes[1].lines[1].get_ydata().tolist() == [50, 60]
   assert figure.axes[2].lines[0].get_ydata().tolist() == [0.5, 2.0]
 

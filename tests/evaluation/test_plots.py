@@ -168,6 +168,6 @@ def test_saving_leaves_no_scratch_file(tmp_path):
 
 def test_a_picture_is_what_its_name_says(tmp_path):
   figure = plots.new_figure(2, 2)
-  with pytest.raises(InputError, match="to be a PNG; call it .*curves.png"):
+  with pytest.raises(InputError, match="must end in .png; use .*curves.png"):
     plots.save(figure, tmp_path / "deep" / "curves.jpg")
   assert not list(tmp_path.iterdir())

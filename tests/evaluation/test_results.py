@@ -109,7 +109,7 @@ def test_json_has_the_keys_that_others_read(found):
 
 # The table in the format that it has always had.
 TABLE = """\
-miniimagenet:160 to cub:160: 5-way 1-shot, 15 queries a class, 600 test episodes, seed 3; nodes: fcn, pyramid (2, 1)
+miniimagenet:160 to cub:160: 5-way 1-shot, 15 queries per class, 600 test episodes, seed 3; nodes: fcn, pyramid (2, 1)
 
                                                              episodes/s      with
 head                              accuracy %        encoder              encoding
@@ -121,7 +121,7 @@ paired differences on the same episodes
 deepemd - deepemd_equal_weights         +1.73 +- 0.12
 deepemd - prototype                     +6.23 +- 0.12
 
-miniimagenet:160 to cub:160: 5-way 5-shot, 15 queries a class, 600 test episodes, seed 3; nodes: fcn, pyramid (2, 1)
+miniimagenet:160 to cub:160: 5-way 5-shot, 15 queries per class, 600 test episodes, seed 3; nodes: fcn, pyramid (2, 1)
 
                                                              episodes/s      with
 head                              accuracy %        encoder              encoding
@@ -133,7 +133,7 @@ paired differences on the same episodes
 deepemd - deepemd_mean                  +1.00 +- 0.12
 deepemd - prototype                     +6.00 +- 0.12
 
-miniimagenet:160 to cub:160: 5-way 1-shot, 15 queries a class, 600 test episodes, seed 3; nodes: grid, grid (2, 3), ratio 2.0
+miniimagenet:160 to cub:160: 5-way 1-shot, 15 queries per class, 600 test episodes, seed 3; nodes: grid, grid (2, 3), ratio 2.0
 
                                                              episodes/s      with
 head                              accuracy %        encoder              encoding

@@ -292,9 +292,9 @@ def test_mistakes_are_named(run, few, fitted, tmp_path):
   with pytest.raises(InputError, match="2 of 3 images cannot be read") as found:
     fitted.predict([tmp_path / "bad.png", images[0], np.zeros((3, 3, 9))])
   assert "bad.png' (not an image)" in str(found.value)
-  assert "image 2 (an array is" in str(found.value)
+  assert "image 2 (an array must be" in str(found.value)
   cases = [
-    ((images, names[:-1]), "6 images need as many labels"),
+    ((images, names[:-1]), "6 images need 6 labels"),
     (([], []), "no images"),
     ((images[0], names), "one image"),
     ((images, [names] * 6), "label 0 is a list"),
@@ -303,9 +303,9 @@ def test_mistakes_are_named(run, few, fitted, tmp_path):
   for arguments, message in cases:
     with pytest.raises(InputError, match=message):
       FewShotClassifier(run).fit(*arguments)
-  with pytest.raises(InputError, match="no class 'pink'; there are blue"):
+  with pytest.raises(InputError, match="no class 'pink'; use one of blue"):
     fitted.explain(images[0], "pink")
-  with pytest.raises(InputError, match="1 images need as many labels"):
+  with pytest.raises(InputError, match="1 images need 1 labels"):
     fitted.score(images[:1], names[:2])
 
 

@@ -76,7 +76,7 @@ def test_truth_one_folder_deeper(tmp_path):
   """The query may be the root of a data set, for example."""
   paths = [tmp_path / split / "red" / "1.png" for split in ("train", "test")]
   labels, remark = classify.truth(str(tmp_path), paths, {"Red": [], "blue": []})
-  assert labels is None and f"within '{tmp_path}/train' are named as" in remark
+  assert labels is None and f"in '{tmp_path}/train' have the names of" in remark
 
 
 def test_the_table_opens_in_a_spreadsheet(call, folder):
@@ -95,7 +95,7 @@ def test_what_no_class_is_and_what_a_root_is(call, folder):
   (folder / "query" / "Thumbs.db").write_bytes(b"x")
   code, out, errors = call("classify", *USUAL)
   assert code == 0 and "6 images, 3 classes" in out
-  assert errors == "'support/pink' is no class: it holds no images\n"
+  assert errors == "'support/pink' is not a class: it holds no images\n"
   (folder / "data").mkdir()
   for part, split in (("support", "train"), ("query", "test")):
     os.rename(folder / part, folder / "data" / split)
@@ -109,7 +109,7 @@ def test_the_worst_first(call, folder):
   page = pathlib.Path("r.html").read_text()
   first = page.partition("<section class=")[2]
   assert first.startswith("'wrong'><p class=file>query/blue/red.png")
-  assert "<b>red</b>, is <b>blue</b>" in first
+  assert "<b>red</b>, but it is <b>blue</b>" in first
   assert "5 right, 83.3 %" in page
 
 

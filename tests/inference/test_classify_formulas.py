@@ -88,7 +88,7 @@ def test_the_command_says_what_it_changed(call, folder):
   code, out, errors = call("classify", *usual, "--query=@query")
   assert code == 0, errors
   line = "names that a spreadsheet would run as formulas: 7; in out.csv they"
-  assert line in out and "--help says how to take it off" in out
+  assert line in out and "--help says how to remove it" in out
   found = rows()
   assert {row["label"] for row in found} == {"'=red", "blue", "green"}
   for row in found:
@@ -100,4 +100,4 @@ def test_the_command_says_what_it_changed(call, folder):
 
 def test_the_help_says_how_to_get_a_name_back(call):
   _, out, _ = call("classify", "--help")
-  assert "Without the first apostrophe at each of these places" in out
+  assert "remove the first apostrophe at each of these places" in out

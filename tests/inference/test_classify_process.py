@@ -39,7 +39,7 @@ def test_interrupted(run, folder):
   assert time.monotonic() - began < 2
   assert process.returncode == 130, errors
   assert (
-    errors.strip() == "interrupted; nothing half-made is left" and out == ""
+    errors.strip() == "interrupted; no incomplete file is left" and out == ""
   )
   assert sorted(p.name for p in folder.iterdir()) == ["query", "support"]
 
@@ -147,7 +147,7 @@ def test_ten_thousand_queries(run, tmp_path):
 
   again = arguments("b.csv", "cache")
   code, out, errors, *_ = measured(again, tmp_path, half_done)
-  assert code == 130 and "interrupted; nothing half-made is left" in errors
+  assert code == 130 and "interrupted; no incomplete file is left" in errors
   assert not (tmp_path / "b.csv").exists() and out == ""
   kept = sum(1 for _ in cache.rglob("*.npz"))
   assert 5000 < kept < 10_000

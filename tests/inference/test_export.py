@@ -216,8 +216,8 @@ def test_mistakes(run, tmp_path, refused, no_programs, capsys, monkeypatch):
   (tmp_path / "full" / "precious").touch()
   (tmp_path / "file").touch()
   refused("required: --out", checkpoint)
-  refused("full is in use", checkpoint, "--out=full")
-  refused("file is in use", checkpoint, "--out=file")
+  refused("full is not an empty directory", checkpoint, "--out=full")
+  refused("file is not an empty directory", checkpoint, "--out=file")
   refused("cannot write /proc/x", checkpoint, "--out=/proc/x")
   refused("'absent' is not", "--checkpoint=absent", "--out=new")
   refused("unrecognized arguments: --solver", "--out=new", "--solver")
@@ -269,5 +269,5 @@ def test_interrupted(run, tmp_path):
   process.send_signal(signal.SIGINT)
   out, errors = process.communicate()
   assert (process.returncode, out) == (130, ""), errors
-  assert errors.strip() == "interrupted; nothing half-made is left"
+  assert errors.strip() == "interrupted; no incomplete file is left"
   assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ def exported(run, tmp_path_factory):
 
 
 def test_damage_and_other_folders_are_told(run, exported, tmp_path):
-  with pytest.raises(InputError, match="not what export writes"):
+  with pytest.raises(InputError, match="not a file that export wrote"):
     export.load(run)
   broken = tmp_path / "broken"
   broken.mkdir()
@@ -81,14 +81,20 @@ def rewritten(exported, directory, seal=True, **fields):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"format": 3}, "of format 3, and this version reads up to 2; use a newer"),
-    ({"format": 10**200}, "is of format 1e.200, .* use a newer deepemd_jax"),
+    (
+      {"format": 3},
+      "has format 3, but this version reads up to 2; use a newer",
+    ),
+    ({"format": 10**200}, "has format 1e.200, .* use a newer deepemd_jax"),
     ({"format": True}, "format is True, .* whole number; export it again"),
     ({"format": None}, "format is None, .* export it again"),
-    ({"checksum": None, "seal": False}, "fit its checksum; export it again"),
-    ({"platforms": [], "seal": False}, "fit its checksum; export it again"),
-    ({"programs": {}}, "is not what export writes .'encoder.stablehlo'"),
-    ({"programs": "\n"}, "is not what export writes"),
+    ({"checksum": None, "seal": False}, "match its checksum; export it again"),
+    ({"platforms": [], "seal": False}, "match its checksum; export it again"),
+    (
+      {"programs": {}},
+      "is not a folder that export wrote .'encoder.stablehlo'",
+    ),
+    ({"programs": "\n"}, "is not a folder that export wrote"),
   ],
 )
 def test_manifests_that_are_refused(exported, tmp_path, fields, message):

@@ -93,7 +93,7 @@ def test_term_to_all_of_a_task_lets_the_program_save(place, tmp_path):
   make("srun", 'shift; exec setsid --wait "$@"')
   environment = {**environment, "SLURM_JOB_ID": "7"}
   done = call(environment, "slurm.sbatch", cwd=tmp_path)
-  assert "code 143; back into the queue" in done.stderr
+  assert "code 143; the job returns to the queue" in done.stderr
   assert calls(tmp_path, "scontrol") == [["requeue", "7"]]
 
 
@@ -142,7 +142,7 @@ def test_what_starts_a_slice_again(
   monkeypatch.chdir(tmp_path)
   done, commands = tpu(place, tmp_path, body, MAX_RESTARTS="2")
   assert (done.returncode, len(commands)) == (code, runs)
-  assert done.stderr.count("; again, ") == runs - 1
+  assert done.stderr.count("; starting again, ") == runs - 1
   assert ("not started again" in done.stderr) == (runs == 3)
 
 

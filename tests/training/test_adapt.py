@@ -139,7 +139,7 @@ def test_the_command(call, checkpoint, tmp_path):
   code, said, errors = call("--skip-bad")
   assert code == 0, errors
   assert "left out" in errors and "'alone' has one photograph" in errors
-  assert "3-way" in said and "each of 10 once, in 3 parts" in said
+  assert "3-way" in said and "each of the 10 classes once, in 3 parts" in said
   assert "learned from all 10 classes" in said
   facts = json.loads((tmp_path / "adapted" / "adapt.json").read_text())
   assert facts["gain"]["mean"] > facts["gain"]["ci95"] > 0
@@ -152,7 +152,7 @@ def test_the_command(call, checkpoint, tmp_path):
   assert found >= 0.4  # of 10 classes
   lengths = np.linalg.norm(adapted.class_nodes_, axis=-1)
   np.testing.assert_allclose(lengths, 1, rtol=1e-5)
-  assert_refused(call(checkpoint="adapted"), "in use")
+  assert_refused(call(checkpoint="adapted"), "not an empty directory")
   (tmp_path / "adapted").rename(tmp_path / "first")
   assert_refused(call("--skip-bad", checkpoint="first"), "adapted already")
 

@@ -156,7 +156,7 @@ def read_products(
         label_of[name] = f"{int(number):05d}"
       except ValueError as error:
         raise InputError(
-          f"{str(path)!r}: {line[:99]!r} is no line of Ebay_train.txt or "
+          f"{str(path)!r}: {line[:99]!r} is not a line of Ebay_train.txt or "
           "Ebay_test.txt; fetch it again"
         ) from error
   yield from _images_in_table(path, label_of)
@@ -214,8 +214,8 @@ def _rows_of_cars(
     links.refuse_outside(table, os.path.realpath(path))
   if not table.is_file():
     raise InputError(
-      f"there is no {str(table)!r}, which says what is on the images of "
-      f"{str(path)!r}; put it there"
+      f"there is no {str(table)!r}, which has the labels of the images of "
+      f"{str(path)!r}; put that file there"
     )
   try:
     content = _inflated_mat(files.read_regular(table, _LARGEST_MAT))
@@ -226,8 +226,7 @@ def _rows_of_cars(
     }
   except Exception as error:  # scipy raises errors of many types
     raise InputError(
-      f"{str(table)!r} is damaged, or not the table it should be; fetch it "
-      "again"
+      f"{str(table)!r} is damaged, or not the expected table; fetch it again"
     ) from error
 
 

@@ -60,7 +60,7 @@ def report_damage(path: pathlib.Path) -> Iterator[None]:
     words = str(error).partition(":")[0].split()
     reason = " ".join(words)[:200] or type(error).__name__
     raise InputError(
-      f"{str(path)!r} is damaged, or not the archive it should be ({reason}); "
+      f"{str(path)!r} is damaged, or not the expected archive ({reason}); "
       "fetch it again"
     ) from error
 
@@ -149,7 +149,7 @@ def tar_members(
       if info.issparse() or info.type == tarfile.GNUTYPE_SPARSE:
         raise tarfile.ReadError("a file with holes")
       if len(archive.pax_headers) > _MOST_NOTES:
-        raise tarfile.ReadError("too many notes on all files")
+        raise tarfile.ReadError("too many global headers")
       end = archive.offset
       if info.isfile():
         start = functools.partial(archive.extractfile, info)
@@ -169,7 +169,7 @@ def _read_padding(file: IO[bytes]) -> None:
   while block := file.read(1 << 16):
     length += len(block)
     if block.count(0) < len(block) or length > _LONGEST_PADDING:
-      raise tarfile.ReadError("something follows its end")
+      raise tarfile.ReadError("data follow its end")
 
 
 def _archive_member(
@@ -187,7 +187,7 @@ def _archive_member(
   def content():
     if size > _LARGEST_MEMBER:
       raise InputError(
-        f"{str(path)!r}: {name[-99:]!r} has {size} bytes: no image"
+        f"{str(path)!r}: {name[-99:]!r} has {size} bytes, too many for an image"
       )
     with report_damage(path), start() as file:
       return file.read()
@@ -238,11 +238,13 @@ def read_texts(path: pathlib.Path, *names: str) -> list[str]:
         content = file.read(_LARGEST_TABLE + 1)
       if len(content) > _LARGEST_TABLE:
         raise InputError(
-          f"{str(path)!r}: {plain} has more than {_LARGEST_TABLE} bytes: it is "
-          "another archive"
+          f"{str(path)!r}: {plain} has more than {_LARGEST_TABLE} bytes: "
+          "this is not the expected archive"
         )
       texts[plain] = content.decode("utf-8", "replace")
     if len(texts) == len(names):
       return [texts[name] for name in names]
   missing = ", ".join(name for name in names if name not in texts)
-  raise InputError(f"{str(path)!r} holds no {missing}: it is another archive")
+  raise InputError(
+    f"{str(path)!r} holds no {missing}: this is not the expected archive"
+  )

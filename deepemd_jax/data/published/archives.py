@@ -105,7 +105,7 @@ def describe(
   if path.is_dir():
     words = f"made from {os.path.basename(os.path.realpath(source))}"
     if is_ready_folder:
-      words += ", a ready folder, its images as they were"
+      words += ", a ready folder, its images unchanged"
     elif archive_formats.is_mirrored(path):
       words += ", a mirror's folders"
     else:
@@ -120,7 +120,7 @@ def describe(
       how = authenticity.compare(benchmark.archives[0], path, progress)
     words += f" ({how})"
   if benchmark.name == "miniimagenet":
-    return f"{words}, the 600 images a class that easyfsl lists"
+    return f"{words}, the 600 images per class that easyfsl lists"
   return words
 
 
@@ -138,14 +138,14 @@ def _locate(
   if not benchmark.archives:
     if not source.is_dir():
       raise InputError(
-        f"{benchmark.name} is made from a folder of images, and "
+        f"{benchmark.name} is made from a folder of images, but "
         f"{str(source)!r} is a file; give the folder"
       )
     return source, True
   if not source.is_dir():
     if not source.is_file():
       raise InputError(
-        f"{str(source)!r} is no regular file; give the archive or a folder"
+        f"{str(source)!r} is not a regular file; give the archive or a folder"
       )
     return source, False
   archive = source / benchmark.archives[0].file

@@ -281,7 +281,7 @@ def stored_side(name: str) -> int | None:
   if number and SIDES[0] <= int(suffix) <= SIDES[1]:
     return int(suffix)
   raise InputError(
-    f"data set {name!r}: {suffix!r} is no size of stored copies; use "
+    f"data set {name!r}: {suffix!r} is not a size of copies; use "
     f"{plain}:original or a side of {SIDES[0]} to {SIDES[1]} pixels, such as "
     f"{plain}:84"
   )

@@ -37,8 +37,8 @@ def compare_size(benchmark: catalogue.Benchmark, example: dict) -> None:
   height, width = example["height"], example["width"]
   if side and (height, width) != (side, side):
     raise InputError(
-      f"image {example['key']!r} has {width} x {height} pixels, and all of "
-      f"{benchmark.name}:{side} have {side} x {side}; use images as they were"
+      f"image {example['key']!r} has {width} x {height} pixels, but all of "
+      f"{benchmark.name}:{side} have {side} x {side}; use the originals"
     )
 
 
@@ -65,13 +65,13 @@ def compare_counts(
       if counts[name] < expected or (exact and counts[name] > expected):
         least = "" if exact else "at least "
         problems.append(
-          f"class {name!r} ({split}) has {counts[name]} images and should have "
-          f"{least}{expected}"
+          f"class {name!r} ({split}) has {counts[name]} images, but should "
+          f"have {least}{expected}"
         )
     has = sum(counts[name] for name in benchmark.counts(split))
     if not exact and has != benchmark.total(split):
       problems.append(
-        f"split {split} has {has} images and should have "
+        f"split {split} has {has} images, but should have "
         f"{benchmark.total(split)}"
       )
   if problems:
@@ -79,5 +79,5 @@ def compare_counts(
     raise InputError(
       f"this is not the published {benchmark.name}: "
       f"{'; '.join(problems[:_LISTED])}{f'; and {more} more' * (more > 0)}; is "
-      "the source whole?"
+      "the source complete?"
     )

@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dest="data_command", metavar="list|prepare", required=True
   )
   listing = commands.add_parser(
-    "list", help="all data sets, and which are ready"
+    "list", help="list all data sets, and show which are ready"
   )
-  preparing = commands.add_parser("prepare", help="make one ready")
+  preparing = commands.add_parser("prepare", help="prepare a data set")
   preparing.add_argument(
     "name",
-    help="of the data set; cub:84 also makes copies of its images that are 84 "
-    "pixels wide instead of the usual ones",
+    help="name of the data set; cub:84 also makes copies of its images that "
+    "are 84 pixels wide, not of the usual width",
   )
   preparing.add_argument(
     "--from",
@@ -39,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   preparing.add_argument(
     "--skip-bad",
     action="store_true",
-    help="leave out images that cannot be read, and note which",
+    help="leave out images that cannot be read, and list them",
   )
   for command in (listing, preparing):
     command.add_argument(
       "--directory",
       default=prepare.default_directory(),
-      help="where prepared data sets are (default %(default)s)",
+      help="folder of the prepared data sets (default %(default)s)",
     )
 
 
@@ -95,7 +95,7 @@ def _row(benchmark: catalogue.Benchmark, directory: str) -> tuple[str, ...]:
     images = [sum(metadata["counts"][s].values()) for s in benchmark.splits]
     state = "ready"
     if metadata["skipped"]:
-      state += f", {len(metadata['skipped'])} bad left out"
+      state += f", {len(metadata['skipped'])} bad images left out"
     folders = (
       prepare.prepared_folder(benchmark, directory),
       pathlib.Path(directory, "stored", benchmark.folder),
@@ -125,7 +125,7 @@ def _prepare(options: argparse.Namespace, directory: str) -> str:
       raise InputError(
         f"{benchmark.name} is ready in "
         f"{prepare.prepared_folder(form, directory)}; delete that folder to "
-        "make it anew from another source"
+        "prepare it from another source"
       )
   else:
     form = prepare.find(benchmark, side, directory)
@@ -179,6 +179,6 @@ def _prepare_glyphs(options: argparse.Namespace, directory: str) -> str:
   from deepemd_jax.data import glyph_source
 
   if options.source or options.skip_bad:
-    raise InputError("glyph_clutter is made of nothing: give its name alone")
+    raise InputError("glyph_clutter has no source: give only its name")
   glyph_source.GlyphClutterSource(directory).load("val")
   return f"glyph_clutter is ready in {directory}"

@@ -90,7 +90,7 @@ def read(
           continue  # train/ and val/ may each have a part of each class
       if missing:
         raise InputError(
-          f"{str(root)!r} is not whole: there is no {', '.join(missing)}"
+          f"{str(root)!r} is not complete: there is no {', '.join(missing)}"
         )
       if refused:
         raise InputError(_why_layout_is_refused(benchmark, root, layout))
@@ -122,13 +122,13 @@ def _class_folders(benchmark, root) -> dict[str, list[pathlib.Path]]:
 def _why_layout_is_refused(benchmark, root, layout) -> str:
   """Returns the reason why folders of this layout do not fit the data set."""
   if benchmark.boxed:
-    why = "easyfsl's images are whole, these must be cropped: cub_full is that"
+    why = "easyfsl's images are whole, but cub needs crops: use cub_full"
   elif benchmark.name == "cub_full":
-    why = "DeepEMD's and FEAT's images are cropped to their boxes: cub is that"
+    why = "DeepEMD's and FEAT's images are cropped to their boxes: use cub"
   elif benchmark.layouts:
     why = f"its ready folders are {' or '.join(benchmark.layouts)}"
   else:
-    why = "ready folders of it are not known"
+    why = "no ready folders of it are known"
   other = "".join(f"; or use {a.file}" for a in benchmark.archives[:1])
   return (
     f"{str(root)!r} ({layout}) cannot become {benchmark.name}: {why}{other}"
@@ -138,7 +138,7 @@ def _why_layout_is_refused(benchmark, root, layout) -> str:
 def _what_was_expected(benchmark, root) -> str:
   expected = []
   if benchmark.archives:
-    expected += [benchmark.archives[0].file, "what is in it, unpacked"]
+    expected += [benchmark.archives[0].file, "its unpacked content"]
   if benchmark.mirrored:
     expected.append(benchmark.mirrored)
   for layout, (_, places) in _LAYOUTS.items():
@@ -148,7 +148,7 @@ def _what_was_expected(benchmark, root) -> str:
   if "classes" in benchmark.layouts:
     expected.append("a folder of images for each class")
   return (
-    f"{str(root)!r} holds nothing that {benchmark.name} can be made from; "
+    f"{str(root)!r} has nothing that {benchmark.name} can be made from; "
     f"looked for {', '.join(expected)}"
   )
 
@@ -170,8 +170,8 @@ def _read_tables(root, paths, classes) -> Iterator[SourceImage]:
 def _require_class(label: str, classes, where: str) -> None:
   if label not in classes:
     raise InputError(
-      f"{where}: {label!r} is no class of this data set, whose classes are "
-      f"called {min(classes)!r} and the like"
+      f"{where}: {label!r} is not a class of this data set, whose classes "
+      f"have names such as {min(classes)!r}"
     )
 
 
@@ -183,7 +183,7 @@ def _find(root: pathlib.Path, name: str, where: str) -> pathlib.Path | None:
   """
   parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
   if ".." in parts:
-    raise InputError(f"{where}: {name!r} points out of the folder")
+    raise InputError(f"{where}: {name!r} leads out of the folder")
   for start in range(len(parts)):
     for top in (root, root / "images"):
       path = top.joinpath(*parts[start:])
@@ -240,7 +240,8 @@ def _read_lists(root, paths, classes) -> Iterator[SourceImage]:
       RecursionError,
     ) as error:
       raise InputError(
-        f"cannot read {where}: it needs class_names and class_roots, as many"
+        f"cannot read {where}: it needs class_names and class_roots of equal "
+        "length"
       ) from error
     for label, folder in pairs:
       label = str(label)  # JSON may have any type here

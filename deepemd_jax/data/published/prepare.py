@@ -114,8 +114,8 @@ def metadata(benchmark: catalogue.Benchmark, directory: str) -> dict:
 
 def _damaged(folder: pathlib.Path) -> InputError:
   return InputError(
-    f"the data set in {folder} is damaged; delete that folder, and prepare it "
-    "again"
+    f"the data set in {folder} is damaged; delete that folder, and prepare the "
+    "data set again"
   )
 
 
@@ -143,7 +143,7 @@ def missing(
   lines = [reason or f"data set {name} is not prepared in {directory}"]
   if smaller := ready(benchmark, directory):
     there = catalogue.protocol(benchmark, smaller[-1].squares)
-    lines[0] += f"; its ready squares are: {there}"
+    lines[0] += f"; only smaller squares of it are ready: {there}"
   if not benchmark.archives:
     lines.append(f"  needed: a folder of its images ({benchmark.title})")
     lines.append(f"  then run: {command} --from FOLDER")
@@ -152,13 +152,13 @@ def missing(
     size = f" ({human_size(archive.size)})" if archive.size else ""
     lines.append(f"  needed: {archive.file}{size} from {archive.url}")
   if benchmark.mirrored:
-    lines.append(f"  if that is gone, mirrors have {benchmark.mirrored}")
+    lines.append(f"  if it is not available, mirrors have {benchmark.mirrored}")
   lines.append(f"  put into: {download.manual_folder(directory)}")
   if _may_download(benchmark):
-    lines[-1] += " (or it is downloaded)"
+    lines[-1] += " (otherwise it is downloaded)"
   lines.append(f"  then run: {command}")
-  other = "or unpacked" + ", or as a ready folder" * bool(benchmark.layouts)
-  lines.append(f"  it may lie elsewhere, {other}: add --from PATH")
+  other = "or unpacked" + ", or a ready folder" * bool(benchmark.layouts)
+  lines.append(f"  if it is elsewhere, {other}: add --from PATH")
   return MissingData(lines)
 
 

@@ -121,7 +121,7 @@ class Published(dataset_builder.FileReaderBuilder, skip_registration=True):
       examples = collections.defaultdict(list)
       for image, (example, problem) in batch:
         if image.key in keys:
-          raise InputError(f"image {image.key!r} comes twice; drop one of them")
+          raise InputError(f"image {image.key!r} occurs twice; remove one")
         keys.add(image.key)
         if problem:
           bad.append([image.key, problem])
@@ -160,7 +160,7 @@ def _disk_errors():
 def _encode(image: SourceImage) -> tuple[dict | None, str | None]:
   """Returns (the example to write, None), or (None, why the image is bad)."""
   if image.content is None:
-    return None, "it is listed, but not there"
+    return None, "it is listed, but missing"
   try:
     image.key.encode()
   except UnicodeEncodeError:

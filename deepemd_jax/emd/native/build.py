@@ -57,7 +57,7 @@ def build(target: pathlib.Path, *flags: str) -> str:
       return f"{compiler} failed: {(errors or ['it did not say why'])[0]}"
     os.replace(scratch, target)
   except OSError as error:
-    return f"it cannot be compiled: {error.strerror or error}"
+    return f"the compilation failed: {error.strerror or error}"
   finally:
     scratch.unlink(missing_ok=True)
   return ""
@@ -67,7 +67,7 @@ def main() -> None:
   """Compiles into this folder and prints the result."""
   problem = build(HERE / f"{NAME}.so")
   if problem:
-    print(f"deepemd_jax: {problem}; POT's network simplex serves instead")
+    print(f"deepemd_jax: {problem}; POT's network simplex is used instead")
   else:
     print("deepemd_jax: the native network simplex is compiled")
 

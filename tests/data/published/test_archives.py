@@ -116,7 +116,7 @@ def test_cars(tmp_path):
       fake.unpack({info.name: content}, tmp_path / "un")
   os.rename(root / "cars_annos.mat", tmp_path / "un" / "cars_annos.mat")
   assert read(benchmark, tmp_path / "un") == found
-  with pytest.raises(InputError, match="cars_annos.mat.*put it there"):
+  with pytest.raises(InputError, match="cars_annos.mat.*put that file there"):
     read(benchmark, root)
   for broken in (b"", b"MATLAB 5.0 MAT-file", b"x" * 500):
     (root / "cars_annos.mat").write_bytes(broken)
@@ -142,7 +142,9 @@ def test_cars_as_mirrors_have_them(place, tmp_path):
   assert read(benchmark, tmp_path) == found
   table = "cars_test_annos_withlabels.mat"
   (tmp_path / "stanford_cars" / place / table).unlink()
-  with pytest.raises(InputError, match=f"there is no .*{table}.*put it there"):
+  with pytest.raises(
+    InputError, match=f"there is no .*{table}.*put that file there"
+  ):
     read(benchmark, tmp_path)
 
 

@@ -79,10 +79,10 @@ def test_a_listed_image_that_is_not_there_is_bad(tmp_path):
   benchmark = fake.small("miniimagenet")
   with pytest.raises(checks.BadImages) as refused:
     prepare.prepare(benchmark, str(tmp_path), source=root)
-  assert refused.value.lines == ["n01930112_0.jpg: it is listed, but not there"]
+  assert refused.value.lines == ["n01930112_0.jpg: it is listed, but missing"]
   _, info = prepared(benchmark, tmp_path, root, skip_bad=True)
   assert info.metadata["skipped"] == [
-    ["n01930112_0.jpg", "it is listed, but not there"]
+    ["n01930112_0.jpg", "it is listed, but missing"]
   ]
 
 
@@ -93,7 +93,9 @@ def test_other_counts_than_the_published_are_refused(has, tmp_path):
     prepare.prepare(fake.small("cub", 2), str(tmp_path), source=source)
   message = str(refused.value)
   name = fake.names("cub", "train")[0]
-  assert f"class '{name}' (train) has {has} images and should have 2" in message
+  assert (
+    f"class '{name}' (train) has {has} images, but should have 2" in message
+  )
   assert "and 4 more" in message and "\n" not in message
   assert not prepare.is_ready(fake.small("cub", 2), str(tmp_path))
 
@@ -101,7 +103,7 @@ def test_other_counts_than_the_published_are_refused(has, tmp_path):
 def test_a_missing_class_is_named(tmp_path):
   classes = fake.all_names("cub")
   source = fake.cub_archive(tmp_path / "x.tgz", classes=classes[:-1])
-  message = f"class '{classes[-1]}' .test. has 0 images and should have 2"
+  message = f"class '{classes[-1]}' .test. has 0 images, but should have 2"
   with pytest.raises(InputError, match=message):
     prepare.prepare(fake.small("cub"), str(tmp_path), source=source)
 
@@ -119,5 +121,7 @@ def test_where_only_totals_are_published_they_are_compared():
     checks.compare_counts(benchmark, found - Counter([first]), Counter())
   checks.compare_counts(benchmark, found - Counter([first]), Counter([first]))
   last = list(benchmark.counts("test"))[-1]
-  with pytest.raises(InputError, match="has 0 images and should have at least"):
+  with pytest.raises(
+    InputError, match="has 0 images, but should have at least"
+  ):
     checks.compare_counts(benchmark, found - Counter([last]), Counter())

@@ -180,7 +180,7 @@ def test_bad_images_are_listed_one_a_line(small_cub, tmp_path):
   )
   lines = run(*arguments, "--skip-bad").splitlines()
   assert lines[:-2] == [f"left out {name}: not an image" for name in names]
-  assert "ready, 9 bad left out" in run("list", *arguments[2:4])
+  assert "ready, 9 bad images left out" in run("list", *arguments[2:4])
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_bad_images_are_listed_one_a_line(small_cub, tmp_path):
     (["prepare", "cubs"], "no data set 'cubs'; did you mean cub"),
     (["prepare", "fc100:84"], "32 pixels wide"),
     (["prepare", "cub", "--from", "/no/file"], "no file or folder '/no/file'"),
-    (["prepare", "glyph_clutter", "--skip-bad"], "give its name alone"),
+    (["prepare", "glyph_clutter", "--skip-bad"], "give only its name"),
     (["list", "all"], "unrecognized arguments: all"),
   ],
 )
@@ -323,5 +323,5 @@ def test_a_data_set_is_a_list_and_a_folder(tmp_path, monkeypatch):
   images = published_source.PublishedSource("flowers:24", str(where[1]))
   assert images.load("val").images.shape == (6, 24, 24, 3)
   assert images.title.endswith(
-    "made from flowers, a ready folder, its images as they were"
+    "made from flowers, a ready folder, its images unchanged"
   )

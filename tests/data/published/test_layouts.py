@@ -99,7 +99,7 @@ def test_a_class_may_lie_in_folders_of_several_names(tmp_path):
   [
     ("cub", fake.easyfsl_lists, "easyfsl's images are whole"),
     ("cub_full", fake.ready_tables, "images are cropped to their boxes"),
-    ("cub_retrieval", fake.ready_folders, "ready folders of it are not known"),
+    ("cub_retrieval", fake.ready_folders, "no ready folders of it are known"),
     ("cars196", fake.ready_folders, "or use car_ims.tgz"),
   ],
 )
@@ -153,7 +153,7 @@ def test_an_unfinished_folder_is_refused(make, removed, tmp_path):
   root = make(tmp_path / "root", "miniimagenet")
   os.rename(root / removed, tmp_path / "aside")
   with pytest.raises(
-    InputError, match=f"is not whole: there is no .*{removed}"
+    InputError, match=f"is not complete: there is no .*{removed}"
   ):
     read(fake.small("miniimagenet"), root)
 
@@ -166,10 +166,10 @@ HEAD = "filename,label\n"
   [
     ("", "needs a header"),
     ("a,b\n1,2\n", "its first line is 'a,b'"),
-    (HEAD + "x.jpg,7\n", "line 2: '7' is no class of this data set.*'n01"),
+    (HEAD + "x.jpg,7\n", "line 2: '7' is not a class of this data set.*'n01"),
     (HEAD + "x.jpg\n", "line 2: label is empty"),
-    (HEAD + "../x.jpg,n01930112\n", "'../x.jpg' points out of the folder"),
-    (HEAD + "a/../../x.jpg,n01930112\n", "points out of the folder"),
+    (HEAD + "../x.jpg,n01930112\n", "'../x.jpg' leads out of the folder"),
+    (HEAD + "a/../../x.jpg,n01930112\n", "leads out of the folder"),
   ],
 )
 def test_wrong_tables_are_refused(text, message, tmp_path):

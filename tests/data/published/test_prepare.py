@@ -42,7 +42,7 @@ def test_every_data_set_is_prepared_from_its_archive(name, tmp_path, capfd):
     s: benchmark.counts(s) for s in benchmark.splits
   }
   made = metadata["source"].removeprefix(f"{benchmark.title}; made from ")
-  ready = "source, a ready folder, its images as they were"
+  ready = "source, a ready folder, its images unchanged"
   assert made.startswith(
     {
       "tieredimagenet": ready,
@@ -78,7 +78,7 @@ def test_the_same_image_twice_is_refused(tmp_path):
   root = fake.ready_tables(tmp_path / "ready", "miniimagenet")
   with open(root / "split" / "test.csv", "a") as file:
     file.write("\nn01930112_0.jpg,n01930112\n")
-  with pytest.raises(InputError, match="'n01930112_0.jpg' comes twice"):
+  with pytest.raises(InputError, match="'n01930112_0.jpg' occurs twice"):
     prepare.prepare(fake.small("miniimagenet"), str(tmp_path), source=root)
 
 

@@ -52,7 +52,7 @@ def test_squares_are_not_enlarged_and_their_name_is_proposed(
   assert not (tmp_path / "tfds").exists()
   text = prepared(tmp_path / "tfds", "miniimagenet:20", squares)
   assert text.splitlines()[0] == (
-    f"{mini.title}; made from given, a ready folder, its images as they were, "
+    f"{mini.title}; made from given, a ready folder, its images unchanged, "
     "squares of 20 pixels"
   )
   source = PublishedSource("miniimagenet:20", str(tmp_path / "tfds"))
@@ -96,7 +96,9 @@ def test_where_there_are_squares_alone(mini, squares, tmp_path):
   prepared(tmp_path, "miniimagenet:20", squares)
   with pytest.raises(MissingData) as refused:
     PublishedSource("miniimagenet", str(tmp_path)).check()
-  assert refused.value.lines[0].endswith("ready squares are: miniimagenet:20")
+  assert refused.value.lines[0].endswith(
+    "smaller squares of it are ready: miniimagenet:20"
+  )
   for name, full in (("16", "16"), ("original", "20")):
     source = PublishedSource(f"miniimagenet:{name}", str(tmp_path))
     source.check()

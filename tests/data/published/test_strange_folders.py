@@ -118,7 +118,7 @@ def test_links_to_archives(tmp_path):
   link = tmp_path / "given" / path.name
   link.symlink_to(path)
   assert read(benchmark, link) == read(benchmark, path)
-  with pytest.raises(InputError, match="or give the place that it leads to"):
+  with pytest.raises(InputError, match="or give that place instead"):
     read(benchmark, tmp_path / "given")
   fake.unpack(fake.cub_files(), tmp_path / "unpacked")
   link.unlink()
@@ -137,8 +137,8 @@ def test_archives_that_are_no_files(name, tmp_path):
   benchmark = fake.small(name)
   for look in (read, archives.describe):
     for path, message in (
-      ("pipe", "is no regular file"),
-      ("/dev/zero", "is no regular file"),
+      ("pipe", "is not a regular file"),
+      ("/dev/zero", "is not a regular file"),
       ("loop", "no file or folder"),
       ("x" * 5000, "no file or folder"),
     ):
