@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     required=True,
     help="folder with the images, which may be in subfolders",
   )
-  parser.add_argument("--query", metavar="IMAGE", required=True)
+  parser.add_argument(
+    "--query",
+    metavar="IMAGE",
+    required=True,
+    help="the photograph to search for",
+  )
   parser.add_argument(
     "--top",
     metavar="K",
