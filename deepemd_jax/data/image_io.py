@@ -27,6 +27,7 @@ from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
 LIMIT = 250  # million pixels, 750 MB of RGB; phones have up to 200
+_FOR_PILLOW = "too many pixels for Pillow in this format; make it smaller"
 VARIABLE = "DEEPEMD_MAX_MEGAPIXELS"
 WHOLE = 89_478_485  # pixels, 256 MiB of RGB; Pillow's own limit
 _LARGEST_FILE = 2**30  # bytes; real image files are smaller
@@ -110,7 +111,7 @@ def _identified(content: bytes) -> Image.Image:
     except (SyntaxError, IndexError, TypeError, struct.error):
       continue  # Pillow, too, takes these errors as a sign of another format
     except Image.DecompressionBombError as error:  # raised by some formats
-      raise _too_large("too many pixels for Pillow in this format") from error
+      raise TooLarge(_FOR_PILLOW) from error
   raise ValueError(picture_files.why_not_read(head))
 
 
@@ -233,7 +234,7 @@ def _smaller(image: Image.Image) -> Image.Image:
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)
       image.load()
   except Image.DecompressionBombError as error:
-    raise _too_large("too many pixels for Pillow in this format") from error
+    raise TooLarge(_FOR_PILLOW) from error
   orientation = image.getexif().get(_ORIENTATION, 1)
   if image.mode.startswith("I") or image.mode == "F":
     image = _eight_bit(image)
