@@ -1,8 +1,9 @@
 """DeepEMD few-shot learning, and an exact differentiable EMD, in JAX.
 
 Importing this package imports nothing else. Each of the names below is loaded
-on first use, so that `python -m deepemd_jax.main --help` is instant. `emd`
-needs nothing but JAX; the rest needs `pip install 'deepemd_jax[train]'`.
+on first use, so that `python -m deepemd_jax.main --help` is instant. For `emd`,
+`pip install deepemd_jax` is enough. The rest needs
+`pip install 'deepemd_jax[train]'`.
 """
 
 import importlib

@@ -1,8 +1,14 @@
 """The exact, batched, differentiable Earth Mover's Distance.
 
-Importing this package loads nothing else. JAX is loaded when the first name is
-used, so that help texts can list the solvers (`deepemd_jax.emd.solvers`)
-without delay.
+Functions: `distance` returns the value, with its gradient. `distance_and_flow`
+also returns the optimal flow. `solve` returns a `Plan`, which says how exact it
+is. `wasserstein` compares point clouds, and `pairwise` compares all pairs of a
+collection.
+
+Solvers: `NetworkSimplex` and `InteriorPoint` are exact. `RegularizedQP` and
+`Sinkhorn` are for comparison.
+
+Importing this package does not load JAX. The first use of a name does.
 """
 
 import importlib

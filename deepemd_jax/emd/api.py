@@ -70,9 +70,10 @@ def solve(
       `RegularizedQP()` or `Sinkhorn()`. None selects the fastest exact solver
       on this platform.
     start: [..., n, m], the flow of a similar problem that this solver has
-      solved. The native code of `NetworkSimplex` starts from it, which saves
-      time. The optimal value is the same; if several plans are optimal, the
-      solver may return another one. Other solvers ignore it.
+      solved; zeros are a cold start. The native code of `NetworkSimplex` starts
+      from it, which saves time. The optimal value is the same for any start; if
+      several plans are optimal, the solver may return another one. Other
+      solvers ignore it.
 
   Batch dimensions are broadcast.
 
@@ -180,8 +181,8 @@ def distance_and_flow(
   """Computes `distance` and the optimal flow in one solve.
 
   The flow has no derivative, except with `RegularizedQP`. Passed back as
-  `start`, it saves time if the costs have changed only a little, as they do
-  from one step of gradient descent to the next.
+  `start`, it saves time if costs and masses have changed only a little, as they
+  do from one step of gradient descent to the next.
 
   Args:
     cost: [..., n, m]; see `solve`.

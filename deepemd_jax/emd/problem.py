@@ -174,14 +174,16 @@ def prepare_start(start, cost) -> jax.Array:
   Raises:
     ValueError: start does not fit the shape of cost.
   """
-  start = jnp.asarray(start)
-  try:
-    return jnp.broadcast_to(start, cost.shape).astype(cost.dtype)
-  except ValueError as error:
-    raise ValueError(
-      f"start has shape {start.shape}, but cost has shape {cost.shape}; start "
-      "must be the flow of a problem of that shape"
-    ) from error
+  if isinstance(start, Plan):
+    raise ValueError("start is a Plan; pass its flow, plan.flow")
+  start, shape = jnp.asarray(start), cost.shape
+  with contextlib.suppress(ValueError):
+    if start.shape[-2:] == shape[-2:]:
+      return jnp.broadcast_to(start, shape).astype(cost.dtype)
+  raise ValueError(
+    f"start has shape {start.shape}, but cost has shape {shape}; start must be "
+    "the flow of a problem of that shape"
+  )
 
 
 def scale_problem(cost, a, b, may_forbid: bool = False) -> ScaledProblem:

@@ -106,6 +106,11 @@ def test_shapes_that_do_not_fit_are_told():
     problem.prepare(one(3), one(3), one(3))
   with pytest.raises(ValueError, match=r"start.*\(3, 4\).*\(2, 3, 5\)"):
     problem.prepare_start(one((3, 4)), one((2, 3, 5)))
+  with pytest.raises(ValueError, match=r"start.*\(1,\).*\(2, 3, 5\)"):
+    problem.prepare_start([1], one((2, 3, 5)))
+  plan = emd.solve(one((3, 5)), one(3), one(5))
+  with pytest.raises(ValueError, match="pass its flow, plan.flow"):
+    problem.prepare_start(plan, one((3, 5)))
 
 
 def test_batch_dimensions_are_broadcast():
