@@ -32,8 +32,8 @@ from typing import Any, NoReturn
 from deepemd_jax import mistakes
 from deepemd_jax.errors import InputError, MissingData
 from deepemd_jax.utils import files, registry, terminal
+from deepemd_jax.utils.version import VERSION
 
-PROGRAM = "python -m deepemd_jax"
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
 def _train(arguments: list[str]) -> NoReturn:
   """Does what `python -m deepemd_jax.main` does, exit code included."""
   train: Callable[[list[str]], NoReturn] = registry.load(f"{_TRAIN}:entry")
-  train([f"{PROGRAM} train", *arguments])
+  train([f"{_program()} train", *arguments])
 
 
 def _answer(arguments: list[str]) -> str:
@@ -136,13 +136,15 @@ def _answer(arguments: list[str]) -> str:
   name, *rest = arguments or [""]
   if name in ("-h", "--help"):
     return _overview()
+  if name == "--version":
+    return f"deepemd_jax {VERSION}"
   if name not in COMMANDS:
     hint = registry.hint(name, COMMANDS)
     what = f"there is no command {name!r}" if name else "a command is missing"
     raise InputError(f"{what}; {hint}")
   command = importlib.import_module(COMMANDS[name])
   parser = Parser(
-    prog=f"{PROGRAM} {name}", description=command.DESCRIPTION.strip()
+    prog=f"{_program()} {name}", description=command.DESCRIPTION.strip()
   )
   command.add_arguments(parser)
   try:
@@ -160,12 +162,19 @@ def _answer(arguments: list[str]) -> str:
 
 def _overview() -> str:
   """Lists the commands, each with a line of help."""
-  lines = [f"usage: {PROGRAM} COMMAND ...", ""]
+  program = _program()
+  lines = [f"usage: {program} COMMAND ...", ""]
   for name, path in COMMANDS.items():
     known = path == _TRAIN
     text = _TRAIN_HELP if known else importlib.import_module(path).HELP
     lines.append(f"  {name:<10}{text}")
-  return "\n".join([*lines, "", f"help on a command: {PROGRAM} COMMAND --help"])
+  return "\n".join([*lines, "", f"help on a command: {program} COMMAND --help"])
+
+
+def _program() -> str:
+  """Returns the command that the user has typed."""
+  typed = os.path.basename(sys.argv[0]).removesuffix(".exe")
+  return typed if typed == "deepemd" else "python -m deepemd_jax"
 
 
 def _run_aside(command: ModuleType, options: argparse.Namespace):

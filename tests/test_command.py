@@ -11,6 +11,7 @@ import pytest
 from commands import assert_refused, call
 from paths import ROOT
 
+import deepemd_jax
 from deepemd_jax import __main__ as command
 from deepemd_jax.errors import InputError, MissingData
 
@@ -208,6 +209,16 @@ def test_a_closed_pipe_is_no_error():
   )
   os.close(write)
   assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_version_and_the_name_that_was_typed(monkeypatch, capsys):
+  assert command.main(["--version"]) == 0
+  assert capsys.readouterr().out == f"deepemd_jax {deepemd_jax.__version__}\n"
+  names = {"/x/deepemd": "deepemd", "x": "python -m deepemd_jax"}
+  for typed, name in names.items():
+    monkeypatch.setattr(command.sys, "argv", [typed])
+    assert command.main(["classify", "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name} classify")
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,10 @@ def matched_regions(pairs: list[MatchedPair], lines: int = 8):
     _flows(figure, row[1], row[2], pair, lines)
     # Dollar signs in a name must not start a formula.
     row[1].set_title(pair.title, fontsize=9, loc="left", parse_math=False)
-  axes[0, 0].set_title("support", fontsize=9)
-  axes[0, 3].set_title("query", fontsize=9)
+  # Above the images, long titles would cover these words.
+  for axis, name in ((axes[-1, 0], "support"), (axes[-1, 3], "query")):
+    below = {"ha": "center", "va": "top", "transform": axis.transAxes}
+    axis.text(0.5, -0.03, name, fontsize=9, **below)
   _similarity_bar(figure, axes)
   return figure
 

@@ -18,6 +18,7 @@ from deepemd_jax.data import folder, image_input
 from deepemd_jax.errors import InputError
 from deepemd_jax.inference import image_encoder
 from deepemd_jax.models.heads import HeadSettings
+from deepemd_jax.utils import terminal
 
 SFC_LEARNING_RATE = 3.0  # for class nodes of length 1; chosen on validation
 # This share of the mean spread is added to each channel's spread, in squares.
@@ -56,7 +57,7 @@ class Center:
       encoder: an encoder of images without a center.
       images: at least one image.
       progress: called with the number of images done.
-      skip_bad: whether to omit unreadable images.
+      skip_bad: whether to omit unreadable images, and name them on stderr.
 
     Raises:
       InputError: an image cannot be read, or none can with `skip_bad`; the
@@ -68,6 +69,8 @@ class Center:
       center = cls.of_nodes(itertools.chain([first], nodes))
     if first is None or not skip_bad:
       image_encoder.refuse(images, bad)
+    for i in sorted(bad):
+      terminal.note(f"left out for centering {str(images[i])!r}: {bad[i]}")
     # pyrefly: ignore[unbound-name]: if it is unbound, `refuse` has raised
     return center
 

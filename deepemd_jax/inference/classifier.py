@@ -196,7 +196,8 @@ class FewShotClassifier:
       else "fitted to the examples (SFC)",
     }
     if self._center is not None:
-      facts["centered by"] = f"{self._center.photographs} photographs"
+      count = self._center.photographs
+      facts["centered by"] = f"{count} photograph{'s' * (count != 1)}"
     return facts
 
   def encoder(self) -> image_encoder.ImageEncoder:

@@ -62,10 +62,8 @@ def run(options: argparse.Namespace) -> str:
 
   from deepemd_jax.data import folder
 
-  paths = folder.below(options.gallery)
+  paths = _without(options.query, folder.below(options.gallery))
   center_paths = options.center and folder.below(options.center)
-  if not os.path.exists(options.query):
-    raise InputError(f"there is no image {options.query!r}")
 
   from deepemd_jax.inference import image_encoder
 
@@ -81,6 +79,21 @@ def run(options: argparse.Namespace) -> str:
   for i in sorted(bad):
     terminal.note(f"left out {str(paths[i])!r}: {bad[i]}")
   return _table(paths, best, query, solver)
+
+
+def _without(query: str, paths: list) -> list:
+  """Returns the images of the gallery without the query itself.
+
+  Raises:
+    InputError: there is no query, or no other image.
+  """
+  if not os.path.exists(query):
+    raise InputError(f"there is no image {query!r}")
+  real = os.path.realpath(query)
+  others = [path for path in paths if os.path.realpath(path) != real]
+  if not others:
+    raise InputError("the gallery has no other image than the query")
+  return others
 
 
 def encoder_and_solver(options: argparse.Namespace):
