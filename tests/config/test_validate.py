@@ -26,6 +26,23 @@ def test_the_defaults_are_legal_and_every_rule_is_of_a_field():
     validate._value(made, field)
 
 
+# Fields of numbers that are checked together with other fields.
+TOGETHER = {
+  *("data.fractions", "pretrain.warmup_epochs", "metatrain.warmup_epochs"),
+}
+
+
+def test_every_field_of_numbers_has_a_rule():
+  """Text and switches may have none: their kind is checked for all fields."""
+  fields = set()
+  for name, value in config().items():
+    inside = value.items() if hasattr(value, "items") else ()
+    fields |= {(f"{name}.{key}", str(x)) for key, x in inside}
+  numbers = {name for name, value in fields if any(map(str.isdigit, value))}
+  assert len(numbers) > 40
+  assert numbers - set(validate.RULES) == TOGETHER
+
+
 # field -> a value that is refused, and a word of the advice in the message
 MISTAKES = {
   "seed": (-1, "integer"),

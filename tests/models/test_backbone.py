@@ -153,6 +153,9 @@ def test_every_backbone_can_be_made_by_its_name():
     more = {"not_a_setting": 1, "weights": str(GOLDEN / "vit" / "dinov2")}
     made = backbone.create(name, **more)
     assert isinstance(made, backbone.Backbone)
+    # Otherwise each call would compile its programs again.
+    again = backbone.create(name, **more)
+    assert made == again and hash(made) == hash(again)
     published = isinstance(made.weights, backbone.PublishedWeights)
     assert entry.published == published
   with pytest.raises(InputError, match="resnet12"):
