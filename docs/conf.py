@@ -28,9 +28,9 @@ smartquotes = False
 myst_enable_extensions = []  # without formulas, the site loads no MathJax
 myst_heading_anchors = 4
 
-# The build and the kernels of the notebooks use sockets in files. With TCP,
-# other users of the machine could listen, and Jupyter warns about it.
-KernelManager.transport.default_value = "ipc"
+# Notebooks talk to the build through TCP, where others on the machine could
+# listen. Encryption also avoids Jupyter's warning of this.
+KernelManager.transport_encryption.default_value = "auto"
 # A cell that fails ends the build. No outputs of earlier builds are used.
 nb_execution_mode = "force"
 nb_execution_timeout = 900  # seconds a cell, on a busy machine
