@@ -37,6 +37,13 @@ def test_each_public_name_is_listed():
     deepemd_jax.nothing  # noqa: B018
 
 
+def test_the_emds_modules_need_no_import_of_their_own():
+  """As the pages write them, before anything else is used."""
+  for call in ("api.default_solver()", "solvers.make_solver('sinkhorn')"):
+    program = f"from deepemd_jax import emd; emd.{call}"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
 def test_importing_the_package_loads_nothing():
   code = "import sys; before = set(sys.modules); import deepemd_jax; "
   code += "print({m.split('.')[0] for m in set(sys.modules) - before})"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
   from deepemd_jax.emd.regularized_qp import RegularizedQP
   from deepemd_jax.emd.sinkhorn import Sinkhorn
 
+_SUBMODULES = ("api", "solvers")
 _MODULES = {
   "InteriorPoint": "interior_point",
   "NetworkSimplex": "network_simplex",
@@ -51,6 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
+  if name in _SUBMODULES:
+    return importlib.import_module(f"{__name__}.{name}")
   if name not in _MODULES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
@@ -59,4 +62,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-  return sorted({*globals(), *__all__})
+  return sorted({*globals(), *__all__, *_SUBMODULES})
