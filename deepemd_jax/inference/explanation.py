@@ -119,7 +119,8 @@ class Explanation:
       terms: number of pairs that have their own term.
     """
     first = [pair.contribution for pair in self.pairs[:terms]]
-    rest = self.logit - sum(first)
+    # The printed numbers add up.
+    rest = round(self.logit, 2) - sum(round(x, 2) for x in first)
     parts = [f"{x:.2f}" for x in first]
     others = len(self.pairs) - len(first)
     if others:
