@@ -69,13 +69,18 @@ def run(
   _keep_compiled_programs(workdir)
   connect()
   runtime.check_same(json.dumps(fields, sort_keys=True))
-  if runtime.is_main():
-    workdirs.claim(workdir, fields)
+  is_new = runtime.is_main() and workdirs.claim(workdir, fields)
   runtime.start_watchdog(workdir)
-  for stage in config.stages:
-    registry.load(STAGES[stage].path)(settings, workdir)
-    # Process 0 may still be drawing, and must not be behind in the next stage.
-    runtime.barrier(stage)
+  try:
+    for stage in config.stages:
+      registry.load(STAGES[stage].path)(settings, workdir)
+      # Process 0 may still be drawing, and must not be behind in the next
+      # stage.
+      runtime.barrier(stage)
+  except InputError:
+    if is_new:
+      workdirs.release(workdir)
+    raise
 
 
 def entry(argv: list[str] | None = None) -> NoReturn:

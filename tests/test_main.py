@@ -8,11 +8,14 @@ import types
 
 import pytest
 from paths import ROOT
+from recipes import draw_polygons
 
+from configs import folder
 from deepemd_jax import main as command
 from deepemd_jax.config import command_line
+from deepemd_jax.config import workdir as workdirs
 from deepemd_jax.config.stages import EVAL_STAGES, STAGES
-from deepemd_jax.errors import MissingData
+from deepemd_jax.errors import InputError, MissingData
 from deepemd_jax.utils import registry
 
 CONFIG = "--config=configs/quickstart.py"
@@ -124,6 +127,21 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   assert done.stderr.count("\n") == 1
   assert "another config" in done.stderr
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_mistake_that_a_stage_finds_leaves_the_workdir_free(tmp_path):
+  """The corrected command takes the same workdir."""
+  counts = dict.fromkeys(range(3, 9), 5)
+  images = draw_polygons(tmp_path / "images", counts, side=40)
+  made = folder.get_config()
+  made.data.folder, made.data.directory = str(images), str(tmp_path / "data")
+  made.data.fractions = (0.4, 0.3, 0.3)
+  made.image.size, made.pretrain.batch_size = 32, 8
+  made.episode.way, made.episode.query = 2, 3
+  with pytest.raises(InputError, match="use folder:40"):
+    command.run(made, tmp_path / "run")
+  assert not list((tmp_path / "run").iterdir())
+  workdirs.check(tmp_path / "run", {}, trains=True)
 
 
 def test_missing_data_are_explained_in_a_few_lines(monkeypatch, capsys):

@@ -14,6 +14,7 @@ import tempfile
 from deepemd_jax.errors import InputError
 from deepemd_jax.utils import files
 
+CONFIG = "config.json"
 # Fields, or whole sections, that may change between two runs in one workdir:
 # they do not alter what the training stages learn.
 MUTABLE_FIELDS = frozenset(
@@ -43,7 +44,7 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
   """
   _check_readable(fields)
   try:
-    saved = _read(workdir / "config.json")
+    saved = _read(workdir / CONFIG)
     workdir.mkdir(parents=True, exist_ok=True)
     foreign = any(
       not path.name.startswith(files.SCRATCH_PREFIX)
@@ -70,18 +71,21 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
     )
 
 
-def claim(workdir: pathlib.Path, fields: dict) -> None:
+def claim(workdir: pathlib.Path, fields: dict) -> bool:
   """Writes the config into a new workdir. Only one of several processes calls
   this.
+
+  Returns:
+    Whether the workdir was new.
 
   Raises:
     InputError: the file cannot be written.
   """
-  path = workdir / "config.json"
+  path = workdir / CONFIG
   from deepemd_jax.config import stored  # loads ml_collections
 
   if path.exists():
-    return
+    return False
   try:
     text = json.dumps(stored.sealed(fields), indent=2, sort_keys=True)
     files.write(path, text + "\n")
@@ -90,6 +94,15 @@ def claim(workdir: pathlib.Path, fields: dict) -> None:
       f"cannot write to workdir {workdir}: {error.strerror}; make room, or "
       "give another --workdir"
     ) from error
+  return True
+
+
+def release(workdir: pathlib.Path) -> None:
+  """Removes the config from a workdir in which no stage has written anything,
+  so that a run with another config can have it."""
+  names = {path.name for path in workdir.iterdir()}
+  if {x for x in names if not x.startswith(files.SCRATCH_PREFIX)} == {CONFIG}:
+    (workdir / CONFIG).unlink()
 
 
 def _read(path: pathlib.Path) -> dict | None:

@@ -6,8 +6,8 @@ maps that the rest of the program needs. No code outside of a backbone's own
 file depends on its variables or its layers.
 
 To add one, write a file with a function that returns a `Backbone`, and add a
-line to `BACKBONES`. A setting that no other backbone has also needs a field of
-`config.model` in `config/defaults.py`.
+line to `BACKBONES`. `CONTRIBUTING.md` has an example, and says what a new
+setting needs.
 """
 
 import dataclasses

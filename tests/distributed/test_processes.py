@@ -166,5 +166,5 @@ def test_a_mistake_ends_each_process_before_they_connect(images, tmp_path):
     timeout=60,
   )
   assert done.returncode == 2
-  assert "lower config.episode.shot" in done.stderr
+  assert "lower config.metatrain.shot" in done.stderr
   assert not (tmp_path / "run").exists()
