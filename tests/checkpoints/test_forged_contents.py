@@ -104,12 +104,16 @@ def number(value: int) -> bytes:
 
 
 RESTORE = """
-import resource, sys
+import re, sys
 from small_checkpoints import model
 from deepemd_jax.checkpoints.manager import Checkpoints
 from deepemd_jax.errors import InputError
 
-memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def memory():
+  # The peak in MiB. ru_maxrss would count the process that started this one.
+  status = open("/proc/self/status").read()
+  return int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) // 1024
+
 with Checkpoints(sys.argv[1], read_only=True) as saved:
   before = memory()
   try:
