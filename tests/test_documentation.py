@@ -20,6 +20,7 @@ import deepemd_jax
 from deepemd_jax import __main__, convert, emd, models
 from deepemd_jax.checkpoints import pretrained
 from deepemd_jax.config import variants
+from deepemd_jax.models import backbone
 
 README = ROOT / "README.md"
 PAGES = sorted(
@@ -140,13 +141,13 @@ def test_the_readmes_module_runs():
   assert nnx.eval_shape(logits).shape == (5, 15, 5)
 
 
-def test_every_command_and_variant_is_on_a_page():
+def test_every_command_variant_and_backbone_is_on_a_page():
   text = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
   for name in __main__.COMMANDS:
     command = "main" if name == "train" else name
     assert re.search(rf"python -m deepemd_jax[ .]{command}\s", text), name
   text = (ROOT / "docs" / "configs.md").read_text()
-  for name in variants.COMMON:
+  for name in (*variants.COMMON, *backbone.BACKBONES):
     assert f"`{name}`" in text, name
 
 

@@ -60,19 +60,21 @@ def check_feasible(
   Raises:
     InputError: there are too few; the message gives both numbers.
   """
-  section = "config.episode" if split == "test" else "config.metatrain"
+  section, or_else = "config.episode", ""
+  if split != "test":
+    section, or_else = "config.metatrain", " (or of config.episode if it is 0)"
   if len(counts) < shape.way:
     raise InputError(
       f"{shape.way}-way episodes need {shape.way} classes, but split {split!r} "
-      f"has {len(counts)}; lower {section}.way, or add classes"
+      f"has {len(counts)}; lower {section}.way{or_else}, or add classes"
     )
   name = min(counts, key=counts.__getitem__)
   if counts[name] < shape.shot + shape.query:
     raise InputError(
       f"class {name!r} of split {split!r} has {counts[name]} images, but an "
       f"episode needs {shape.shot + shape.query} ({shape.shot} support and "
-      f"{shape.query} query); lower {section}.shot or {section}.query, or add "
-      "images"
+      f"{shape.query} query); lower {section}.shot or {section}.query"
+      f"{or_else}, or add images"
     )
 
 
