@@ -46,10 +46,7 @@ def check(workdir: pathlib.Path, fields: dict, *, trains: bool) -> None:
   try:
     saved = _read(workdir / CONFIG)
     workdir.mkdir(parents=True, exist_ok=True)
-    foreign = any(
-      not path.name.startswith(files.SCRATCH_PREFIX)
-      for path in workdir.iterdir()
-    )
+    foreign = bool(_names(workdir))
     with tempfile.TemporaryFile(dir=workdir, prefix=files.SCRATCH_PREFIX):
       pass
   except OSError as error:
@@ -100,9 +97,14 @@ def claim(workdir: pathlib.Path, fields: dict) -> bool:
 def release(workdir: pathlib.Path) -> None:
   """Removes the config from a workdir in which no stage has written anything,
   so that a run with another config can have it."""
-  names = {path.name for path in workdir.iterdir()}
-  if {x for x in names if not x.startswith(files.SCRATCH_PREFIX)} == {CONFIG}:
+  if _names(workdir) == {CONFIG}:
     (workdir / CONFIG).unlink()
+
+
+def _names(workdir: pathlib.Path) -> set[str]:
+  """Returns the names in a folder, without remains of interrupted writing."""
+  names = {path.name for path in workdir.iterdir()}
+  return {x for x in names if not x.startswith(files.SCRATCH_PREFIX)}
 
 
 def _read(path: pathlib.Path) -> dict | None:
