@@ -168,6 +168,7 @@ class NodeCache:
       if kind not in self._encoders:
         self._encoders[kind] = ImageSetEncoder.of(settings, STAGE)
       encode, rows = self._encoders[kind], self.rows(settings, images)
+      terminal.note(f"{STAGE}: encoding {len(rows)} images by {stage}")
       self._nodes[kind, stage] = encode(self._variables[stage], images, rows)
     return self._nodes[kind, stage]
 
