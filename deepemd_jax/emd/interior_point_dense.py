@@ -2,10 +2,11 @@
 
 Each problem is a matrix of its own, and the backend's matrix products do most
 of the work. The columns are eliminated by star-mesh transforms, as in
-`resistor_network`, but block by block. Within a small block, the columns are
-eliminated one after another. The effect of a block on the rest of the network
-is one product of two matrices without negative entries. So nothing is
-subtracted here, either.
+`resistor_network`, but panel by panel, and block by block within a panel.
+Within a small block, the columns are eliminated one after another. The effect
+of a block on its panel, or of a panel on the rest of the network, is one
+product of two matrices without negative entries. So nothing is subtracted here,
+either.
 """
 
 import functools
@@ -18,8 +19,11 @@ from deepemd_jax.emd import interior_point_single
 from deepemd_jax.emd.interior_point_step import Options
 from deepemd_jax.emd.resistor_network import Network, heaviest_last, or_one
 
-_BLOCK = 16  # columns
+_BLOCK = 8  # columns
+_PANEL = 64  # columns, at least
+_MOST_PANELS = 8  # they are written out, which takes time to compile
 _CELLS = 2**18  # cells of problems that advance together; they fit a CPU cache
+_CORRECTORS = 2  # more save steps, but not time
 
 _product = functools.partial(jnp.matmul, precision="highest")
 
@@ -51,7 +55,7 @@ def iterate(cost, a, b, moved_mass, leak, *, options: Options):
     interior_point_single.iterate,
     eliminate=eliminate,
     potentials=potentials,
-    options=options,
+    options=options._replace(correctors=_CORRECTORS),
   )
   together = max(1, _CELLS // (n * m))
   if export.is_symbolic_dim(count) or count <= together:
@@ -78,32 +82,78 @@ def eliminate(conductance, leak_a, leak_b) -> Network:
   conductance = conductance.at[:, -1].add(leak_a)
   degree = or_one(conductance.sum(1))
   share = conductance / degree[:, None]
-  mesh = _product(share.T, conductance).at[:, -1].add(leak_b)
   # Columns without neighbors fill up the last block. Their elimination changes
   # nothing. Neither does that of the ground, which then has no neighbors left.
-  spare = -m % _BLOCK
-  mesh = jnp.pad(mesh, ((0, spare), (0, spare)))
-  mesh, total = _eliminate_columns(mesh)
-  mesh, total = mesh[:m, :m], total[:m]
+  spare = [(0, 0), (0, -m % _BLOCK)]
+  leaks = jnp.zeros((m, m), share.dtype).at[:, -1].set(leak_b)
+  spread, total = _eliminate_columns(
+    jnp.pad(share, spare),
+    jnp.pad(conductance, spare),
+    jnp.pad(leaks, [spare[1], spare[1]]),
+  )
+  spread, total = spread[:m, :m], total[:m]
   row, column = jnp.arange(m)[:, None], jnp.arange(m)
   return Network(
     degree=degree,
     share=share,
-    spread=jnp.where((column < row) & (row < m - 1), mesh, 0),
+    spread=jnp.where(row < m - 1, spread, 0),
     total=jnp.where((total > 0) & (column < m - 1), total, jnp.inf),
   )
 
 
-def _eliminate_columns(mesh):
-  """Eliminates all columns of a mesh [m, m], block by block.
+def _eliminate_columns(share, conductance, leaks):
+  """Eliminates all columns of the mesh share^T conductance + leaks.
+
+  This is done panel by panel. A row of the mesh is computed when its column is
+  about to be eliminated, from the rows of the columns before it.
+
+  Args:
+    share: [n, m].
+    conductance: [n, m].
+    leaks: [m, m], conductances between the columns and the ground.
 
   Returns:
-    The mesh [m, m] and the totals [m]. Above its diagonal, each row of the mesh
-    has the values that it had before its elimination. Below its diagonal is
+    `Network.spread`, [m, m], and the totals, [m].
+  """
+  m = len(leaks)
+  count = min(_MOST_PANELS, max(1, m // _PANEL))
+  size = -(-m // (count * _BLOCK)) * _BLOCK
+  spread, totals = leaks[:0, :0], []
+  pairs = [(share, conductance)]  # the mesh of later columns is their product
+  for first in range(0, m, size):
+    own = slice(0, min(size, m - first))
+    shares = [x[:, own].T for x, _ in pairs]
+    rows = leaks[first:, first:][own]
+    for x, (_, y) in zip(shares, pairs, strict=True):
+      rows = rows + _product(x, y)
+    rows, total = _eliminate_panel(rows)
+    within, later = jnp.tril(rows[:, own], -1), rows[:, own.stop :]
+    # The shares that arrive from the columns of earlier panels, first directly,
+    # then also through other columns.
+    before = jnp.concatenate([leaks[own, :0], *shares[1:]], 1)
+    before = before + _product(before, spread)
+    before = before + _product(within, before)
+    none = jnp.zeros((first, own.stop), leaks.dtype)
+    spread = jnp.block([[spread, none], [before, within]])
+    totals.append(total)
+    pairs = [(x[:, own.stop :], y[:, own.stop :]) for x, y in pairs]
+    pairs.append((later / or_one(total)[:, None], later))
+  return spread, jnp.concatenate(totals)
+
+
+def _eliminate_panel(rows):
+  """Eliminates the first columns of a mesh, block by block.
+
+  Args:
+    rows: [k, m], the first rows of the mesh. Their columns are eliminated.
+
+  Returns:
+    The rows [k, m] and the totals [k]. Above its diagonal, each row has the
+    values that it had before its elimination. Below its diagonal is
     `Network.spread`.
   """
-  m = len(mesh)
-  column, row = jnp.arange(m), jnp.arange(m)[:, None]
+  k, m = rows.shape
+  column, row = jnp.arange(m), jnp.arange(k)[:, None]
 
   def eliminate(i, state):
     mesh, totals = state
@@ -116,7 +166,7 @@ def _eliminate_columns(mesh):
     block, arriving, total = _eliminate_within(block, beyond)
     rows = _product(arriving, rows)
     rows = lax.dynamic_update_slice_in_dim(rows, block, first, 1)
-    part = jnp.where(later, rows, 0) / or_one(total)[:, None]
+    part = jnp.where(later[:k], rows[:, :k], 0) / or_one(total)[:, None]
     # This eliminates the block's columns from later rows. Conductances within
     # the block do not affect later rows.
     within = (column >= first) & ~later
@@ -129,8 +179,7 @@ def _eliminate_columns(mesh):
     )
     return put(mesh, rows), put(totals, total)
 
-  state = mesh, 0 * mesh[0]
-  return lax.fori_loop(0, m // _BLOCK, eliminate, state)
+  return lax.fori_loop(0, k // _BLOCK, eliminate, (rows, 0 * rows[:, 0]))
 
 
 def _eliminate_within(block, beyond):

@@ -8,7 +8,9 @@ enough work (`interior_point_dense`). These modules pass the linear algebra.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -16,6 +18,10 @@ from deepemd_jax.emd.interior_point_step import Options
 
 _FAR = 1e30  # slack of a cell that must not bound a step
 _TINY = 1e-30  # the smallest divisor
+# Settings of the correctors; see `_corrected`.
+_FARTHER = 0.5  # how much farther a corrector tries to go
+_NEIGHBORHOOD = 0.1, 10.0  # of the goal, as factors
+_MOST_CENTERING = 0.3  # more would waste steps that correctors make long
 
 
 def iterate(
@@ -104,7 +110,7 @@ def _repeat(step, now, wrong, moved_mass, options: Options):
 
 def _wrong(flow, slack, a, b):
   """Returns the gap [] and the missing mass of rows [N] and columns [M]."""
-  return (flow * slack).sum(), a - flow.sum(1), b - flow.sum(0)
+  return _total(flow * slack), a - flow.sum(1), b - flow.sum(0)
 
 
 def _step(
@@ -121,35 +127,33 @@ def _step(
   # give * flow is the conductance, 1 / (slack / flow + proximal).
   give = 1 / (slack + options.proximal * flow)
   conductance = give * flow
-  leaks = leak * a, leak * b
-  network = eliminate(conductance, *leaks)
-
-  def direction(change, solves):
-    u, v = jnp.zeros_like(a), jnp.zeros_like(b)
-    for _ in range(solves):
-      more_u, more_v = potentials(
-        conductance,
-        network,
-        wrong_a - change.sum(1),
-        wrong_b - change.sum(0),
-      )
-      change = change + conductance * (more_u[:, None] + more_v)
-      u, v = u + more_u, v + more_v
-    return change, -(u[:, None] + v), u, v
-
-  change, fall, _, _ = direction(-conductance * slack, 1)
-  over_flow, over_slack = (1 / jnp.maximum(x, _TINY) for x in (flow, slack))
-  primal, dual = _reach(change * over_flow), _reach(fall * over_slack)
-  ahead = (flow + primal * change) * (slack + dual * fall)
-  centering = ahead.sum() / gap
+  network = eliminate(conductance, leak * a, leak * b)
+  point = _Point(
+    flow=flow,
+    slack=slack,
+    over_flow=1 / jnp.maximum(flow, _TINY),
+    over_slack=1 / jnp.maximum(slack, _TINY),
+    conductance=conductance,
+    give=give,
+    lacks=(wrong_a, wrong_b),
+    potentials=functools.partial(potentials, conductance, network),
+  )
+  move = point.towards(None)
+  primal, dual = point.reach(move)
+  centering = _total(point.products(move, primal, dual)) / gap
   centering = centering * centering * centering
-  aim = (centering * gap) * weight_a[:, None] * weight_b
-  aim = aim - (primal * dual) * change * fall
-  change, fall, u, v = direction(give * aim - conductance * slack, 2)
-  primal = jnp.minimum(1, options.backoff * _reach(change * over_flow))
-  dual = jnp.minimum(1, options.backoff * _reach(fall * over_slack))
-  flow, slack = flow + primal * change, slack + dual * fall
-  f, g = f + dual * u, g + dual * v
+  if options.correctors:
+    centering = jnp.minimum(centering, _MOST_CENTERING)
+  goal = (centering * gap) * weight_a[:, None] * weight_b
+  aim = goal - (primal * dual) * move.change * move.fall
+  move = point.towards(aim)
+  for _ in range(options.correctors):
+    aim, move = _corrected(point, aim, move, goal)
+  move = point.refine(move)
+  primal, dual = (options.backoff * x for x in point.reach(move))
+  primal, dual = jnp.minimum(1, primal), jnp.minimum(1, dual)
+  flow, slack = flow + primal * move.change, slack + dual * move.fall
+  f, g = f + dual * move.u, g + dual * move.v
 
   gap, wrong_a, wrong_b = _wrong(flow, slack, a, b)
   wrong = abs(wrong_a).sum() + abs(wrong_b).sum()
@@ -158,6 +162,108 @@ def _step(
   rounding = 4 * float(jnp.finfo(flow.dtype).eps) * (moved_mass + b.sum())
   close = (gap <= little) & (wrong <= little + rounding)
   return (flow, slack, f, g), (gap, wrong_a, wrong_b), left, close
+
+
+class _Move(NamedTuple):
+  """A move of the variables.
+
+  Attributes:
+    change: [N, M], the change of the flow.
+    u: [N], the change of the row potentials.
+    v: [M], the change of the column potentials.
+  """
+
+  change: jax.Array
+  u: jax.Array
+  v: jax.Array
+
+  @property
+  def fall(self) -> jax.Array:
+    """The change of the slacks, [N, M]."""
+    return -(self.u[:, None] + self.v)
+
+
+class _Point(NamedTuple):
+  """The point before a step, and its equations.
+
+  Attributes:
+    flow: [N, M].
+    slack: [N, M].
+    over_flow: [N, M], 1 / flow.
+    over_slack: [N, M], 1 / slack.
+    conductance: [N, M].
+    give: [N, M], conductance / flow.
+    lacks: the missing mass of rows [N] and columns [M].
+    potentials: a function of the currents into rows and columns.
+  """
+
+  flow: jax.Array
+  slack: jax.Array
+  over_flow: jax.Array
+  over_slack: jax.Array
+  conductance: jax.Array
+  give: jax.Array
+  lacks: tuple[jax.Array, jax.Array]
+  potentials: Callable
+
+  def towards(self, aim) -> _Move:
+    """Returns the move to products flow * slack of `aim` [N, M], or 0 if it is
+    None. The move ignores the products of changes."""
+    change = -self.conductance * self.slack
+    if aim is not None:
+      change = self.give * aim + change
+    return self.refine(_Move(change, *map(jnp.zeros_like, self.lacks)))
+
+  def refine(self, move: _Move) -> _Move:
+    """Corrects a move, as `resistor_network.refine` does."""
+    change, u, v = move
+    more_u, more_v = self.potentials(
+      self.lacks[0] - change.sum(1), self.lacks[1] - change.sum(0)
+    )
+    change = change + self.conductance * (more_u[:, None] + more_v)
+    return _Move(change, u + more_u, v + more_v)
+
+  def reach(self, move: _Move):
+    """Returns the largest steps of the flow and of the slack, [] and []."""
+    return (
+      _reach(move.change * self.over_flow),
+      _reach(move.fall * self.over_slack),
+    )
+
+  def products(self, move: _Move, primal, dual):
+    """Returns flow * slack after a move of these steps, [N, M]."""
+    flow = self.flow + primal * move.change
+    return flow * (self.slack + dual * move.fall)
+
+
+def _corrected(point: _Point, aim, move: _Move, goal):
+  """Returns an aim and its move, which gets farther than `move` if possible.
+
+  If `move` went farther, some products would be far from their goal. The new
+  aim keeps them in its neighborhood.
+
+  References:
+    Gondzio, "Multiple centrality corrections in a primal-dual method for linear
+    programming", Computational Optimization and Applications 6, 1996.
+  """
+  primal, dual = point.reach(move)
+  ahead = point.products(
+    move, jnp.minimum(1, primal + _FARTHER), jnp.minimum(1, dual + _FARTHER)
+  )
+  least, most = (x * goal for x in _NEIGHBORHOOD)
+  too_much = jnp.where(ahead > 2 * most, -most, most - ahead)
+  too_little = jnp.where(ahead < least, least - ahead, 0)
+  new_aim = aim + jnp.where(ahead > most, too_much, too_little)
+  new = point.towards(new_aim)
+  new_primal, new_dual = point.reach(new)
+  helps = new_primal + new_dual > primal + dual
+  pick = functools.partial(jnp.where, helps)
+  return pick(new_aim, aim), _Move(*map(pick, new, move))
+
+
+def _total(x):
+  """Sums [N, M]. XLA for CPUs takes much longer for both axes at once."""
+  return x.sum(0).sum()
 
 
 def _reach(rise):
