@@ -36,6 +36,7 @@ _FAR = 20.0  # units; with more, the potentials would drift and lose digits
 _LESS = 0.01  # factor of the leak after the first round, unless that failed
 _MARGIN = 2.0  # a problem is done if its gap is below the limit by this factor
 _LACK = 1e-4  # a missing share of a node's mass that is more than rounding
+_ROUNDINGS = 16  # rounding errors of the moved mass that a node may lack
 
 
 class _Rounds(NamedTuple):
@@ -194,9 +195,20 @@ def _without_far(flow, far, above, a, b):
 
 
 def _is_possible(scaled: ScaledProblem, flow):
-  """Tells whether there is a plan without forbidden pairs, [...] bool."""
-  lack_a = scaled.a - flow.sum(1) > _LACK * scaled.a
-  lack_b = scaled.b - flow.sum(0) > _LACK * scaled.b
+  """Tells whether there is a plan without forbidden pairs, [...] bool.
+
+  There is none if a node lacks mass. A lack may also be rounding of the whole
+  flow, though, if the node has very little mass. Then the node counts only if
+  all its pairs are forbidden.
+  """
+  a, b, above = scaled.a, scaled.b, scaled.above
+  rounding = _ROUNDINGS * float(jnp.finfo(flow.dtype).eps) * scaled.moved_mass
+  lack_a = a - flow.sum(1) > jnp.maximum(_LACK * a, rounding)
+  lack_b = b - flow.sum(0) > jnp.maximum(_LACK * b, rounding)
+  alone_a = (a > 0) & (jnp.where(b > 0, above, jnp.inf).min(1) == jnp.inf)
+  alone_b = (b > 0) & (
+    jnp.where(a[:, None] > 0, above, jnp.inf).min(0) == jnp.inf
+  )
   count = lambda x, *axes: jnp.where(x, 1.0, 0.0).sum(axes)  # noqa: E731
-  forbids = count(scaled.above == jnp.inf, 0, 1) > 0
-  return ~(forbids & (count(lack_a, 0) + count(lack_b, 0) > 0))
+  lacking = count(lack_a | alone_a, 0) + count(lack_b | alone_b, 0)
+  return ~((count(above == jnp.inf, 0, 1) > 0) & (lacking > 0))

@@ -103,6 +103,22 @@ def test_forbidden_pairs_are_not_used(row, x64, share, balanced):
   assert any(seen) and (share < 0.5 or not all(seen))
 
 
+@each_case(EXACT)
+def test_forbidden_pairs_beside_masses_of_any_size(row, x64):
+  """The masses are over 8 orders of magnitude, and a plan exists."""
+  for seed in range(6):
+    rng = np.random.default_rng([seed, 8])
+    cost, *_, marked = draw(seed, x64, 0.5)
+    known = np.where(marked, 0, 10 ** (-8 * rng.random(SMALL)))
+    known /= known.sum((1, 2), keepdims=True)
+    a, b = (known.sum(axis).astype(cost.dtype) for axis in (2, 1))
+    forbidden = np.where(marked, np.inf, cost).astype(cost.dtype)
+    plan = solve(forbidden, a, b, solver=row.solver)
+    assert plan.converged.all()
+    assert (np.asarray(plan.flow)[marked] == 0).all()
+    assert (paid(forbidden, plan) <= (known * cost).sum((1, 2)) + 1e-6).all()
+
+
 @each_case(WIDEST)
 def test_tiny_costs_count_beside_huge_ones(row, x64):
   """A problem has costs over 60 orders of magnitude."""
