@@ -5,9 +5,10 @@ pooled heads use the encoder of the stage that is best for the prototype head on
 validation episodes.
 """
 
+import functools
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -213,8 +214,11 @@ class HeadComparison:
       self._cache(self._settings, stage, images)
     encoding = time.monotonic() - began
     accuracies, speed = {}, {}
-    for head in self._scorers:
-      accuracies[head], speed[head] = self._score(head, images, count, name)
+    terminal.note(f"{STAGE} {name}: testing {', '.join(self._scorers)}")
+    with Progress() as progress:
+      for head in self._scorers:
+        report = functools.partial(_report, progress, name, head, count)
+        accuracies[head], speed[head] = self._score(head, images, count, report)
     means = ", ".join(f"{h} {v.mean():.2f}" for h, v in accuracies.items())
     terminal.note(f"evaluate {name}: {means}")
     return EpisodeResults(
@@ -239,9 +243,12 @@ class HeadComparison:
     )
 
   def _score(
-    self, head: str, images: ImageSet, count: int, name: str
+    self, head: str, images: ImageSet, count: int, report: Callable
   ) -> tuple[np.ndarray, float]:
-    """Returns a head's accuracies [count], percent, and episodes per second."""
+    """Returns a head's accuracies [count], percent, and episodes per second.
+
+    `report` is called with the number of episodes done.
+    """
     score = self._scorers[head]
     nodes = self._cache(self._settings, self._stages[head], images)
     sampler = AmongRows(
@@ -249,13 +256,15 @@ class HeadComparison:
       self._cache.rows(self._settings, images),
     )
     size = min(self._settings.evaluate.batch_size, count)
-    with Progress() as progress:
-      score(nodes, sampler, size, size)  # compiles before the timing
-      began = time.monotonic()
-
-      def report(done):
-        runtime.raise_if_stopping(STAGE)
-        progress(f"episodes, {name}, {head}", done, count)
-
-      accuracies = score(nodes, sampler, count, size, report)
+    score(nodes, sampler, size, size)  # compiles before the timing
+    began = time.monotonic()
+    accuracies = score(nodes, sampler, count, size, report)
     return accuracies, count / (time.monotonic() - began)
+
+
+def _report(
+  progress: Progress, name: str, head: str, count: int, done: int
+) -> None:
+  """Shows how many of `count` episodes of a test a head has done."""
+  runtime.raise_if_stopping(STAGE)
+  progress(f"episodes, {name}, {head}", done, count)
