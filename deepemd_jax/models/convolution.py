@@ -1,4 +1,10 @@
-"""A stride-1 convolution whose weight gradient is fast on CPUs, too."""
+"""Convolutions that are fast on CPUs, too.
+
+On other devices, XLA's own form is used. In `same_convolution` only the weight
+gradient has a form of its own for CPUs.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -81,3 +87,83 @@ def _backward(residuals, cotangent):
 
 
 _convolution.defvjp(_forward, _backward)
+
+
+def depthwise(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Convolves each channel with a kernel of its own, with padding "SAME".
+
+  On a CPU, this is a sum of shifted images.
+
+  Args:
+    images: [N, H, W, C].
+    kernel: [k, k, 1, C].
+    stride: distance of neighboring windows in pixels.
+
+  Returns:
+    [N, ceil(H / stride), ceil(W / stride), C].
+  """
+  by_shifts = functools.partial(_sum_of_shifts, stride=stride)
+  by_xla = functools.partial(_strided, stride=stride, groups=images.shape[-1])
+  return lax.platform_dependent(images, kernel, cpu=by_shifts, default=by_xla)
+
+
+def halving(images: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves with stride 2 and padding "SAME".
+
+  On a CPU, this is one matrix product. It is faster if there are few channels.
+
+  Args:
+    images: [N, H, W, C_in].
+    kernel: [3, 3, C_in, C_out].
+
+  Returns:
+    [N, ceil(H / 2), ceil(W / 2), C_out].
+  """
+  by_xla = functools.partial(_strided, stride=2, groups=1)
+  return lax.platform_dependent(
+    images, kernel, cpu=_halving_by_product, default=by_xla
+  )
+
+
+def _strided(images, kernel, stride: int, groups: int):
+  return lax.conv_general_dilated(
+    *(images, kernel, (stride, stride), "SAME"),
+    dimension_numbers=_LAYOUT,
+    feature_group_count=groups,
+  )
+
+
+def _sum_of_shifts(images, kernel, stride: int):
+  k, sides = kernel.shape[0], images.shape[1:3]
+  padding = lax.padtype_to_pads(sides, (k, k), (stride, stride), "SAME")
+  images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+  height, width = (-(-side // stride) for side in sides)
+  sums = jnp.zeros((), images.dtype)
+  for i in range(k):
+    for j in range(k):
+      rows = slice(i, i + (height - 1) * stride + 1, stride)
+      columns = slice(j, j + (width - 1) * stride + 1, stride)
+      sums += images[:, rows, columns] * kernel[i, j, 0]
+  return sums
+
+
+def _halving_by_product(images, kernel):
+  """Turns squares of 2 x 2 pixels into one pixel with four times as many
+  channels. Then the kernel has 2 x 2 pixels, and the stride is 1."""
+  count, *sides, channels = images.shape
+  height, width = (-(-side // 2) for side in sides)
+  before = [x for x, _ in lax.padtype_to_pads(sides, (3, 3), (2, 2), "SAME")]
+  after = [
+    2 * (half + 1) - side - x
+    for half, side, x in zip((height, width), sides, before, strict=True)
+  ]
+  x = jnp.pad(images, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+  x = x.reshape(count, height + 1, 2, width + 1, 2, channels).swapaxes(2, 3)
+  x = x.reshape(count, height + 1, width + 1, 4 * channels)
+  windows = [
+    x[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)
+  ]
+  kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
+  kernel = kernel.reshape(2, 2, 2, 2, channels, -1).swapaxes(1, 2)
+  kernel = kernel.reshape(16 * channels, -1)
+  return jnp.einsum("nhwi,io->nhwo", jnp.concatenate(windows, -1), kernel)

@@ -11,8 +11,9 @@ References:
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from deepemd_jax.errors import InputError
+from deepemd_jax.models import convolution
 from deepemd_jax.models.backbone import (
   PRECISIONS,
   Backbone,
@@ -30,6 +32,7 @@ from deepemd_jax.models.backbone import (
 
 _EPSILON = 1e-3  # epsilon of batch norm
 _STEM, _HEAD = 32, 1280  # channels, whatever the width
+_LARGE = 7  # the first parts of the network, which have the large maps
 
 
 class Size(NamedTuple):
@@ -222,11 +225,11 @@ def from_torch(state_dict: Mapping[str, Any], *, size: str) -> Variables:
     return np.asarray(array, np.float32)
 
   params: dict[str, Any] = {}
-  for block, name, (k, _, channels_in, out), convolution, norm in layers(size):
+  for block, name, (k, _, channels_in, out), conv, norm in layers(size):
     names = "weight bias running_mean running_var".split()
     scale, bias, mean, var = (tensor(f"{norm}.{x}", out) for x in names)
     scale = scale / np.sqrt(var + _EPSILON)
-    kernel = tensor(f"{convolution}.weight", out, channels_in, k, k)
+    kernel = tensor(f"{conv}.weight", out, channels_in, k, k)
     params.setdefault(block, {})[name] = {
       "kernel": kernel.transpose(2, 3, 1, 0) * scale,
       "bias": bias - mean * scale,
@@ -259,8 +262,13 @@ def apply(
   """
   del train
   *batch, height, width, colors = images.shape
-  images = images.reshape(-1, height, width, colors)
-  maps = feature_maps(variables, images, size=size, precision=precision)[-1]
+  images = images.reshape(-1, height, width, colors).astype(precision)
+  parts = _parts(variables["params"], size)
+  large = functools.partial(_compose, parts[:_LARGE])
+  # On a CPU, the large maps of several images would not fit in its caches.
+  one_by_one = functools.partial(lax.map, lambda image: large(image[None])[0])
+  maps = lax.platform_dependent(images, cpu=one_by_one, default=large)
+  maps = _compose(parts[_LARGE:], maps).astype(jnp.float32)
   return maps.reshape(*batch, *maps.shape[1:]), {}
 
 
@@ -273,14 +281,35 @@ def feature_maps(
 ) -> list[jax.Array]:
   """Computes the maps of the stem, each block and the head, float32 [N, h, w,
   c], for images [N, H, W, 3]."""
-  params = variables["params"]
-  images = images.astype(precision)
-  maps = [_relu6(_convolution(images, params["stem"]["conv"], 2))]
+  parts = _parts(variables["params"], size)
+  maps = itertools.accumulate(
+    parts, lambda x, part: part(x), initial=images.astype(precision)
+  )
+  return [x.astype(jnp.float32) for x in maps][1:]
+
+
+def _parts(params: dict, size: str) -> list[Callable]:
+  """Returns the functions of the stem, each block and the head, in order."""
   architecture = blocks(SIZES[size].width, SIZES[size].depth)
-  for number, block in enumerate(architecture):
-    maps.append(_block(maps[-1], params[f"block{number}"], block.stride))
-  maps.append(_relu6(_convolution(maps[-1], params["head"]["conv"])))
-  return [x.astype(jnp.float32) for x in maps]
+  return [
+    functools.partial(_stem, params=params["stem"]["conv"]),
+    *(
+      functools.partial(_block, params=params[f"block{k}"], stride=block.stride)
+      for k, block in enumerate(architecture)
+    ),
+    functools.partial(_head, params=params["head"]["conv"]),
+  ]
+
+
+def _compose(parts: list[Callable], x: jax.Array) -> jax.Array:
+  for part in parts:
+    x = part(x)
+  return x
+
+
+def _stem(x: jax.Array, params: dict) -> jax.Array:
+  kernel, bias = (params[k].astype(x.dtype) for k in ("kernel", "bias"))
+  return _relu6(convolution.halving(x, kernel) + bias)
 
 
 def _block(x: jax.Array, params: dict, stride: int) -> jax.Array:
@@ -292,44 +321,20 @@ def _block(x: jax.Array, params: dict, stride: int) -> jax.Array:
   return x + y if x.shape == y.shape else y
 
 
+def _head(x: jax.Array, params: dict) -> jax.Array:
+  return _relu6(_convolution(x, params))
+
+
 def _relu6(x: jax.Array) -> jax.Array:
   return jnp.clip(x, 0, 6)
 
 
-def _convolution(x: jax.Array, params: dict, stride: int = 1) -> jax.Array:
+def _convolution(x: jax.Array, params: dict) -> jax.Array:
+  """Convolves with kernels [1, 1, c_in, c]."""
   kernel, bias = (params[k].astype(x.dtype) for k in ("kernel", "bias"))
-  if kernel.shape[:2] == (1, 1):
-    return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0]) + bias
-  return _general(x, kernel, stride, groups=1) + bias
-
-
-def _general(x, kernel, stride: int, groups: int) -> jax.Array:
-  return lax.conv_general_dilated(
-    *(x, kernel, (stride, stride), "SAME"),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=groups,
-  )
+  return jnp.einsum("nhwi,io->nhwo", x, kernel[0, 0]) + bias
 
 
 def _depthwise(x: jax.Array, params: dict, stride: int) -> jax.Array:
-  """Convolves each channel with its own kernel, [k, k, 1, c]. On a CPU, XLA's
-  own form is slow, and a sum of shifted images is fast."""
   kernel, bias = (params[k].astype(x.dtype) for k in ("kernel", "bias"))
-  by_xla = functools.partial(_general, stride=stride, groups=x.shape[-1])
-  by_shifts = functools.partial(_sum_of_shifts, stride=stride)
-  y = lax.platform_dependent(x, kernel, cpu=by_shifts, default=by_xla)
-  return y + bias
-
-
-def _sum_of_shifts(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  k, (height, width) = kernel.shape[0], x.shape[1:3]
-  padding = lax.padtype_to_pads(x.shape[1:3], (k, k), (stride, stride), "SAME")
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  height, width = (-(-side // stride) for side in (height, width))
-  sums = jnp.zeros((), x.dtype)
-  for i in range(k):
-    for j in range(k):
-      rows = slice(i, i + (height - 1) * stride + 1, stride)
-      columns = slice(j, j + (width - 1) * stride + 1, stride)
-      sums += x[:, rows, columns] * kernel[i, j, 0]
-  return sums
+  return convolution.depthwise(x, kernel, stride) + bias

@@ -10,7 +10,7 @@ from paths import GOLDEN
 
 from deepemd_jax.checkpoints import published, torch_file
 from deepemd_jax.errors import InputError
-from deepemd_jax.models import efficientnet_lite
+from deepemd_jax.models import convolution, efficientnet_lite
 
 SOAK = pytest.mark.soak
 
@@ -47,17 +47,31 @@ def test_every_block_gives_what_pytorch_gives(size):
     np.testing.assert_allclose(np.abs(x).max(), largest, rtol=1e-4)
 
 
+def images_and_kernel(shape, side, channels_in, channels):
+  rng = np.random.default_rng(0)
+  return (
+    jnp.asarray(rng.normal(size=x), jnp.float32)
+    for x in ((2, *shape, 3), (side, side, channels_in, channels))
+  )
+
+
 @pytest.mark.parametrize(
   ("shape", "kernel", "stride"),
   [((8, 5), 3, 2), ((7, 6), 5, 2), ((2, 3), 5, 1)],
 )
 def test_the_sum_of_shifts_is_a_depthwise_convolution(shape, kernel, stride):
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
-  taps = jnp.asarray(rng.normal(size=(kernel, kernel, 1, 3)), jnp.float32)
-  by_shifts = jax.jit(efficientnet_lite._sum_of_shifts, static_argnums=2)
-  expected = efficientnet_lite._general(x, taps, stride, groups=3)
-  np.testing.assert_allclose(by_shifts(x, taps, stride), expected, atol=1e-5)
+  x, taps = images_and_kernel(shape, kernel, 1, 3)
+  found = jax.jit(convolution.depthwise, static_argnums=2)(x, taps, stride)
+  expected = convolution._strided(x, taps, stride, groups=3)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (7, 6), (1, 1)])
+def test_the_product_is_a_convolution_with_stride_2(shape):
+  x, kernel = images_and_kernel(shape, 3, 3, 4)
+  found = jax.jit(convolution.halving)(x, kernel)
+  expected = convolution._strided(x, kernel, 2, groups=1)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_bfloat16_is_near():
