@@ -67,7 +67,7 @@ ONLY_IN = {
   "tqdm": {"utils/progress.py"},
   "ot": {"emd/network_simplex.py"},
   "jaxopt": {"emd/regularized_qp.py"},
-  "sklearn": {"inference/classifier.py"},
+  "sklearn": {"inference/estimator.py"},
   "werkzeug": {"demo/form.py", "demo/server.py"},
 }
 

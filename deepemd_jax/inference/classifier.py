@@ -9,9 +9,6 @@ Fitting trains no network. A class is represented by the nodes of its images.
 """
 
 import dataclasses
-import functools
-import inspect
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -24,6 +21,7 @@ from deepemd_jax.inference import (
   centering,
   choices,
   class_nodes,
+  estimator,
   explanation,
   feature_cache,
   image_encoder,
@@ -33,7 +31,7 @@ from deepemd_jax.inference import labels as label_arrays
 _PICTURE = 224  # pixels, the longer side of the copies in explanations
 
 
-class FewShotClassifier:
+class FewShotClassifier(estimator.Estimator):
   """A classifier of images that learns from a few examples of each class.
 
   It follows the protocol of scikit-learn (clone, cross_val_score, pickle) but
@@ -82,48 +80,9 @@ class FewShotClassifier:
     self.center = center
     self.cache = cache
 
-  def get_params(self, deep: bool = True) -> dict:
-    """Returns {name: setting}."""
-    del deep
-    return {name: getattr(self, name) for name in _names()}
-
-  def set_params(self, **params):
-    """Changes settings and returns the classifier.
-
-    Raises:
-      InputError: there is no such setting.
-    """
-    for name, value in params.items():
-      if name not in _names():
-        raise InputError(
-          f"no parameter {name!r}; use one of {', '.join(_names())}"
-        )
-      setattr(self, name, value)
-    return self
-
-  def __repr__(self) -> str:
-    given = [
-      f"{k}={v!r}" for k, v in self.get_params().items() if v is not None
-    ]
-    return f"FewShotClassifier({', '.join(given)})"
-
   def __getstate__(self) -> dict:
     # The encoder has arrays on a device; it is made again when it is needed.
     return {k: v for k, v in self.__dict__.items() if k != "_encoder"}
-
-  def __sklearn_is_fitted__(self) -> bool:
-    return hasattr(self, "class_nodes_")
-
-  def __sklearn_tags__(self):
-    from sklearn import utils  # only scikit-learn calls this method
-
-    return utils.Tags(
-      estimator_type="classifier",
-      target_tags=utils.TargetTags(required=True),
-      classifier_tags=utils.ClassifierTags(),
-      input_tags=utils.InputTags(two_d_array=False, three_d_array=True),
-      non_deterministic=False,
-    )
 
   def fit(self, images: Sequence, labels: Sequence):
     """Learns the classes.
@@ -216,7 +175,7 @@ class FewShotClassifier:
   def _check_fitted(self, during_fit: bool = False) -> None:
     there = "_trained" if during_fit else "class_nodes_"
     if there not in self.__dict__:
-      raise not_fitted()
+      raise estimator.not_fitted(type(self).__name__)
 
   def logits(self, images: Sequence) -> np.ndarray:
     """Returns scores [N, way], columns as in `classes_`; larger is better.
@@ -256,21 +215,6 @@ class FewShotClassifier:
     """Returns the scores [N, way] of encoded queries [N, n, c]."""
     classes = self.class_nodes_ if classes is None else classes
     return class_nodes.score(nodes, classes, self._heads)
-
-  def predict_proba(self, images: Sequence) -> np.ndarray:
-    """Returns the softmax of the logits, [N, way], columns as in `classes_`."""
-    return class_nodes.softmax(self.logits(images))
-
-  def predict(self, images: Sequence) -> np.ndarray:
-    """Returns the most likely class of each image, [N]."""
-    best = self.logits(images).argmax(1)
-    return self.classes_[best]
-
-  def score(self, images: Sequence, labels: Sequence, sample_weight=None):
-    """Returns the share of images whose prediction is their label, 0 to 1."""
-    predicted = self.predict(images)
-    true = label_arrays.as_array(labels, len(predicted))
-    return float(np.average(predicted == true, weights=sample_weight))
 
   def explain(self, image, label=None) -> explanation.Explanation:
     """Explains how one image is matched with a class.
@@ -319,25 +263,6 @@ class FewShotClassifier:
       flow=flow,
       temperature=self._heads.temperature,
     )
-
-
-@functools.cache
-def _names() -> tuple[str, ...]:
-  return tuple(inspect.signature(FewShotClassifier).parameters)
-
-
-def not_fitted() -> InputError:
-  """Returns the error of a call before `fit`, also scikit-learn's if loaded."""
-  text = "this FewShotClassifier is not fitted; call fit first"
-  exceptions = sys.modules.get("sklearn.exceptions")
-  if exceptions is None:
-    return InputError(text)
-
-  class NotFitted(InputError, exceptions.NotFittedError):
-    def __reduce__(self):
-      return not_fitted, ()
-
-  return NotFitted(text)
 
 
 def _picture(image) -> np.ndarray:
