@@ -15,16 +15,26 @@ if TYPE_CHECKING:
   from deepemd_jax import data, emd, models
   from deepemd_jax.checkpoints import convert
   from deepemd_jax.inference.classifier import FewShotClassifier
+  from deepemd_jax.inference.node_classifier import NodeClassifier
   from deepemd_jax.models.deepemd import DeepEMD
 
 __version__ = VERSION
 
-__all__ = ["DeepEMD", "FewShotClassifier", "convert", "data", "emd", "models"]
+__all__ = [
+  "DeepEMD",
+  "FewShotClassifier",
+  "NodeClassifier",
+  "convert",
+  "data",
+  "emd",
+  "models",
+]
 
 # Public name -> its module, or "module:name".
 _LAZY = {
   "DeepEMD": "deepemd_jax.models.deepemd:DeepEMD",
   "FewShotClassifier": "deepemd_jax.inference.classifier:FewShotClassifier",
+  "NodeClassifier": "deepemd_jax.inference.node_classifier:NodeClassifier",
   "convert": "deepemd_jax.checkpoints.convert",
   "data": "deepemd_jax.data",
   "emd": "deepemd_jax.emd",

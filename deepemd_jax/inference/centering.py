@@ -25,7 +25,7 @@ SFC_LEARNING_RATE = 3.0  # for class nodes of length 1; chosen on validation
 _FLOOR = 0.3
 _TINY = float(np.finfo(np.float32).tiny)
 # With fewer classes, centering by the examples reduces the accuracy.
-_FEWEST_CLASSES = 5
+FEWEST_CLASSES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def find(
   if isinstance(given, Center):
     return given
   if given is None:
-    enough = published and classes >= _FEWEST_CLASSES
+    enough = published and classes >= FEWEST_CLASSES
     given = "support" if enough else "none"
   if isinstance(given, str) and given == "none":
     return None

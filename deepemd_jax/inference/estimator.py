@@ -3,7 +3,7 @@
 import functools
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,10 +25,7 @@ class Estimator:
 
   classes_: np.ndarray
   class_nodes_: np.ndarray
-
-  def logits(self, images: Sequence) -> np.ndarray:
-    """Returns scores [N, way], columns as in `classes_`; larger is better."""
-    raise NotImplementedError
+  logits: Callable[..., np.ndarray]
 
   def get_params(self, deep: bool = True) -> dict:
     """Returns {name: setting}."""
