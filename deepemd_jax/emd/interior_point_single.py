@@ -147,8 +147,8 @@ def _step(
   goal = (centering * gap) * weight_a[:, None] * weight_b
   aim = goal - (primal * dual) * move.change * move.fall
   move = point.towards(aim)
-  for _ in range(options.correctors):
-    aim, move = _corrected(point, aim, move, goal)
+  if options.correctors:
+    move = _corrected(point, aim, move, goal, options.correctors)
   move = point.refine(move)
   primal, dual = (options.backoff * x for x in point.reach(move))
   primal, dual = jnp.minimum(1, primal), jnp.minimum(1, dual)
@@ -236,29 +236,32 @@ class _Point(NamedTuple):
     return flow * (self.slack + dual * move.fall)
 
 
-def _corrected(point: _Point, aim, move: _Move, goal):
-  """Returns an aim and its move, which gets farther than `move` if possible.
+def _corrected(point: _Point, aim, move: _Move, goal, correctors: int) -> _Move:
+  """Returns a move that gets farther than `move` to its `aim`, if possible.
 
-  If `move` went farther, some products would be far from their goal. The new
-  aim keeps them in its neighborhood.
+  If a move went farther, some products would be far from their goal. A
+  corrector aims them at its neighborhood.
 
   References:
     Gondzio, "Multiple centrality corrections in a primal-dual method for linear
     programming", Computational Optimization and Applications 6, 1996.
   """
-  primal, dual = point.reach(move)
-  ahead = point.products(
-    move, jnp.minimum(1, primal + _FARTHER), jnp.minimum(1, dual + _FARTHER)
-  )
   least, most = (x * goal for x in _NEIGHBORHOOD)
-  too_much = jnp.where(ahead > 2 * most, -most, most - ahead)
-  too_little = jnp.where(ahead < least, least - ahead, 0)
-  new_aim = aim + jnp.where(ahead > most, too_much, too_little)
-  new = point.towards(new_aim)
-  new_primal, new_dual = point.reach(new)
-  helps = new_primal + new_dual > primal + dual
-  pick = functools.partial(jnp.where, helps)
-  return pick(new_aim, aim), _Move(*map(pick, new, move))
+  far = point.reach(move)
+  for _ in range(correctors):
+    farther = (jnp.minimum(1, x + _FARTHER) for x in far)
+    ahead = point.products(move, *farther)
+    too_much = jnp.where(ahead > 2 * most, -most, most - ahead)
+    too_little = jnp.where(ahead < least, least - ahead, 0)
+    new_aim = aim + jnp.where(ahead > most, too_much, too_little)
+    new = point.towards(new_aim)
+    new_far = point.reach(new)
+    helps = new_far[0] + new_far[1] > far[0] + far[1]
+    pick = lambda x, y: jnp.where(helps, x, y)  # noqa: B023, E731
+    aim = pick(new_aim, aim)
+    move = _Move._make(pick(*x) for x in zip(new, move, strict=True))
+    far = pick(new_far[0], far[0]), pick(new_far[1], far[1])
+  return move
 
 
 def _total(x):
