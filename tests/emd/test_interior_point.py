@@ -82,3 +82,4 @@ def test_large_problems(n, m, x64):
   value, expected = ((finite * x.flow).sum((1, 2)) for x in (plan, judge))
   np.testing.assert_allclose(value, expected, rtol=1e-9 if x64 else 2e-5)
   assert (abs(value - expected) <= plan.gap + judge.gap).all()
+  assert plan.steps.max() <= 16  # without correctors up to 36
