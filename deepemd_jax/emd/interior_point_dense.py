@@ -21,9 +21,9 @@ from deepemd_jax.emd.resistor_network import Network, heaviest_last, or_one
 
 _BLOCK = 8  # columns
 _PANEL = 64  # columns, at least
-_MOST_PANELS = 8  # they are written out, which takes time to compile
+_MOST_PANELS = 8  # the loop over panels is unrolled, so each must be compiled
 _CELLS = 2**18  # cells of problems that advance together; they fit a CPU cache
-_CORRECTORS = 2  # more save steps, but not time
+_CORRECTORS = 2  # more correctors would save steps, but no time
 
 _product = functools.partial(jnp.matmul, precision="highest")
 
@@ -55,7 +55,8 @@ def iterate(cost, a, b, moved_mass, leak, *, options: Options):
     interior_point_single.iterate,
     eliminate=eliminate,
     potentials=potentials,
-    options=options._replace(correctors=_CORRECTORS),
+    options=options,
+    correctors=_CORRECTORS,
   )
   together = max(1, _CELLS // (n * m))
   if export.is_symbolic_dim(count) or count <= together:
@@ -121,7 +122,7 @@ def _eliminate_columns(share, conductance, leaks):
   spread, totals = leaks[:0, :0], []
   pairs = [(share, conductance)]  # the mesh of later columns is their product
   for first in range(0, m, size):
-    own = slice(0, min(size, m - first))
+    own = slice(0, min(size, m - first))  # columns, counted from `first`
     shares = [x[:, own].T for x, _ in pairs]
     rows = leaks[first:, first:][own]
     for x, (_, y) in zip(shares, pairs, strict=True):
@@ -133,8 +134,8 @@ def _eliminate_columns(share, conductance, leaks):
     before = jnp.concatenate([leaks[own, :0], *shares[1:]], 1)
     before = before + _product(before, spread)
     before = before + _product(within, before)
-    none = jnp.zeros((first, own.stop), leaks.dtype)
-    spread = jnp.block([[spread, none], [before, within]])
+    zeros = jnp.zeros((first, own.stop), leaks.dtype)
+    spread = jnp.block([[spread, zeros], [before, within]])
     totals.append(total)
     pairs = [(x[:, own.stop :], y[:, own.stop :]) for x, y in pairs]
     pairs.append((later / or_one(total)[:, None], later))

@@ -8,7 +8,7 @@ enough work (`interior_point_dense`). These modules pass the linear algebra.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ def iterate(
   eliminate: Callable,
   potentials: Callable,
   options: Options,
+  correctors: int = 0,
 ):
   """Takes steps until the problem is done.
 
@@ -48,6 +49,9 @@ def iterate(
     potentials: a function of the conductances, their network, and the currents
       into rows [N] and columns [M]; see `resistor_network.potentials`.
     options: tolerance, steps and the strengths of the proximal terms.
+    correctors: number of further solves with the same network in each step,
+      which make the step longer. They pay where the network takes most of the
+      time.
 
   Returns:
     The best flow [N, M], its potentials [N] and [M], and the number of steps.
@@ -66,6 +70,7 @@ def iterate(
     eliminate=eliminate,
     potentials=potentials,
     options=options,
+    correctors=correctors,
   )
   now = flow, slack, f, g
   return _repeat(step, now, _wrong(flow, slack, a, b), moved_mass, options)
@@ -115,7 +120,7 @@ def _wrong(flow, slack, a, b):
 
 def _step(
   flow, slack, f, g, gap, wrong_a, wrong_b, *, constants, eliminate, potentials,
-  options
+  options, correctors
 ):  # fmt: skip
   """Takes one predictor-corrector step.
 
@@ -142,13 +147,13 @@ def _step(
   primal, dual = point.reach(move)
   centering = _total(point.products(move, primal, dual)) / gap
   centering = centering * centering * centering
-  if options.correctors:
+  if correctors:
     centering = jnp.minimum(centering, _MOST_CENTERING)
   goal = (centering * gap) * weight_a[:, None] * weight_b
   aim = goal - (primal * dual) * move.change * move.fall
   move = point.towards(aim)
-  if options.correctors:
-    move = _corrected(point, aim, move, goal, options.correctors)
+  if correctors:
+    move = _corrected(point, aim, move, goal, correctors)
   move = point.refine(move)
   primal, dual = (options.backoff * x for x in point.reach(move))
   primal, dual = jnp.minimum(1, primal), jnp.minimum(1, dual)
@@ -207,8 +212,11 @@ class _Point(NamedTuple):
   potentials: Callable
 
   def towards(self, aim) -> _Move:
-    """Returns the move to products flow * slack of `aim` [N, M], or 0 if it is
-    None. The move ignores the products of changes."""
+    """Returns the move that makes flow * slack equal to `aim`, to first order.
+
+    Args:
+      aim: [N, M], or None for 0.
+    """
     change = -self.conductance * self.slack
     if aim is not None:
       change = self.give * aim + change
@@ -237,10 +245,17 @@ class _Point(NamedTuple):
 
 
 def _corrected(point: _Point, aim, move: _Move, goal, correctors: int) -> _Move:
-  """Returns a move that gets farther than `move` to its `aim`, if possible.
+  """Returns a move that gets farther than a given one, if possible.
 
-  If a move went farther, some products would be far from their goal. A
-  corrector aims them at its neighborhood.
+  If the given move went farther, some products flow * slack would be far from
+  their goal. A corrector changes the aim so that they stay near the goal.
+
+  Args:
+    point: the point before the move.
+    aim: [N, M], the aim of the move.
+    move: the move towards the aim.
+    goal: [N, M], the products on the central path.
+    correctors: number of correctors, of which each costs one solve.
 
   References:
     Gondzio, "Multiple centrality corrections in a primal-dual method for linear
@@ -257,11 +272,12 @@ def _corrected(point: _Point, aim, move: _Move, goal, correctors: int) -> _Move:
     new = point.towards(new_aim)
     new_far = point.reach(new)
     helps = new_far[0] + new_far[1] > far[0] + far[1]
-    pick = lambda x, y: jnp.where(helps, x, y)  # noqa: B023, E731
-    aim = pick(new_aim, aim)
-    move = _Move._make(pick(*x) for x in zip(new, move, strict=True))
-    far = pick(new_far[0], far[0]), pick(new_far[1], far[1])
+    aim, move, far = _pick(helps, (new_aim, new, new_far), (aim, move, far))
   return move
+
+
+def _pick(condition, new, old) -> Any:
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
 
 
 def _total(x):

@@ -41,9 +41,6 @@ class Options(NamedTuple):
       the end some problems pause for a while and then go on.
     near: a problem is near the end if its remaining error, `State.left`, is
       below this share of the moved mass.
-    correctors: number of further solves with the same network in each step,
-      which make the step longer. They pay for large problems, where the network
-      takes most of the time. Only `interior_point_dense` has them.
   """
 
   tolerance: float
@@ -53,7 +50,6 @@ class Options(NamedTuple):
   backoff: float = 0.995
   patience: int = 5
   near: float = 1e-4
-  correctors: int = 0
 
 
 class Constants(NamedTuple):

@@ -36,7 +36,7 @@ _FAR = 20.0  # units; with more, the potentials would drift and lose digits
 _LESS = 0.01  # factor of the leak after the first round, unless that failed
 _MARGIN = 2.0  # a problem is done if its gap is below the limit by this factor
 _LACK = 1e-4  # a missing share of a node's mass that is more than rounding
-_ROUNDINGS = 16  # rounding errors of the moved mass that a node may lack
+_ROUNDINGS = 16  # a node may lack this many rounding errors of the moved mass
 
 
 class _Rounds(NamedTuple):
@@ -105,7 +105,8 @@ def solve(
     rounding=state.rounding,
     residual=state.residual,
   )
-  possible = _is_possible(scaled, state.flow)
+  close = certificate.is_close(state.gap, state.scale, dtype)
+  possible = _is_possible(scaled, state.flow, close)
   scaled = scaled._replace(valid=scaled.valid & possible)
   return certificate.make_plan(
     scaled, state.flow, evidence, state.steps, n, m, dtype
@@ -194,17 +195,19 @@ def _without_far(flow, far, above, a, b):
   return jnp.where((far & little) | (above == jnp.inf), 0, flow)
 
 
-def _is_possible(scaled: ScaledProblem, flow):
+def _is_possible(scaled: ScaledProblem, flow, close):
   """Tells whether there is a plan without forbidden pairs, [...] bool.
 
-  There is none if a node lacks mass. A lack may also be rounding of the whole
-  flow, though, if the node has very little mass. Then the node counts only if
-  all its pairs are forbidden.
+  There is none if a node lacks mass. If the node has very little mass, though,
+  a lack may be rounding of the whole flow. So a small lack does not count if
+  the flow is `close` [...] to the optimum, and the node has a pair that is not
+  forbidden.
   """
   a, b, above = scaled.a, scaled.b, scaled.above
   rounding = _ROUNDINGS * float(jnp.finfo(flow.dtype).eps) * scaled.moved_mass
-  lack_a = a - flow.sum(1) > jnp.maximum(_LACK * a, rounding)
-  lack_b = b - flow.sum(0) > jnp.maximum(_LACK * b, rounding)
+  least = jnp.where(close, rounding, 0)
+  lack_a = a - flow.sum(1) > jnp.maximum(_LACK * a, least)
+  lack_b = b - flow.sum(0) > jnp.maximum(_LACK * b, least)
   alone_a = (a > 0) & (jnp.where(b > 0, above, jnp.inf).min(1) == jnp.inf)
   alone_b = (b > 0) & (
     jnp.where(a[:, None] > 0, above, jnp.inf).min(0) == jnp.inf

@@ -169,7 +169,7 @@ class NodeCache:
       if kind not in self._encoders:
         self._encoders[kind] = ImageSetEncoder.of(settings, STAGE)
       encode, rows = self._encoders[kind], self.rows(settings, images)
-      terminal.note(f"{STAGE}: encoding {len(rows)} images by {stage}")
+      terminal.note(f"{STAGE}: encoding images with the encoder of {stage}")
       self._nodes[kind, stage] = encode(self._variables[stage], images, rows)
     return self._nodes[kind, stage]
 
@@ -220,7 +220,7 @@ class HeadComparison:
         report = functools.partial(_report, progress, name, head, count)
         accuracies[head], speed[head] = self._score(head, images, count, report)
     means = ", ".join(f"{h} {v.mean():.2f}" for h, v in accuracies.items())
-    terminal.note(f"evaluate {name}: {means}")
+    terminal.note(f"{STAGE} {name}: {means}")
     return EpisodeResults(
       accuracy={h: Estimate.of(v) for h, v in accuracies.items()},
       paired={

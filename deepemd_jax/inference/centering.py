@@ -25,7 +25,7 @@ SFC_LEARNING_RATE = 3.0  # for class nodes of length 1; chosen on validation
 _FLOOR = 0.3
 _TINY = float(np.finfo(np.float32).tiny)
 # With fewer classes, centering by the examples reduces the accuracy.
-FEWEST_CLASSES = 5
+_FEWEST_CLASSES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,8 +134,7 @@ def find(
   if isinstance(given, Center):
     return given
   if given is None:
-    enough = published and classes >= FEWEST_CLASSES
-    given = "support" if enough else "none"
+    given = usual(classes) if published else "none"
   if isinstance(given, str) and given == "none":
     return None
   if isinstance(given, str) and given == "support":
@@ -146,6 +145,11 @@ def find(
   if not images:
     raise InputError("center has no images; give at least one")
   return Center.of(encoder, images)
+
+
+def usual(classes: int) -> str:
+  """Returns the better of "support" and "none" for a number of classes."""
+  return "support" if classes >= _FEWEST_CLASSES else "none"
 
 
 def adapt(settings: HeadSettings) -> HeadSettings:

@@ -41,10 +41,26 @@ def choose_solver(settings: Settings, solver: Any):
   """
   if solver is None:
     return settings.heads.solver
+  return as_solver(solver, **settings.solver_settings)
+
+
+def as_solver(solver: Any, **settings):
+  """Returns a solver, given itself, its name, or None to let `emd` choose.
+
+  Args:
+    solver: a name, a solver, or None.
+    settings: the settings of a solver that is given by its name; see
+      `make_solver`.
+
+  Raises:
+    InputError: there is no solver of this name, or the object is no solver.
+  """
+  if solver is None:
+    return None
   if isinstance(solver, str):
     if solver not in SOLVERS:
       raise InputError(f"solver is {solver!r}; use one of {', '.join(SOLVERS)}")
-    return make_solver(solver, **settings.solver_settings)
+    return make_solver(solver, **settings)
   if not callable(solver) or isinstance(solver, type):
     raise InputError(
       f"solver is {solver!r}; give an object such as emd.InteriorPoint(), or a "

@@ -102,6 +102,11 @@ class FewShotClassifier(estimator.Estimator):
     if not images:
       raise InputError("no images; give at least one of each class")
     classes, index = label_arrays.classes(labels, len(images))
+    with self._as_before_on_errors():
+      self._fit(images, classes, index)
+    return self
+
+  def _fit(self, images, classes, index) -> None:
     trained = pretrained.load(self.checkpoint)
     settings = trained.settings
     self._trained = trained
@@ -137,7 +142,6 @@ class FewShotClassifier(estimator.Estimator):
       encoded.nodes, index, self._heads, settings.seed
     )
     self.classes_ = classes
-    return self
 
   def describe(self) -> dict[str, str]:
     """Returns {name: text} that describes the fitted classifier."""
@@ -161,7 +165,8 @@ class FewShotClassifier(estimator.Estimator):
 
   def encoder(self) -> image_encoder.ImageEncoder:
     """Returns the encoder of images; `fit` must be called first."""
-    self._check_fitted(during_fit=True)
+    if "_trained" not in self.__dict__:  # `fit` calls this method, too
+      raise estimator.not_fitted(type(self).__name__)
     encoder = self.__dict__.get("_encoder")
     if encoder is None:
       cache = None
@@ -171,11 +176,6 @@ class FewShotClassifier(estimator.Estimator):
         self._trained, self._view, cache, self._center
       )
     return encoder
-
-  def _check_fitted(self, during_fit: bool = False) -> None:
-    there = "_trained" if during_fit else "class_nodes_"
-    if there not in self.__dict__:
-      raise estimator.not_fitted(type(self).__name__)
 
   def logits(self, images: Sequence) -> np.ndarray:
     """Returns scores [N, way], columns as in `classes_`; larger is better.
@@ -229,14 +229,7 @@ class FewShotClassifier(estimator.Estimator):
     self._check_fitted()
     encoded = self.encoder().all([image])
     logits = self._logits(encoded.nodes)[0]
-    k = int(logits.argmax())
-    if label is not None:
-      (found,) = np.nonzero(self.classes_ == label)
-      if not len(found):
-        raise InputError(
-          f"no class {label!r}; use one of {', '.join(map(str, self.classes_))}"
-        )
-      k = int(found[0])
+    k = int(logits.argmax()) if label is None else self._number_of(label)
     rows = np.flatnonzero(self._support_index == k)
     # Filled up to the size of the largest class, to compile only one shape.
     filled = np.resize(rows, np.bincount(self._support_index).max())

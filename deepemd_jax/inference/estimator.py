@@ -1,9 +1,10 @@
-"""The protocol of scikit-learn, which does not need scikit-learn."""
+"""The methods that scikit-learn expects. They do not need scikit-learn."""
 
+import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -66,17 +67,62 @@ class Estimator:
       non_deterministic=False,
     )
 
+  def _check_fitted(self) -> None:
+    if "class_nodes_" not in self.__dict__:
+      raise not_fitted(type(self).__name__)
+
+  @contextlib.contextmanager
+  def _as_before_on_errors(self) -> Iterator[None]:
+    """Undoes all changes if `fit` fails."""
+    before = dict(self.__dict__)
+    try:
+      yield
+    except BaseException:
+      self.__dict__.clear()
+      self.__dict__.update(before)
+      raise
+
+  def _number_of(self, label) -> int:
+    """Returns the number of the class with a label.
+
+    Raises:
+      InputError: there is no such class.
+    """
+    if np.ndim(label) == 0:
+      (found,) = np.nonzero(np.atleast_1d(self.classes_ == label))
+      if len(found):
+        return int(found[0])
+    raise InputError(
+      f"no class {label!r}; use one of {', '.join(map(str, self.classes_))}"
+    )
+
   def predict_proba(self, images: Sequence) -> np.ndarray:
-    """Returns the softmax of the logits, [N, way], columns as in `classes_`."""
+    """Returns the softmax of the logits, [N, way], columns as in `classes_`.
+
+    Args:
+      images: the queries, as for `logits`.
+
+    Raises:
+      InputError: `logits` refuses them.
+    """
     return class_nodes.softmax(self.logits(images))
 
   def predict(self, images: Sequence) -> np.ndarray:
-    """Returns the most likely class of each image, [N]."""
+    """Returns the most likely class of each query, [N]; see `predict_proba`."""
     best = self.logits(images).argmax(1)
     return self.classes_[best]
 
   def score(self, images: Sequence, labels: Sequence, sample_weight=None):
-    """Returns the share of images whose prediction is their label, 0 to 1."""
+    """Returns the share of queries whose prediction is their label, 0 to 1.
+
+    Args:
+      images: the queries, as for `logits`.
+      labels: one label per query.
+      sample_weight: [N], the weights of the queries; None means equal weights.
+
+    Raises:
+      InputError: the queries or the labels are unsuitable.
+    """
     predicted = self.predict(images)
     true = label_arrays.as_array(labels, len(predicted))
     return float(np.average(predicted == true, weights=sample_weight))

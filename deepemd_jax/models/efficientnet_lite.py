@@ -32,7 +32,7 @@ from deepemd_jax.models.backbone import (
 
 _EPSILON = 1e-3  # epsilon of batch norm
 _STEM, _HEAD = 32, 1280  # channels, whatever the width
-_LARGE = 7  # the first parts of the network, which have the large maps
+_LARGE = 7  # number of the first parts, which have the large maps (in Lite0)
 
 
 class Size(NamedTuple):

@@ -119,6 +119,23 @@ def test_forbidden_pairs_beside_masses_of_any_size(row, x64):
     assert (paid(forbidden, plan) <= (known * cost).sum((1, 2)) + 1e-6).all()
 
 
+@each_case(EXACT)
+def test_a_node_of_little_mass_can_make_a_problem_impossible(row, x64):
+  """Row 1 may only go to column 1, which has less mass."""
+  cost = [[0, np.inf, 0.3], [np.inf, 1, np.inf], [0.2, np.inf, 0.1]]
+  little = np.array([1e-2, 1e-3, 1e-4, 1e-5])
+  a, b = (np.full((4, 3), 0.5) for _ in range(2))
+  a[:, 1], b[:, 1] = little, little / 2
+  b[:, 0] += little / 2
+  dtype = np.float64 if x64 else np.float32
+  plan = solve(
+    np.broadcast_to(cost, (4, 3, 3)).astype(dtype),
+    *(a.astype(dtype), b.astype(dtype)),
+    solver=row.solver,
+  )
+  assert not plan.converged.any() and np.isnan(plan.flow).all()
+
+
 @each_case(WIDEST)
 def test_tiny_costs_count_beside_huge_ones(row, x64):
   """A problem has costs over 60 orders of magnitude."""

@@ -49,10 +49,8 @@ def test_every_block_gives_what_pytorch_gives(size):
 
 def images_and_kernel(shape, side, channels_in, channels):
   rng = np.random.default_rng(0)
-  return (
-    jnp.asarray(rng.normal(size=x), jnp.float32)
-    for x in ((2, *shape, 3), (side, side, channels_in, channels))
-  )
+  shapes = (2, *shape, 3), (side, side, channels_in, channels)
+  return [jnp.asarray(rng.normal(size=x), jnp.float32) for x in shapes]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,7 @@ def images_and_kernel(shape, side, channels_in, channels):
 )
 def test_the_sum_of_shifts_is_a_depthwise_convolution(shape, kernel, stride):
   x, taps = images_and_kernel(shape, kernel, 1, 3)
-  found = jax.jit(convolution.depthwise, static_argnums=2)(x, taps, stride)
+  found = jax.jit(convolution._sum_of_shifts, static_argnums=2)(x, taps, stride)
   expected = convolution._strided(x, taps, stride, groups=3)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -69,7 +67,7 @@ def test_the_sum_of_shifts_is_a_depthwise_convolution(shape, kernel, stride):
 @pytest.mark.parametrize("shape", [(8, 5), (7, 6), (1, 1)])
 def test_the_product_is_a_convolution_with_stride_2(shape):
   x, kernel = images_and_kernel(shape, 3, 3, 4)
-  found = jax.jit(convolution.halving)(x, kernel)
+  found = jax.jit(convolution._halving_by_product)(x, kernel)
   expected = convolution._strided(x, kernel, 2, groups=1)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
