@@ -20,8 +20,8 @@ from deepemd_jax.emd.interior_point_step import Options
 from deepemd_jax.emd.resistor_network import Network, heaviest_last, or_one
 
 _BLOCK = 8  # columns
-_PANEL = 64  # columns, at least
-_MOST_PANELS = 8  # the loop over panels is unrolled, so each must be compiled
+_PANEL = 128  # columns, at least
+_MOST_PANELS = 4  # the loop over panels is unrolled, so each must be compiled
 _CELLS = 2**18  # cells of problems that advance together; they fit a CPU cache
 _CORRECTORS = 2  # more correctors would save steps, but no time
 
