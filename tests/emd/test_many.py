@@ -105,3 +105,11 @@ def test_a_million(name, count):
   share = good / (BATCH * (batches + 1))
   print(dict(zip(SIZES, share.round(5).tolist(), strict=True)))
   assert (share > 0.98).all()
+
+
+@pytest.mark.soak
+def test_a_thousand_large_ones():
+  """With more than 63 nodes a side, `InteriorPoint` runs other code."""
+  problem = vicious(np.random.default_rng([3, 80, 66]), 1000, 80, 66)
+  solver = EXACT["interior_point"].solver
+  assert examine(problem, solver) >= 998
