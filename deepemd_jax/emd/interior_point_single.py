@@ -89,9 +89,7 @@ def _repeat(step, now, wrong, moved_mass, options: Options):
     healthy = left < jnp.inf  # false for NaN
     better = left < least
     flow, _, f, g = now
-    best = [
-      jnp.where(better, x, y) for x, y in zip((flow, f, g), best, strict=True)
-    ]
+    best = _pick(better, [flow, f, g], best)
     rests = (left > 0.9 * least) & (left < options.near * moved_mass)
     idle = jnp.where(rests, idle + 1, 0)
     done = ~healthy | close | (idle >= options.patience)
